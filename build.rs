@@ -1,0 +1,22 @@
+//! Compiles the wire protocol without protoc, and keeps its descriptors for server reflection.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+use prost::Message;
+
+const FILES: [&str; 3] = [
+    "leasehold/v1/job.proto",
+    "leasehold/v1/jobs.proto",
+    "leasehold/v1/leases.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors = protox::compile(FILES, ["proto"])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("leasehold.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure()
+        .bytes(".leasehold.v1.Payload.data")
+        .compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,9 @@
+//! leasehold.
+
+/// The wire: messages and services generated from `proto/leasehold/v1`.
+#[allow(missing_docs, clippy::all, reason = "generated from proto/, whose comments are the reference")]
+pub mod proto {
+    tonic::include_proto!("leasehold.v1");
+    /// The files' descriptors, for server reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/leasehold.bin"));
+}
