@@ -5,6 +5,7 @@ pub mod error;
 pub mod job;
 pub mod ready;
 pub mod store;
+pub mod telemetry;
 
 /// The wire: messages and services generated from `proto/leasehold/v1`.
 #[allow(
