@@ -2,7 +2,9 @@
 
 pub mod clock;
 pub mod config;
+pub mod engine;
 pub mod error;
+pub mod http;
 pub mod job;
 pub mod ready;
 pub mod store;

@@ -31,6 +31,12 @@ pub const BATCH_MAX: usize = 1_000;
 pub const BATCH_BYTES_MAX: usize = 4 * MIB;
 /// Bytes of one message that a client may send: a full batch and its envelope.
 pub const MESSAGE_BYTES_MAX: usize = BATCH_BYTES_MAX + MIB;
+/// Bytes of one HTTP body: a full batch, a third larger in base64, and its envelope.
+pub const BODY_BYTES_MAX: usize = BATCH_BYTES_MAX * 4 / 3 + MIB;
+/// A request's body must have ended within this.
+pub const BODY_WITHIN: Duration = Duration::from_secs(30);
+/// Nesting of a JSON document that is accepted, or given back as JSON. Many readers break beyond it.
+pub const JSON_DEPTH_MAX: usize = 128;
 /// Bytes that a frame of jobs is filled to; a larger job goes alone in its frame.
 pub const FRAME_BYTES: usize = MIB;
 /// Smallest message that a worker must be able to receive: the largest job allowed, in its envelope.

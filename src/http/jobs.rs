@@ -1,0 +1,221 @@
+//! The calls about jobs.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, RawQuery, Request, State};
+use axum::response::{IntoResponse, Response};
+use http::header::{CONTENT_TYPE, LOCATION};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use serde::Serialize;
+
+use super::body::{self, Need};
+use super::enqueue::{JSON, new_job};
+use super::job::{BatchJson, JobJson, PageJson};
+use super::members::{Members, items};
+use super::problem::Problem;
+use super::query;
+use crate::engine::{Engine, page};
+use crate::error::{Error, Result, Violation};
+use crate::job::draft::{is_storable, span};
+use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, BODY_BYTES_MAX, REASON_BYTES_MAX, SPAN_MAX};
+use crate::job::{JobId, NewJob};
+
+type Answer = std::result::Result<Response, Problem>;
+type Shared = State<Arc<Engine>>;
+
+/// Bytes of the body of a call that has few fields.
+const SMALL_BODY_BYTES: usize = 16 * 1024;
+
+/// `POST /jobs`
+pub async fn enqueue(State(engine): Shared, RawQuery(asked): RawQuery, request: Request) -> Answer {
+    query::none(&asked.unwrap_or_default())?;
+    refuse_key(request.headers())?;
+    let text = body::read(request, Need::Required, BODY_BYTES_MAX).await?;
+    let job = new_job(body::document(&text)?, "", engine.fresh_id());
+    // The body is not needed while the call waits for the store.
+    drop(text);
+    let job = job.map_err(Error::InvalidArgument)?;
+    let (job, existed) = engine.enqueue(job).await.map_err(local)?;
+    let status = match existed {
+        true => StatusCode::OK,
+        false => StatusCode::CREATED,
+    };
+    let mut answer = json(status, &JobJson::of(&job))?;
+    if let Ok(place) = HeaderValue::try_from(format!("/jobs/{}", job.id)) {
+        answer.headers_mut().insert(LOCATION, place);
+    }
+    Ok(answer)
+}
+
+/// `POST /jobs/batch`
+pub async fn enqueue_batch(
+    State(engine): Shared,
+    RawQuery(asked): RawQuery,
+    request: Request,
+) -> Answer {
+    query::none(&asked.unwrap_or_default())?;
+    refuse_key(request.headers())?;
+    let text = body::read(request, Need::Required, BODY_BYTES_MAX).await?;
+    let jobs = batch(&text, &engine)?;
+    drop(text);
+    let done = engine.enqueue_batch(jobs).await.map_err(local)?;
+    let status = match done.iter().all(|(_, existed)| *existed) {
+        true => StatusCode::OK,
+        false => StatusCode::CREATED,
+    };
+    let jobs = done
+        .iter()
+        .map(|(job, existed)| JobJson::enqueued(job, *existed))
+        .collect();
+    json(status, &BatchJson { jobs })
+}
+
+/// `GET /jobs/{id}`
+pub async fn get(
+    State(engine): Shared,
+    Path(id): Path<String>,
+    RawQuery(asked): RawQuery,
+) -> Answer {
+    let (view, wait) = query::get(&asked.unwrap_or_default())?;
+    let job = engine.get(job_id(&id)?, view, wait).await?;
+    json(StatusCode::OK, &JobJson::of(&job))
+}
+
+/// `GET /jobs`
+pub async fn list(State(engine): Shared, RawQuery(asked): RawQuery) -> Answer {
+    let asked = query::list(&asked.unwrap_or_default())?;
+    let found = engine
+        .list(asked.filter.clone(), asked.before, asked.size, asked.view)
+        .await?;
+    let token = found.next.map(|next| page::encode(&asked.filter, next));
+    let page = PageJson {
+        jobs: found.jobs.iter().map(JobJson::of).collect(),
+        next_page_token: token.unwrap_or_default().into(),
+    };
+    json(StatusCode::OK, &page)
+}
+
+/// `POST /jobs/{id}/cancel`
+pub async fn cancel(
+    State(engine): Shared,
+    Path(id): Path<String>,
+    RawQuery(asked): RawQuery,
+    request: Request,
+) -> Answer {
+    query::none(&asked.unwrap_or_default())?;
+    let id = job_id(&id)?;
+    let text = body::read(request, Need::Optional, SMALL_BODY_BYTES).await?;
+    let mut members = Members::of(body::document(&text)?, "");
+    let reason = members.text("reason").unwrap_or_default();
+    if reason.len() > REASON_BYTES_MAX || !is_storable(&reason) {
+        let why = format!("must have at most {REASON_BYTES_MAX} bytes and no U+0000");
+        members.fault("reason", why);
+    }
+    body::end(members)?;
+    let job = engine.cancel(id, reason).await?;
+    json(StatusCode::OK, &JobJson::of(&job))
+}
+
+/// `POST /jobs/{id}/retry`
+pub async fn retry(
+    State(engine): Shared,
+    Path(id): Path<String>,
+    RawQuery(asked): RawQuery,
+    request: Request,
+) -> Answer {
+    query::none(&asked.unwrap_or_default())?;
+    let id = job_id(&id)?;
+    let text = body::read(request, Need::Optional, SMALL_BODY_BYTES).await?;
+    let mut members = Members::of(body::document(&text)?, "");
+    let mut delay = std::time::Duration::ZERO;
+    if let Some(raw) = members.span("delay") {
+        match span(raw, delay, SPAN_MAX) {
+            Ok(read) => delay = read,
+            Err(why) => members.fault("delay", why),
+        }
+    }
+    body::end(members)?;
+    let job = engine.retry(id, delay).await?;
+    json(StatusCode::OK, &JobJson::of(&job))
+}
+
+fn batch(text: &str, engine: &Engine) -> Result<Vec<NewJob>> {
+    let mut members = Members::of(body::document(text)?, "");
+    let listed = members.value("jobs").map(|raw| items(raw, BATCH_MAX));
+    let listed = match listed {
+        None => Err("must hold 1 to 1,000 jobs".into()),
+        Some(Ok(none)) if none.is_empty() => Err("must hold 1 to 1,000 jobs".into()),
+        Some(listed) => listed,
+    };
+    let listed = listed.unwrap_or_else(|why: String| {
+        members.fault("jobs", why);
+        Vec::new()
+    });
+    body::end(members)?;
+
+    let mut jobs = Vec::with_capacity(listed.len());
+    let mut faults = Vec::new();
+    let mut bytes = 0_usize;
+    for (index, raw) in listed.into_iter().enumerate() {
+        match new_job(raw, &format!("jobs[{index}]."), engine.fresh_id()) {
+            Ok(job) => {
+                bytes = bytes.saturating_add(job.payload.data.len());
+                jobs.push(job);
+            }
+            Err(more) => faults.extend(more),
+        }
+        // What is wrong with the first fifty is enough to know, and bounds what one call can cost.
+        if faults.len() >= 50 {
+            break;
+        }
+    }
+    if bytes > BATCH_BYTES_MAX {
+        faults.push(Violation::too_large("jobs", bytes, BATCH_BYTES_MAX));
+    }
+    match faults.is_empty() {
+        true => Ok(jobs),
+        false => Err(Error::InvalidArgument(faults)),
+    }
+}
+
+/// Idempotency keys are not built yet. Who sends one relies on it, and must not be told that all is well.
+fn refuse_key(headers: &HeaderMap) -> Result<()> {
+    match headers.contains_key("idempotency-key") {
+        true => Err(Error::field(
+            "Idempotency-Key",
+            "is not supported yet; a job_id (UUIDv7) made by you makes the call safe to repeat",
+        )),
+        false => Ok(()),
+    }
+}
+
+fn job_id(text: &str) -> Result<JobId> {
+    JobId::parse(text)
+        .ok_or_else(|| Error::field("job_id", "must be a UUIDv7 in its 36-character form"))
+}
+
+/// Names fields as this face does where the engine names them as gRPC does: `requests[3].job.run_time` is
+/// `jobs[3].run_time` here.
+fn local(error: Error) -> Error {
+    let Error::InvalidArgument(violations) = error else {
+        return error;
+    };
+    let renamed = violations.into_iter().map(|violation| {
+        let field = violation.field.replacen("requests[", "jobs[", 1);
+        let field = match field.split_once("].job.") {
+            Some((item, rest)) => format!("{item}].{rest}"),
+            None => field.strip_prefix("job.").unwrap_or(&field).to_owned(),
+        };
+        Violation { field, ..violation }
+    });
+    Error::InvalidArgument(renamed.collect())
+}
+
+fn json(status: StatusCode, body: &impl Serialize) -> Answer {
+    let text = serde_json::to_string(body).map_err(Error::internal)?;
+    let mut response = (status, text).into_response();
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
+    Ok(response)
+}

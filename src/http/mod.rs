@@ -1,0 +1,78 @@
+//! The HTTP face: the same calls as over gRPC, as JSON by hand. It does no I/O of its own; the server gives it requests,
+//! and it asks the engine.
+//!
+//! | call | is |
+//! |---|---|
+//! | `POST /jobs` | Enqueue; 201 with Location, 200 when the job was there before |
+//! | `POST /jobs/batch` | EnqueueBatch: `{"jobs": [...]}` |
+//! | `GET /jobs/{id}?wait=10s&view=` | GetJob |
+//! | `GET /jobs?queue=&kind=&state=&page_size=&page_token=&view=` | ListJobs |
+//! | `POST /jobs/{id}/cancel` | CancelJob, `{"reason": "..."}` if there is one |
+//! | `POST /jobs/{id}/retry` | RetryJob, `{"delay": "10s"}` if there is one |
+//! | `GET /livez`, `/readyz`, `/metrics` | how this node is |
+
+mod body;
+mod enqueue;
+mod health;
+mod job;
+mod jobs;
+mod members;
+mod problem;
+mod query;
+#[cfg(test)]
+mod tests;
+mod time;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use http::StatusCode;
+use http::header::{ALLOW, CONTENT_TYPE};
+
+use crate::engine::Engine;
+use problem::{Problem, Reason, Refusal};
+
+/// All paths of this face. An unknown path is its to answer too, so calls of gRPC must be told apart before.
+pub fn router(engine: Arc<Engine>) -> Router {
+    Router::new()
+        .route("/jobs", post(jobs::enqueue).get(jobs::list))
+        .route("/jobs/batch", post(jobs::enqueue_batch))
+        .route("/jobs/{id}", get(jobs::get))
+        .route("/jobs/{id}/cancel", post(jobs::cancel))
+        .route("/jobs/{id}/retry", post(jobs::retry))
+        .route("/livez", get(health::live))
+        .route("/readyz", get(health::ready))
+        .route("/metrics", get(health::metrics))
+        .layer(from_fn_with_state(Arc::clone(&engine), finish))
+        .with_state(engine)
+}
+
+/// Gives the router's own refusals the form of all others, and counts what failed.
+async fn finish(State(engine): State<Arc<Engine>>, request: Request, next: Next) -> Response {
+    let answer = shaped(next.run(request).await);
+    if let Some(Reason(reason)) = answer.extensions().get() {
+        engine.metrics().failed_request("http", reason);
+    }
+    answer
+}
+
+fn shaped(answer: Response) -> Response {
+    let ours = answer.extensions().get::<Reason>().is_some();
+    let refusal = match answer.status() {
+        StatusCode::NOT_FOUND if !ours => Refusal::PathUnknown,
+        StatusCode::METHOD_NOT_ALLOWED if !ours => Refusal::MethodNotAllowed,
+        // A path that is not UTF-8 is refused by the router with a text of its own.
+        StatusCode::BAD_REQUEST if !ours => Refusal::PathUnknown,
+        _ => return answer,
+    };
+    let mut shaped = Problem::from(refusal).into_response();
+    if let Some(allow) = answer.headers().get(ALLOW) {
+        shaped.headers_mut().insert(ALLOW, allow.clone());
+    }
+    debug_assert!(shaped.headers().contains_key(CONTENT_TYPE));
+    shaped
+}

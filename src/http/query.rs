@@ -1,0 +1,245 @@
+//! The part of an address after the question mark, read as strictly as a body.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::time::{SPAN_SHAPE, read_span};
+use crate::engine::{JobFilter, page};
+use crate::error::{Error, Result, Violation};
+use crate::job::draft::span;
+use crate::job::id::NAME_SHAPE;
+use crate::job::limits::{FILTER_NAMES_MAX, PAGE_DEFAULT, PAGE_MAX, WAIT_MAX};
+use crate::job::{JobId, JobState, Kind, QueueName, View};
+
+/// Parameters of one address that are looked at: every name of a full filter, and some.
+const PARAMETERS_MAX: usize = 100;
+
+/// The parameters that nobody has asked for yet, and what is wrong with those that were.
+struct Query {
+    left: BTreeMap<String, Vec<String>>,
+    faults: Vec<Violation>,
+}
+
+/// What a list is asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ListQuery {
+    /// Which jobs.
+    pub filter: JobFilter,
+    /// Below which job.
+    pub before: Option<JobId>,
+    /// How many.
+    pub size: usize,
+    /// How much of each.
+    pub view: View,
+}
+
+/// Reads the parameters of a look at one job: how much of it, and how long to wait for its end.
+///
+/// # Errors
+/// `InvalidArgument` with everything that is wrong.
+pub fn get(query: &str) -> Result<(View, Duration)> {
+    let mut query = Query::parse(query);
+    let view = query.view(View::Full);
+    let wait = match query.one("wait") {
+        None => Duration::ZERO,
+        Some(text) => {
+            let read = read_span(&text).ok_or_else(|| SPAN_SHAPE.to_owned());
+            let bounded = read.and_then(|raw| span(raw, Duration::ZERO, WAIT_MAX));
+            bounded.unwrap_or_else(|why| {
+                query.fault("wait", why);
+                Duration::ZERO
+            })
+        }
+    };
+    query.end()?;
+    Ok((view, wait))
+}
+
+/// Reads the parameters of a list.
+///
+/// # Errors
+/// `InvalidArgument` with everything that is wrong.
+pub fn list(query: &str) -> Result<ListQuery> {
+    let mut query = Query::parse(query);
+    let name = format!("must match {NAME_SHAPE}");
+    let filter = JobFilter {
+        queues: query.many("queue", QueueName::parse, &name),
+        kinds: query.many("kind", Kind::parse, &name),
+        states: query.many("state", state, "must be the name of a state, like FAILED"),
+    };
+    let size = match query.one("page_size").map(|text| text.parse::<u32>()) {
+        None | Some(Ok(0)) => PAGE_DEFAULT,
+        Some(Ok(size)) => usize::try_from(size).unwrap_or(PAGE_MAX).min(PAGE_MAX),
+        Some(Err(_)) => {
+            query.fault("page_size", "must be a whole number".into());
+            PAGE_DEFAULT
+        }
+    };
+    let view = query.view(View::Basic);
+    let token = query.one("page_token").unwrap_or_default();
+    query.end()?;
+    let before = page::decode(&filter, &token)?;
+    Ok(ListQuery {
+        filter,
+        before,
+        size,
+        view,
+    })
+}
+
+/// Refuses parameters where there are none.
+///
+/// # Errors
+/// `InvalidArgument` that names them.
+pub fn none(query: &str) -> Result<()> {
+    Query::parse(query).end()
+}
+
+fn state(name: &str) -> Option<JobState> {
+    let short = name.strip_prefix("JOB_STATE_").unwrap_or(name);
+    JobState::ALL
+        .into_iter()
+        .find(|state| state.name() == short)
+}
+
+impl Query {
+    fn parse(query: &str) -> Self {
+        let mut parsed = Self {
+            left: BTreeMap::new(),
+            faults: Vec::new(),
+        };
+        let pairs = query.split('&').filter(|pair| !pair.is_empty());
+        for (count, pair) in pairs.enumerate() {
+            if count == PARAMETERS_MAX {
+                parsed.fault("query", format!("has more than {count} parameters"));
+                break;
+            }
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            match (decoded(name), decoded(value)) {
+                (Some(name), Some(value)) => parsed.left.entry(name).or_default().push(value),
+                (Some(name), None) => parsed.fault(&name, "is not UTF-8, percent-encoded".into()),
+                (None, _) => parsed.fault("query", "is not UTF-8, percent-encoded".into()),
+            }
+        }
+        parsed
+    }
+
+    fn fault(&mut self, name: &str, why: String) {
+        self.faults.push(Violation::field(name, why));
+    }
+
+    fn one(&mut self, name: &str) -> Option<String> {
+        let mut values = self.left.remove(name)?;
+        if values.len() > 1 {
+            self.fault(name, "is given twice".into());
+        }
+        values.pop()
+    }
+
+    fn many<T>(&mut self, name: &str, read: fn(&str) -> Option<T>, shape: &str) -> Vec<T> {
+        let values = self.left.remove(name).unwrap_or_default();
+        if values.len() > FILTER_NAMES_MAX {
+            self.fault(name, format!("is given more than {FILTER_NAMES_MAX} times"));
+            return Vec::new();
+        }
+        let read: Vec<T> = values.iter().filter_map(|value| read(value)).collect();
+        if read.len() < values.len() {
+            self.fault(name, shape.into());
+        }
+        read
+    }
+
+    fn view(&mut self, default: View) -> View {
+        let Some(name) = self.one("view") else {
+            return default;
+        };
+        match name.strip_prefix("VIEW_").unwrap_or(&name) {
+            "BASIC" => View::Basic,
+            "FULL" => View::Full,
+            "UNSPECIFIED" => default,
+            _ => {
+                self.fault("view", "must be BASIC or FULL".into());
+                default
+            }
+        }
+    }
+
+    fn end(mut self) -> Result<()> {
+        for name in std::mem::take(&mut self.left).into_keys() {
+            self.fault(&name, "is not known".into());
+        }
+        match self.faults.is_empty() {
+            true => Ok(()),
+            false => Err(Error::InvalidArgument(self.faults)),
+        }
+    }
+}
+
+/// Undoes percent-encoding; `None` when the result is not UTF-8, or a percent sign stands alone.
+fn decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let mut digit = || char::from(rest.next()?).to_digit(16);
+                u8::try_from(digit()? * 16 + digit()?).ok()?
+            }
+            other => other,
+        });
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn fields(error: Error) -> Vec<String> {
+        let Error::InvalidArgument(violations) = error else {
+            return Vec::new();
+        };
+        violations.into_iter().map(|v| v.field).collect()
+    }
+
+    #[test]
+    fn a_list_is_read_with_repeated_names() {
+        let read =
+            list("queue=a&queue=b%3Ac&state=FAILED&state=JOB_STATE_QUEUED&page_size=5000").unwrap();
+        assert_eq!(read.filter.queues.len(), 2);
+        assert_eq!(read.filter.states, [JobState::Failed, JobState::Queued]);
+        assert_eq!(
+            (read.size, read.view, read.before),
+            (1000, View::Basic, None)
+        );
+        assert_eq!(list("").unwrap().size, 50);
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_address_is_named() {
+        let bad = "queue=a+b&stat=x&state=LOST&page_size=-1&view=ALL&kind=%ff";
+        assert_eq!(
+            fields(list(bad).unwrap_err()),
+            ["kind", "queue", "state", "page_size", "view", "stat"]
+        );
+        assert_eq!(fields(list("page_token=zz").unwrap_err()), ["page_token"]);
+        assert_eq!(fields(get("wait=10").unwrap_err()), ["wait"]);
+        assert_eq!(fields(get("wait=61s").unwrap_err()), ["wait"]);
+        assert_eq!(fields(get("wait=1s&wait=2s").unwrap_err()), ["wait"]);
+        assert_eq!(fields(list("%zz=1").unwrap_err()), ["query"]);
+        let many = "queue=a&".repeat(21);
+        assert_eq!(fields(list(&many).unwrap_err()), ["queue"]);
+        assert_eq!(fields(none("x=1").unwrap_err()), ["x"]);
+    }
+
+    #[test]
+    fn a_look_is_full_and_does_not_wait_unless_asked() {
+        assert_eq!(get("").unwrap(), (View::Full, Duration::ZERO));
+        assert_eq!(
+            get("wait=10s&view=BASIC").unwrap(),
+            (View::Basic, Duration::from_secs(10))
+        );
+    }
+}
