@@ -1,6 +1,8 @@
 //! The ready-list: which QUEUED jobs to hand out next, fast. It holds ids, never payloads, and no authority: a hint may
 //! be lost, doubled or stale, and the store's guards decide. Everything in it can be lost at any moment.
 
+pub mod memory;
+
 use std::time::Duration;
 
 use async_trait::async_trait;
