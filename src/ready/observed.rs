@@ -90,3 +90,48 @@ impl<R: ReadyList, M: ReadyMetrics> ReadyList for Observed<R, M> {
         self.measure("close", self.inner.close()).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::job::NodeId;
+    use crate::ready::memory::MemoryReady;
+    use crate::ready::redis::{RedisOptions, RedisReady};
+
+    type Calls = Arc<Mutex<Vec<(&'static str, Option<&'static str>)>>>;
+
+    impl ReadyMetrics for Calls {
+        fn observe(&self, verb: &'static str, _: Duration, failed: Option<&'static str>) {
+            if let Ok(mut calls) = self.lock() {
+                calls.push((verb, failed));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn each_call_is_told_with_its_end() {
+        let calls = Calls::default();
+        let memory = Observed::new(MemoryReady::new(), calls.clone());
+        assert!(memory.epoch().await.is_ok());
+        assert!(memory.close().await.is_ok());
+        let options = RedisOptions {
+            prefix: "t".into(),
+            node: NodeId(uuid::Uuid::nil()),
+        };
+        let nowhere = RedisReady::connect("redis://127.0.0.1:1", options);
+        let redis = nowhere.map(|inner| Observed::new(inner, calls.clone()));
+        assert!(redis.is_ok());
+        if let Ok(redis) = redis {
+            assert!(redis.nudge().await.is_err());
+        }
+        let told = calls.lock().map(|calls| calls.clone());
+        let expected = [
+            ("epoch", None),
+            ("close", None),
+            ("nudge", Some("STORE_UNAVAILABLE")),
+        ];
+        assert_eq!(told.ok().as_deref(), Some(&expected[..]));
+    }
+}

@@ -103,13 +103,11 @@ impl RedisReady {
     /// The connection of the last call if it is free, else a new one.
     async fn wire(&self) -> Result<Wire> {
         let old = lock(&self.doorbell.0).line.take();
-        if let Some(wire) = old {
-            if !wire.busy || self.unblock(wire.id).await {
-                return Ok(Wire {
-                    busy: false,
-                    ..wire
-                });
-            }
+        if let Some(mut wire) = old
+            && (!wire.busy || self.unblock(wire.id).await)
+        {
+            wire.busy = false;
+            return Ok(wire);
         }
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CALL_MAX))
