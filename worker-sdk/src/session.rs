@@ -26,6 +26,7 @@ use std::time::Duration;
 use crate::proto;
 use held::Book;
 use link::{Goodbye, Link, Phase};
+pub(crate) use link::duration as wire_duration;
 pub use outcome::Outcome;
 use timers::{Timer, Timers};
 

@@ -111,10 +111,6 @@ impl Book {
         (self.held.len() - self.running, self.finished_bytes)
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.held.is_empty()
-    }
-
     /// Everything a session holds.
     pub(super) fn of(&self, session: SessionNo) -> impl Iterator<Item = (Ticket, &Held)> {
         self.held.iter().filter(move |(_, held)| held.session == session).map(|(ticket, held)| (*ticket, held))

@@ -241,6 +241,6 @@ impl Link {
 }
 
 /// A duration of the wire; negative ones count as absent.
-pub(super) fn duration(wire: Option<prost_types::Duration>) -> Option<Duration> {
+pub(crate) fn duration(wire: Option<prost_types::Duration>) -> Option<Duration> {
     wire.and_then(|wire| Duration::try_from(wire).ok())
 }
