@@ -24,22 +24,22 @@ UPDATE backlog
   FROM json_each(?1) AS n
  WHERE backlog.id = n.value->>'$[0]'";
 const UNOFFERED: &str = "
-SELECT id, queue, priority, jobs FROM backlog
+SELECT id, queue, priority, create_time, jobs FROM backlog
  WHERE id > ?1 AND create_time <= ?2 AND claimed_until <= ?3 AND epoch IS NOT ?4
  ORDER BY id LIMIT ?5";
 const LOST: &str = "
-SELECT id, queue, priority, jobs FROM backlog
+SELECT id, queue, priority, create_time, jobs FROM backlog
  WHERE queue = ?1 AND priority = ?2 AND id > ?3 AND epoch = ?4 AND offer_time <= ?5
    AND (?6 IS NULL OR (last_ms, last_seq) < (?6, ?7))
  ORDER BY id LIMIT ?8";
 const CLAIMABLE: &str = "
-SELECT b.id, b.queue, b.priority, b.jobs
+SELECT b.id, b.queue, b.priority, b.create_time, b.jobs
   FROM json_each(?1) AS n
   JOIN backlog b ON b.queue = n.value->>'$[0]' AND b.priority = n.value->>'$[1]'
  WHERE b.id > ?2 AND b.claimed_until <= ?3
  ORDER BY b.id LIMIT ?4";
 const QUEUED: &str = "
-SELECT id FROM jobs WHERE id IN (SELECT unhex(value) FROM json_each(?1)) AND state = 2";
+SELECT id, queue_time FROM jobs WHERE id IN (SELECT unhex(value) FROM json_each(?1)) AND state = 2";
 const LEND: &str = "
 UPDATE backlog SET claimed_until = ?2 WHERE id IN (SELECT value FROM json_each(?1))";
 const WITHDRAW: &str = "
@@ -207,25 +207,32 @@ pub(super) async fn claim(
     Ok(taken.segments)
 }
 
-/// Splits segments into those that still have QUEUED jobs, trimmed to them, and the numbers of the others.
+/// Splits segments into those that still have QUEUED jobs, trimmed to them, and the numbers of the others. A job that
+/// was QUEUED again has a newer segment, and counts there alone.
 pub(super) async fn trim(
     connection: &mut SqliteConnection,
-    segments: Vec<Segment>,
+    rows: Vec<SegmentRow>,
 ) -> Result<(Vec<Segment>, Vec<i64>)> {
+    let segments = rows
+        .into_iter()
+        .map(SegmentRow::into_segment)
+        .collect::<Result<Vec<_>>>()?;
     let ids: Vec<JobId> = segments
         .iter()
-        .flat_map(|s| s.jobs.iter().copied())
+        .flat_map(|(segment, _)| segment.jobs.iter().copied())
         .collect();
-    let queued: Vec<Uuid> = sqlx::query_scalar(QUEUED)
+    let queued: Vec<(Uuid, i64)> = sqlx::query_as(QUEUED)
         .bind(id_list(&ids)?)
         .fetch_all(connection)
         .await
         .map_err(fault)?;
-    let queued: HashSet<JobId> = queued.into_iter().map(JobId::from_store).collect();
+    let queued: HashMap<Uuid, i64> = queued.into_iter().collect();
     let mut live = Vec::new();
     let mut spent = Vec::new();
-    for mut segment in segments {
-        segment.jobs.retain(|id| queued.contains(id));
+    for (mut segment, made) in segments {
+        segment
+            .jobs
+            .retain(|id| queued.get(&id.uuid()) == Some(&made));
         match segment.jobs.is_empty() {
             true => spent.push(segment.id),
             false => live.push(segment),
@@ -277,11 +284,7 @@ impl Taken {
         self.rounds += 1;
         self.is_end = rows.len() < self.limit.saturating_sub(self.segments.len());
         self.after = rows.last().map_or(self.after, |row| row.id);
-        let found = rows
-            .into_iter()
-            .map(SegmentRow::into_segment)
-            .collect::<Result<_>>()?;
-        let (live, spent) = trim(tx, found).await?;
+        let (live, spent) = trim(tx, rows).await?;
         drop_spent(tx, &spent).await?;
         self.segments.extend(live);
         Ok(())
@@ -318,15 +321,17 @@ pub(super) struct SegmentRow {
     pub(super) id: i64,
     queue: String,
     priority: i16,
+    create_time: i64,
     jobs: Vec<u8>,
 }
 
 impl SegmentRow {
-    pub(super) fn into_segment(self) -> Result<Segment> {
+    /// The segment, and when it was made.
+    fn into_segment(self) -> Result<(Segment, i64)> {
         let (ids, []) = self.jobs.as_chunks::<16>() else {
             return Err(broken("backlog.jobs"));
         };
-        Ok(Segment {
+        let segment = Segment {
             id: self.id,
             line: Line {
                 queue: QueueName::from_store(&self.queue),
@@ -336,6 +341,7 @@ impl SegmentRow {
                 .iter()
                 .map(|id| JobId::from_store(Uuid::from_bytes(*id)))
                 .collect(),
-        })
+        };
+        Ok((segment, self.create_time))
     }
 }

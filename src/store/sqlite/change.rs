@@ -26,7 +26,7 @@ UPDATE jobs
        failures = n.value->>'$[4]', lost_leases = n.value->>'$[5]', releases = n.value->>'$[6]',
        released_in_row = n.value->>'$[7]', session = unhex(n.value->>'$[8]'), run_time = n.value->>'$[9]',
        finish_time = n.value->>'$[10]', purge_time = n.value->>'$[11]', bytes = n.value->>'$[12]',
-       timeout_time = NULL
+       timeout_time = NULL, queue_time = CASE n.value->>'$[3]' WHEN 2 THEN ?2 ELSE queue_time END
   FROM json_each(?1) AS n
  WHERE jobs.id = unhex(n.value->>'$[0]') AND jobs.state = n.value->>'$[1]' AND jobs.revision = n.value->>'$[2]'";
 const INSERT_ATTEMPTS: &str = "
@@ -140,6 +140,7 @@ pub(super) async fn apply(
     let rows: Vec<_> = changes.iter().map(update_row).collect();
     let done = sqlx::query(UPDATE)
         .bind(batch(&rows)?)
+        .bind(now.0)
         .execute(&mut *connection)
         .await
         .map_err(fault)?;

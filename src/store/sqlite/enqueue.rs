@@ -20,10 +20,10 @@ SELECT id, fingerprint FROM jobs WHERE id IN (SELECT unhex(value) FROM json_each
 const INSERT_JOBS: &str = "
 INSERT INTO jobs (id, queue, kind, priority, state, revision, attempt, failures, lost_leases, releases, released_in_row,
                   max_attempts, backoff_initial, backoff_max, backoff_factor, timeout, retention, fingerprint, worker,
-                  create_time, run_time, bytes)
+                  create_time, run_time, queue_time, bytes)
 SELECT unhex(value->>'$[0]'), value->>'$[1]', value->>'$[2]', value->>'$[3]', value->>'$[4]', 1, 0, 0, 0, 0, 0,
        value->>'$[5]', value->>'$[6]', value->>'$[7]', value->>'$[8]', value->>'$[9]', value->>'$[10]',
-       unhex(value->>'$[11]'), '', ?2, value->>'$[12]', value->>'$[13]'
+       unhex(value->>'$[11]'), '', ?2, value->>'$[12]', CASE value->>'$[4]' WHEN 2 THEN ?2 END, value->>'$[13]'
   FROM json_each(?1)";
 const INSERT_PAYLOADS: &str = "
 INSERT INTO payloads (id, labels, headers, content_type, is_text, data)

@@ -21,7 +21,7 @@ use crate::store::{Expired, Line, Swept};
 const DUE: &str = "
 SELECT id, queue, priority FROM jobs WHERE state = 1 AND run_time <= ?1 ORDER BY run_time, id LIMIT ?2";
 const PROMOTE: &str = "
-UPDATE jobs SET state = 2, revision = revision + 1
+UPDATE jobs SET state = 2, revision = revision + 1, queue_time = ?2
  WHERE id IN (SELECT unhex(value) FROM json_each(?1)) AND state = 1 AND run_time <= ?2";
 const TOUCH: &str = "
 UPDATE pulse
@@ -43,7 +43,7 @@ const PURGE: [&str; 4] = [
     "DELETE FROM jobs WHERE id IN (SELECT unhex(value) FROM json_each(?1)) AND purge_time IS NOT NULL",
 ];
 const OLD_SEGMENTS: &str = "
-SELECT id, queue, priority, jobs FROM backlog WHERE id > ?1 ORDER BY id LIMIT ?2";
+SELECT id, queue, priority, create_time, jobs FROM backlog WHERE id > ?1 ORDER BY id LIMIT ?2";
 const DROP_SIGNALS: &str = "
 DELETE FROM signals WHERE id IN (SELECT id FROM signals WHERE create_time < ?1 ORDER BY create_time LIMIT ?2)";
 const DROP_SESSIONS: &str = "
@@ -211,11 +211,7 @@ pub(super) async fn tidy(store: &SqliteStore, limit: usize) -> Result<Swept> {
         .map_err(fault)?;
     let is_round = rows.len() < limit;
     let next = rows.last().filter(|_| !is_round).map_or(0, |row| row.id);
-    let segments = rows
-        .into_iter()
-        .map(SegmentRow::into_segment)
-        .collect::<Result<_>>()?;
-    let (_, spent) = trim(&mut tx, segments).await?;
+    let (_, spent) = trim(&mut tx, rows).await?;
     drop_spent(&mut tx, &spent).await?;
 
     let old = now.0.saturating_sub(micros(SIGNALS_KEPT));

@@ -27,6 +27,8 @@ CREATE TABLE jobs (
   worker TEXT NOT NULL,
   create_time INTEGER NOT NULL,
   run_time INTEGER NOT NULL,
+  -- When it became QUEUED, which is when its segment was made; an older segment that names it is spent.
+  queue_time INTEGER,
   start_time INTEGER,
   timeout_time INTEGER,
   finish_time INTEGER,
