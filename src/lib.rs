@@ -4,9 +4,11 @@ pub mod clock;
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod grpc;
 pub mod http;
 pub mod job;
 pub mod ready;
+pub mod session;
 pub mod store;
 pub mod telemetry;
 

@@ -14,7 +14,8 @@ use super::job::{BatchJson, JobJson, PageJson};
 use super::members::{Members, items};
 use super::problem::Problem;
 use super::query;
-use crate::engine::{Engine, page};
+use crate::engine::page::{PageRequest, write_token};
+use crate::engine::{Accepted, Engine};
 use crate::error::{Error, Result, Violation};
 use crate::job::draft::{is_storable, span};
 use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, BODY_BYTES_MAX, REASON_BYTES_MAX, SPAN_MAX};
@@ -35,7 +36,7 @@ pub async fn enqueue(State(engine): Shared, RawQuery(asked): RawQuery, request: 
     // The body is not needed while the call waits for the store.
     drop(text);
     let job = job.map_err(Error::InvalidArgument)?;
-    let (job, existed) = engine.enqueue(job).await.map_err(local)?;
+    let Accepted { job, existed } = engine.enqueue(job, str::to_owned).await?;
     let status = match existed {
         true => StatusCode::OK,
         false => StatusCode::CREATED,
@@ -58,14 +59,15 @@ pub async fn enqueue_batch(
     let text = body::read(request, Need::Required, BODY_BYTES_MAX).await?;
     let jobs = batch(&text, &engine)?;
     drop(text);
-    let done = engine.enqueue_batch(jobs).await.map_err(local)?;
-    let status = match done.iter().all(|(_, existed)| *existed) {
+    let field = |index: usize, name: &str| format!("jobs[{index}].{name}");
+    let done = engine.enqueue_batch(jobs, field).await?;
+    let status = match done.iter().all(|accepted| accepted.existed) {
         true => StatusCode::OK,
         false => StatusCode::CREATED,
     };
     let jobs = done
         .iter()
-        .map(|(job, existed)| JobJson::enqueued(job, *existed))
+        .map(|Accepted { job, existed }| JobJson::enqueued(job, *existed))
         .collect();
     json(status, &BatchJson { jobs })
 }
@@ -83,11 +85,16 @@ pub async fn get(
 
 /// `GET /jobs`
 pub async fn list(State(engine): Shared, RawQuery(asked): RawQuery) -> Answer {
-    let asked = query::list(&asked.unwrap_or_default())?;
-    let found = engine
-        .list(asked.filter.clone(), asked.before, asked.size, asked.view)
-        .await?;
-    let token = found.next.map(|next| page::encode(&asked.filter, next));
+    let (
+        PageRequest {
+            filter,
+            before,
+            size,
+        },
+        view,
+    ) = query::list(&asked.unwrap_or_default())?;
+    let found = engine.list(filter.clone(), before, size, view).await?;
+    let token = found.next.map(|next| write_token(next, &filter));
     let page = PageJson {
         jobs: found.jobs.iter().map(JobJson::of).collect(),
         next_page_token: token.unwrap_or_default().into(),
@@ -192,23 +199,6 @@ fn refuse_key(headers: &HeaderMap) -> Result<()> {
 fn job_id(text: &str) -> Result<JobId> {
     JobId::parse(text)
         .ok_or_else(|| Error::field("job_id", "must be a UUIDv7 in its 36-character form"))
-}
-
-/// Names fields as this face does where the engine names them as gRPC does: `requests[3].job.run_time` is
-/// `jobs[3].run_time` here.
-fn local(error: Error) -> Error {
-    let Error::InvalidArgument(violations) = error else {
-        return error;
-    };
-    let renamed = violations.into_iter().map(|violation| {
-        let field = violation.field.replacen("requests[", "jobs[", 1);
-        let field = match field.split_once("].job.") {
-            Some((item, rest)) => format!("{item}].{rest}"),
-            None => field.strip_prefix("job.").unwrap_or(&field).to_owned(),
-        };
-        Violation { field, ..violation }
-    });
-    Error::InvalidArgument(renamed.collect())
 }
 
 fn json(status: StatusCode, body: &impl Serialize) -> Answer {

@@ -1,5 +1,6 @@
 //! Reading a JSON object strictly: every member known, none twice, each of its type, and all that is wrong told at once.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -42,10 +43,13 @@ impl<'a> Members<'a> {
         };
         let mut twice = BTreeSet::new();
         for (key, value) in entries {
-            if members.left.contains_key(&key) {
-                twice.insert(key);
-            } else {
-                members.left.insert(key, value);
+            match members.left.entry(key) {
+                Entry::Occupied(known) => {
+                    twice.insert(known.key().clone());
+                }
+                Entry::Vacant(place) => {
+                    place.insert(value);
+                }
             }
         }
         for key in twice {

@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::time::{SPAN_SHAPE, read_span};
-use crate::engine::{JobFilter, page};
+use crate::engine::page::{PageRequest, RawPage};
 use crate::error::{Error, Result, Violation};
 use crate::job::draft::span;
-use crate::job::id::NAME_SHAPE;
-use crate::job::limits::{FILTER_NAMES_MAX, PAGE_DEFAULT, PAGE_MAX, WAIT_MAX};
-use crate::job::{JobId, JobState, Kind, QueueName, View};
+use crate::job::limits::WAIT_MAX;
+use crate::job::{JobState, View};
 
 /// Parameters of one address that are looked at: every name of a full filter, and some.
 const PARAMETERS_MAX: usize = 100;
@@ -18,19 +17,6 @@ const PARAMETERS_MAX: usize = 100;
 struct Query {
     left: BTreeMap<String, Vec<String>>,
     faults: Vec<Violation>,
-}
-
-/// What a list is asked for.
-#[derive(Debug, PartialEq, Eq)]
-pub struct ListQuery {
-    /// Which jobs.
-    pub filter: JobFilter,
-    /// Below which job.
-    pub before: Option<JobId>,
-    /// How many.
-    pub size: usize,
-    /// How much of each.
-    pub view: View,
 }
 
 /// Reads the parameters of a look at one job: how much of it, and how long to wait for its end.
@@ -59,32 +45,30 @@ pub fn get(query: &str) -> Result<(View, Duration)> {
 ///
 /// # Errors
 /// `InvalidArgument` with everything that is wrong.
-pub fn list(query: &str) -> Result<ListQuery> {
+pub fn list(query: &str) -> Result<(PageRequest, View)> {
     let mut query = Query::parse(query);
-    let name = format!("must match {NAME_SHAPE}");
-    let filter = JobFilter {
-        queues: query.many("queue", QueueName::parse, &name),
-        kinds: query.many("kind", Kind::parse, &name),
-        states: query.many("state", state, "must be the name of a state, like FAILED"),
-    };
-    let size = match query.one("page_size").map(|text| text.parse::<u32>()) {
-        None | Some(Ok(0)) => PAGE_DEFAULT,
-        Some(Ok(size)) => usize::try_from(size).unwrap_or(PAGE_MAX).min(PAGE_MAX),
-        Some(Err(_)) => {
-            query.fault("page_size", "must be a whole number".into());
-            PAGE_DEFAULT
-        }
-    };
+    let size = query.one("page_size").map(|text| text.parse());
+    if matches!(size, Some(Err(_))) {
+        query.fault("page_size", "must be a whole number".into());
+    }
     let view = query.view(View::Basic);
-    let token = query.one("page_token").unwrap_or_default();
-    query.end()?;
-    let before = page::decode(&filter, &token)?;
-    Ok(ListQuery {
-        filter,
-        before,
-        size,
-        view,
-    })
+    let raw = RawPage {
+        queues: query.many("queue"),
+        kinds: query.many("kind"),
+        states: query.many("state").into_iter().map(state).collect(),
+        size: size.and_then(std::result::Result::ok).unwrap_or_default(),
+        token: query.one("page_token").unwrap_or_default(),
+    };
+    let page = raw.check(["queue", "kind", "state"]);
+    match (page, query.end()) {
+        (Ok(page), Ok(())) => Ok((page, view)),
+        (Err(mut faults), Err(Error::InvalidArgument(more))) => {
+            faults.extend(more);
+            Err(Error::InvalidArgument(faults))
+        }
+        (Err(faults), _) => Err(Error::InvalidArgument(faults)),
+        (_, Err(error)) => Err(error),
+    }
 }
 
 /// Refuses parameters where there are none.
@@ -95,11 +79,13 @@ pub fn none(query: &str) -> Result<()> {
     Query::parse(query).end()
 }
 
-fn state(name: &str) -> Option<JobState> {
-    let short = name.strip_prefix("JOB_STATE_").unwrap_or(name);
-    JobState::ALL
+fn state(name: String) -> std::result::Result<JobState, String> {
+    let short = name.strip_prefix("JOB_STATE_").unwrap_or(&name);
+    let known = JobState::ALL
         .into_iter()
-        .find(|state| state.name() == short)
+        .find(|state| state.name() == short);
+    // It is shown to the caller, who may have sent anything.
+    known.ok_or_else(|| name.chars().take(40).collect())
 }
 
 impl Query {
@@ -136,17 +122,8 @@ impl Query {
         values.pop()
     }
 
-    fn many<T>(&mut self, name: &str, read: fn(&str) -> Option<T>, shape: &str) -> Vec<T> {
-        let values = self.left.remove(name).unwrap_or_default();
-        if values.len() > FILTER_NAMES_MAX {
-            self.fault(name, format!("is given more than {FILTER_NAMES_MAX} times"));
-            return Vec::new();
-        }
-        let read: Vec<T> = values.iter().filter_map(|value| read(value)).collect();
-        if read.len() < values.len() {
-            self.fault(name, shape.into());
-        }
-        read
+    fn many(&mut self, name: &str) -> Vec<String> {
+        self.left.remove(name).unwrap_or_default()
     }
 
     fn view(&mut self, default: View) -> View {
@@ -206,15 +183,12 @@ mod tests {
 
     #[test]
     fn a_list_is_read_with_repeated_names() {
-        let read =
+        let (read, view) =
             list("queue=a&queue=b%3Ac&state=FAILED&state=JOB_STATE_QUEUED&page_size=5000").unwrap();
         assert_eq!(read.filter.queues.len(), 2);
         assert_eq!(read.filter.states, [JobState::Failed, JobState::Queued]);
-        assert_eq!(
-            (read.size, read.view, read.before),
-            (1000, View::Basic, None)
-        );
-        assert_eq!(list("").unwrap().size, 50);
+        assert_eq!((read.size, view, read.before), (1000, View::Basic, None));
+        assert_eq!(list("").unwrap().0.size, 50);
     }
 
     #[test]
@@ -222,7 +196,7 @@ mod tests {
         let bad = "queue=a+b&stat=x&state=LOST&page_size=-1&view=ALL&kind=%ff";
         assert_eq!(
             fields(list(bad).unwrap_err()),
-            ["kind", "queue", "state", "page_size", "view", "stat"]
+            ["queue", "state", "kind", "page_size", "view", "stat"]
         );
         assert_eq!(fields(list("page_token=zz").unwrap_err()), ["page_token"]);
         assert_eq!(fields(get("wait=10").unwrap_err()), ["wait"]);

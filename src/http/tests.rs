@@ -1,112 +1,23 @@
 //! The face through a real socket, byte by byte.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::net::SocketAddr;
+mod socket;
+
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
-use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use axum::response::IntoResponse;
+use serde_json::json;
 
-use crate::engine::Engine;
-
-/// The one place that knows how an engine is made.
-async fn engine() -> Arc<Engine> {
-    Engine::stand_in().unwrap()
-}
-
-struct Answer {
-    status: u16,
-    head: String,
-    text: String,
-}
-
-impl Answer {
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.text).expect(&self.text)
-    }
-
-    /// Status, reason and fields of a problem, after checking that it is one.
-    fn problem(&self) -> (u16, String, Vec<String>) {
-        assert!(
-            self.head.contains("content-type: application/problem+json"),
-            "{}{}",
-            self.head,
-            self.text
-        );
-        let body = self.json();
-        assert_eq!(body["status"], self.status);
-        assert_eq!(body["type"], "about:blank");
-        assert!(body["title"].is_string() && body["detail"].is_string());
-        let fields = body["errors"].as_array().into_iter().flatten();
-        let fields = fields.map(|e| e["field"].as_str().unwrap().to_owned());
-        (
-            self.status,
-            body["reason"].as_str().unwrap().to_owned(),
-            fields.collect(),
-        )
-    }
-}
-
-async fn serve() -> (SocketAddr, Arc<Engine>) {
-    let engine = engine().await;
-    let router = super::router(Arc::clone(&engine));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let service = TowerToHyperService::new(router.clone());
-            tokio::spawn(async move {
-                let server = auto::Builder::new(TokioExecutor::new());
-                let _ = server.serve_connection(TokioIo::new(stream), service).await;
-            });
-        }
-    });
-    (address, engine)
-}
-
-/// Sends bytes as they are and reads the answer to its end.
-async fn raw(address: SocketAddr, bytes: &[u8]) -> Answer {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    // A refused body may be answered before all of it is taken.
-    let _ = stream.write_all(bytes).await;
-    let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer).await;
-    let answer = String::from_utf8(answer).unwrap();
-    let (head, text) = answer.split_once("\r\n\r\n").expect("an answer");
-    Answer {
-        status: head.split(' ').nth(1).unwrap().parse().unwrap(),
-        head: head.to_ascii_lowercase(),
-        text: text.to_owned(),
-    }
-}
-
-async fn call(address: SocketAddr, line: &str, headers: &str, body: &[u8]) -> Answer {
-    let mut bytes =
-        format!("{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}").into_bytes();
-    if !body.is_empty() {
-        bytes.extend_from_slice(format!("content-length: {}\r\n", body.len()).as_bytes());
-    }
-    bytes.extend_from_slice(b"\r\n");
-    bytes.extend_from_slice(body);
-    raw(address, &bytes).await
-}
-
-async fn post(address: SocketAddr, path: &str, body: impl AsRef<[u8]>) -> Answer {
-    let json = "content-type: application/json\r\n";
-    call(address, &format!("POST {path}"), json, body.as_ref()).await
-}
-
-async fn fetch(address: SocketAddr, path: &str) -> Answer {
-    call(address, &format!("GET {path}"), "", b"").await
-}
+use super::problem::Problem;
+use crate::error::Error;
+use crate::job::NodeId;
+use crate::ready::redis::{RedisOptions, RedisReady};
+use socket::{call, fetch, post, raw, serve, serve_over};
 
 #[tokio::test]
 async fn a_job_is_accepted_found_and_accepted_again_as_the_same() {
-    let (address, _) = serve().await;
+    let (address, _node) = serve().await;
     let id = uuid::Uuid::now_v7().to_string();
     let body = format!(r#"{{"job_id":"{id}","queue":"q","kind":"k","payload":{{"n": 1.0}}}}"#);
     let made = post(address, "/jobs", &body).await;
@@ -140,7 +51,7 @@ async fn a_job_is_accepted_found_and_accepted_again_as_the_same() {
 
 #[tokio::test]
 async fn a_batch_is_all_or_none_and_names_the_bad_one() {
-    let (address, _) = serve().await;
+    let (address, _node) = serve().await;
     let bad = post(
         address,
         "/jobs/batch",
@@ -182,7 +93,7 @@ async fn a_batch_is_all_or_none_and_names_the_bad_one() {
 
 #[tokio::test]
 async fn a_list_goes_on_where_its_page_ended() {
-    let (address, _) = serve().await;
+    let (address, _node) = serve().await;
     for _ in 0..5 {
         post(address, "/jobs", r#"{"queue":"q","kind":"k"}"#).await;
     }
@@ -210,7 +121,7 @@ async fn a_list_goes_on_where_its_page_ended() {
 
 #[tokio::test]
 async fn a_job_is_cancelled_and_brought_back() {
-    let (address, _) = serve().await;
+    let (address, _node) = serve().await;
     let made = post(address, "/jobs", r#"{"queue":"q","kind":"k"}"#).await;
     let id = made.json()["id"].as_str().unwrap().to_owned();
     let retry = post(address, &format!("/jobs/{id}/retry"), "").await;
@@ -239,7 +150,7 @@ async fn a_job_is_cancelled_and_brought_back() {
 
 #[tokio::test]
 async fn what_is_no_request_is_refused_as_a_problem() {
-    let (address, engine) = serve().await;
+    let (address, node) = serve().await;
     let form = "content-type: application/x-www-form-urlencoded\r\n";
     let answer = call(address, "POST /jobs", form, b"{}").await.problem();
     assert_eq!(
@@ -290,7 +201,7 @@ async fn what_is_no_request_is_refused_as_a_problem() {
     let answer = call(address, "POST /jobs", key, br#"{"queue":"q","kind":"k"}"#).await;
     assert_eq!(answer.problem().2, ["Idempotency-Key"]);
 
-    let counted = engine.metrics().render().unwrap();
+    let counted = node.engine.metrics().render().unwrap();
     for line in [
         r#"leasehold_failed_requests_total{face="http",reason="METHOD_NOT_ALLOWED"} 1"#,
         r#"leasehold_failed_requests_total{face="http",reason="PATH_UNKNOWN"} 2"#,
@@ -302,7 +213,7 @@ async fn what_is_no_request_is_refused_as_a_problem() {
 
 #[tokio::test]
 async fn a_body_over_the_limit_is_refused_unread_and_while_it_is_read() {
-    let (address, _) = serve().await;
+    let (address, _node) = serve().await;
     let head = "POST /jobs HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
     let said = format!("{head}content-length: 99999999999\r\n\r\n{{");
     let answer = raw(address, said.as_bytes()).await;
@@ -320,21 +231,53 @@ async fn a_body_over_the_limit_is_refused_unread_and_while_it_is_read() {
 
 #[tokio::test]
 async fn the_node_tells_how_it_is() {
-    let (address, engine) = serve().await;
+    let (address, node) = serve().await;
     assert_eq!(fetch(address, "/livez").await.status, 200);
     assert_eq!(fetch(address, "/readyz").await.text, "ready\n");
     let metrics = fetch(address, "/metrics").await;
     assert!(metrics.head.contains("text/plain; version=0.0.4"));
 
-    engine.health.lock().unwrap().ready_list = false;
-    let degraded = fetch(address, "/readyz").await;
-    assert_eq!(degraded.status, 200);
-    assert!(degraded.text.contains("degraded: redis"));
-
-    engine.health.lock().unwrap().store = false;
-    assert_eq!(fetch(address, "/readyz").await.status, 503);
-    let down = post(address, "/jobs", r#"{"queue":"q","kind":"k"}"#).await;
-    assert_eq!(down.problem(), (503, "STORE_UNAVAILABLE".into(), vec![]));
-    assert!(down.head.contains("retry-after: 1"));
+    node.engine.drain(Duration::ZERO).await;
+    let leaving = fetch(address, "/readyz").await;
+    assert_eq!(
+        (leaving.status, leaving.text.as_str()),
+        (503, "not ready: draining\n")
+    );
     assert_eq!(fetch(address, "/livez").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_node_without_its_ready_list_is_ready_and_says_so() {
+    let options = RedisOptions {
+        prefix: "leasehold".into(),
+        node: NodeId(uuid::Uuid::new_v4()),
+    };
+    // Nobody listens there.
+    let away = RedisReady::connect("redis://127.0.0.1:1", options).unwrap();
+    let (address, _node) = serve_over(Arc::new(away)).await;
+    post(address, "/jobs", r#"{"queue":"q","kind":"k"}"#).await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let ready = fetch(address, "/readyz").await;
+        assert_eq!(ready.status, 200);
+        if ready.text.contains("degraded: redis") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{}", ready.text);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[test]
+fn an_error_that_passes_says_when_to_come_back() {
+    let away = Problem::from(Error::unavailable("the store")).into_response();
+    assert_eq!(away.status(), 503);
+    assert_eq!(away.headers()["retry-after"], "1");
+}
+
+#[test]
+fn the_cause_of_an_internal_error_is_not_told() {
+    let answer = Problem::from(Error::internal("hunter2")).into_response();
+    assert_eq!(answer.status(), 500);
+    assert!(!format!("{answer:?}").contains("hunter2"));
 }
