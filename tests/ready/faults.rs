@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use leasehold::error::Error;
+use leasehold::job::Priority;
 use leasehold::ready::ReadyList;
 use leasehold::ready::redis::Eviction;
 
-use crate::world::{Server, emails, free_port, jobs, node, until, want};
+use crate::world::{Server, emails, free_port, jobs, line, node, until, want};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -203,6 +204,43 @@ async fn a_stream_or_group_that_vanishes_begins_a_new_epoch() {
 }
 
 #[tokio::test]
+async fn nothing_goes_to_streams_of_an_epoch_that_is_over() {
+    let server = Server::start().await;
+    let (a, b) = (node(&server.url(), "t"), node(&server.url(), "t"));
+    for round in 0..5 {
+        let old = a.offer(vec![(emails(), jobs(2))]).await.unwrap()[0].epoch;
+        b.take(want(&emails(), 1)).await.unwrap();
+        b.probe(vec![emails()]).await.unwrap();
+        b.doorbell(vec![emails()], Duration::ZERO).await.unwrap();
+        // The marker alone: all streams are still there.
+        let _: i64 = server.ask(&["DEL", "t:epoch"]).await;
+        match round {
+            0 => {
+                let placed = a.offer(vec![(emails(), jobs(1))]).await.unwrap();
+                assert_ne!(placed[0].epoch, old);
+            }
+            1 => assert!(b.take(want(&emails(), 9)).await.unwrap().is_empty()),
+            2 => assert_eq!(b.probe(vec![emails()]).await.unwrap()[0].first, None),
+            3 => {
+                let stolen = b.steal(vec![emails()], Duration::ZERO, 9).await.unwrap();
+                assert!(stolen.is_empty());
+            }
+            _ => {
+                let quiet = Duration::from_millis(1);
+                b.doorbell(vec![emails()], quiet).await.unwrap();
+            }
+        }
+        let new = a.epoch().await.unwrap();
+        let name = format!("t:{}:", new.0.simple());
+        assert_ne!(new, old);
+        assert!(server.streams().await.iter().all(|s| s.starts_with(&name)));
+        let rest = b.take(want(&emails(), 9)).await.unwrap();
+        assert!(rest.iter().all(|hint| hint.epoch == new));
+        b.settle(rest).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn keys_of_a_wrong_type_are_replaced() {
     let server = Server::start().await;
     for key in ["t:epoch", "t:streams", "t:bell"] {
@@ -309,16 +347,21 @@ async fn a_wait_that_is_given_up_does_not_hold_up_the_next() {
     let (a, b) = (node(&server.url(), "t"), node(&server.url(), "t"));
     for _ in 0..50 {
         let wait = a.doorbell(vec![emails()], 2 * SECOND);
-        assert!(
-            tokio::time::timeout(Duration::from_millis(3), wait)
-                .await
-                .is_err()
-        );
+        let patience = Duration::from_millis(20);
+        assert!(tokio::time::timeout(patience, wait).await.is_err());
     }
-    b.offer(vec![(emails(), jobs(1))]).await.unwrap();
+    // Work in another line, which would not end the reads that were left behind.
+    let other = line("other", Priority::High);
+    b.offer(vec![(other.clone(), jobs(1))]).await.unwrap();
     let start = Instant::now();
-    assert!(a.doorbell(vec![emails()], 2 * SECOND).await.unwrap().work);
+    assert!(a.doorbell(vec![other], 2 * SECOND).await.unwrap().work);
     assert!(start.elapsed() < SECOND / 2, "{:?}", start.elapsed());
+    // The reads were ended, not their connections.
+    let connections: String = server.ask(&["INFO", "stats"]).await;
+    let received = connections
+        .lines()
+        .find_map(|l| l.strip_prefix("total_connections_received:"));
+    assert!(received.unwrap().parse::<u32>().unwrap() < 20);
 }
 
 #[tokio::test]
