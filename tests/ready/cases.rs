@@ -126,6 +126,19 @@ async fn what_is_settled_is_gone(w: World) {
     assert!(w.b.take(want(&line, 3)).await.unwrap().is_empty());
 }
 
+on_each_list!(one_call_settles_hints_of_many_lines);
+async fn one_call_settles_hints_of_many_lines(w: World) {
+    let lines: Vec<_> = (0..60).map(|n| line_of(&format!("q{n}"))).collect();
+    let offer = lines.iter().map(|line| (line.clone(), jobs(50)));
+    assert_eq!(w.a.offer(offer.collect()).await.unwrap().len(), 60);
+    let wants = lines.iter().flat_map(|line| want(line, 50)).collect();
+    let hints = w.a.take(wants).await.unwrap();
+    assert_eq!(hints.len(), 3_000);
+    w.a.settle(hints).await.unwrap();
+    let probes = w.a.probe(lines).await.unwrap();
+    assert!(probes.iter().all(|probe| probe.first.is_none()));
+}
+
 on_each_list!(what_is_put_back_keeps_its_place);
 async fn what_is_put_back_keeps_its_place(w: World) {
     let line = emails();

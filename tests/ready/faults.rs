@@ -380,6 +380,16 @@ async fn a_check_names_the_server_and_its_eviction() {
 }
 
 #[tokio::test]
+async fn an_offer_of_a_hundred_batches_is_taken_whole() {
+    let server = Server::start().await;
+    let list = node(&server.url(), "t");
+    let all = (0..100).map(|_| (emails(), jobs(1_000))).collect();
+    assert_eq!(list.offer(all).await.unwrap().len(), 100);
+    let stream = server.streams().await.pop().unwrap();
+    assert_eq!(server.ask::<u64>(&["XLEN", &stream]).await, 100_000);
+}
+
+#[tokio::test]
 async fn out_of_memory_is_unavailable_and_passes() {
     let server = Server::start().await;
     let list = node(&server.url(), "t");
