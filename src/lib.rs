@@ -1,10 +1,15 @@
 //! leasehold.
 
 pub mod clock;
+pub mod config;
+pub mod engine;
 pub mod error;
+pub mod grpc;
 pub mod job;
 pub mod ready;
+pub mod session;
 pub mod store;
+pub mod telemetry;
 
 /// The wire: messages and services generated from `proto/leasehold/v1`.
 #[allow(
