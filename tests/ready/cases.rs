@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use leasehold::job::{JobId, Priority};
 use leasehold::ready::Hint;
 
-use crate::world::{World, emails, jobs, line, until, want};
+use crate::support::until;
+use crate::world::{WITHIN, World, emails, jobs, line, want};
 
 const LONG: Duration = Duration::from_secs(2);
 
@@ -167,14 +168,14 @@ async fn hints_left_alone_are_taken_over_oldest_first(w: World) {
             .is_empty()
     );
     let idle = Duration::from_millis(50);
-    let stolen = std::sync::Mutex::new(Vec::new());
-    until("two are idle", || async {
+    let mut stolen = Vec::new();
+    until(WITHIN, "two are idle", async || {
         let got = w.b.steal(vec![line.clone()], idle, 2).await.unwrap();
-        stolen.lock().unwrap().extend(got);
-        stolen.lock().unwrap().len() >= 2
+        stolen.extend(got);
+        (stolen.len() >= 2).then_some(())
     })
     .await;
-    assert_eq!(stolen.into_inner().unwrap()[..2], hints[..2]);
+    assert_eq!(stolen[..2], hints[..2]);
     let none = line_of("nobody");
     assert!(
         w.b.steal(vec![none], Duration::ZERO, 2)

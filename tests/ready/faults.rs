@@ -7,7 +7,8 @@ use leasehold::job::Priority;
 use leasehold::ready::ReadyList;
 use leasehold::ready::redis::Eviction;
 
-use crate::world::{Server, emails, free_port, jobs, line, node, until, want};
+use crate::support::{free_port, until};
+use crate::world::{Server, WITHIN, emails, jobs, line, node, want};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -36,12 +37,10 @@ async fn all_calls_fail_fast_while_redis_is_away_and_work_when_it_comes() {
     assert!(away(list.doorbell(vec![emails()], SECOND).await));
     assert!(start.elapsed() < 2 * SECOND);
     server.start_again().await;
-    until("it works again", || async {
-        list.offer(vec![(emails(), jobs(1))]).await.is_ok()
-            && list
-                .doorbell(vec![emails()], SECOND)
-                .await
-                .is_ok_and(|r| r.work)
+    until(WITHIN, "it works again", async || {
+        list.offer(vec![(emails(), jobs(1))]).await.ok()?;
+        let ring = list.doorbell(vec![emails()], SECOND).await.ok()?;
+        ring.work.then_some(())
     })
     .await;
     assert!(node("redis://127.0.0.1:1", "t").ping().await.is_err());
@@ -142,15 +141,16 @@ async fn a_wipe_wakes_those_who_wait_for_work() {
 
 #[tokio::test]
 async fn a_server_that_restarts_with_old_data_begins_a_new_epoch_and_drops_the_old_hints() {
-    let mut server = Server::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
+    let mut server = Server::start().await;
     let (a, b) = (node(&server.url(), "t"), node(&server.url(), "t"));
     let old = a.offer(vec![(emails(), jobs(5))]).await.unwrap()[0].epoch;
     b.take(want(&emails(), 2)).await.unwrap();
-    server.kill();
+    server.stop().await;
     server.start_again().await;
     assert_eq!(server.streams().await.len(), 1);
-    until("both are back", || async {
-        a.epoch().await.is_ok() && b.epoch().await.is_ok()
+    until(WITHIN, "both are back", async || {
+        a.epoch().await.ok()?;
+        b.epoch().await.ok()
     })
     .await;
     assert_ne!(a.epoch().await.unwrap(), old);
@@ -247,13 +247,11 @@ async fn keys_of_a_wrong_type_are_replaced() {
         let _: i64 = server.ask(&["HSET", key, "some", "thing"]).await;
     }
     let list = node(&server.url(), "t");
-    until("it works", || async {
-        list.nudge().await.is_ok()
-            && list.offer(vec![(emails(), jobs(1))]).await.is_ok()
-            && list
-                .doorbell(vec![emails()], SECOND)
-                .await
-                .is_ok_and(|r| r.work)
+    until(WITHIN, "it works", async || {
+        list.nudge().await.ok()?;
+        list.offer(vec![(emails(), jobs(1))]).await.ok()?;
+        let ring = list.doorbell(vec![emails()], SECOND).await.ok()?;
+        ring.work.then_some(())
     })
     .await;
 }
@@ -417,7 +415,10 @@ async fn a_user_without_dangerous_commands_can_do_all() {
             "-@scripting",
         ])
         .await;
-    let url = server.url().replace("redis://", "redis://node:pw@");
+    let url = format!(
+        "redis://node:pw@{}",
+        server.url().split_once('@').unwrap().1
+    );
     let list = node(&url, "t");
     let old = list.offer(vec![(emails(), jobs(2))]).await.unwrap()[0].epoch;
     assert_eq!(list.epoch().await.unwrap(), old);
