@@ -113,8 +113,9 @@ impl Pump {
         let start = renewal.start;
         let mut event = Event::Tick;
         loop {
-            let mut more = FINISHED_AT_ONCE;
-            loop {
+            // What has ended meanwhile comes along, so that results share a message.
+            let (mut next, mut taken) = (Some(event), 0);
+            while let Some(event) = next {
                 if let Event::Finished(ticket, _) = &event {
                     running.attempts.remove(ticket);
                 }
@@ -125,16 +126,8 @@ impl Pump {
                     }
                     running.perform(action);
                 }
-                match ends.try_recv() {
-                    Ok(next) if more > 0 => event = next,
-                    Ok(next) => {
-                        event = next;
-                        more = FINISHED_AT_ONCE;
-                        tokio::task::yield_now().await;
-                    }
-                    Err(_) => break,
-                }
-                more = more.saturating_sub(1);
+                taken += 1;
+                next = if taken < FINISHED_AT_ONCE { ends.try_recv().ok() } else { None };
             }
             let renewed = sessions.renewed().map_or(NEVER, |at| u64::try_from(at.as_millis()).unwrap_or(NEVER));
             renewal.at.store(renewed, Ordering::Relaxed);
