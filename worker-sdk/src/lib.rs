@@ -72,7 +72,11 @@ pub use proto::{Job, JobFilter, JobState, ListJobsRequest, ListJobsResponse, Pay
 pub use worker::{Health, Worker, WorkerBuilder};
 
 /// The wire: messages and clients generated from `proto/leasehold/v1`.
-#[allow(missing_docs, clippy::all, reason = "generated from proto/, whose comments are the reference")]
+#[allow(
+    missing_docs,
+    clippy::all,
+    reason = "generated from proto/, whose comments are the reference"
+)]
 pub mod proto {
     tonic::include_proto!("leasehold.v1");
 }
