@@ -1,180 +1,22 @@
 //! The rules of the worker's half, one by one, and then by a random server.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
 
+mod bench;
 mod random;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::*;
+use bench::*;
 use proto::lease_jobs_request::Message as Request;
 use proto::lease_jobs_response::Message as Response;
 use proto::result::Outcome as Wire;
-
-const S: Duration = Duration::from_secs(1);
-
-pub(super) fn config(concurrency: usize) -> Config {
-    Config {
-        worker: "test".into(),
-        queues: vec![proto::QueueSubscription { queue: "default".into(), max_in_flight: 0 }],
-        kinds: BTreeSet::from(["known".to_owned()]),
-        concurrency,
-        lease_ttl: None,
-        labels: BTreeMap::new(),
-        sdk: "test".into(),
-        stop_grace: 5 * S,
-        grace: 25 * S,
-        finish_unrenewed: false,
-        seed: 7,
-    }
-}
-
-pub(super) fn lease(job: &str, attempt: u32) -> proto::Lease {
-    proto::Lease { job_id: job.into(), attempt }
-}
-
-pub(super) fn leased(job: &str, attempt: u32, kind: &str) -> proto::LeasedJob {
-    proto::LeasedJob { lease: Some(lease(job, attempt)), kind: kind.into(), ..Default::default() }
-}
-
-pub(super) fn welcome(token: &[u8]) -> Response {
-    let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
-    Response::Welcome(proto::Welcome {
-        resume_token: token.to_vec(),
-        heartbeat_interval: seconds(10),
-        lease_ttl: seconds(30),
-        max_output_bytes: 1024,
-        ..Default::default()
-    })
-}
-
-pub(super) fn receipt(job: &str, attempt: u32, status: proto::ReceiptStatus) -> proto::Receipt {
-    proto::Receipt { lease: Some(lease(job, attempt)), status: status.into(), ..Default::default() }
-}
-
-fn output(bytes: usize) -> Outcome {
-    let body = Some(proto::payload::Body::Data(vec![b'x'; bytes].into()));
-    Outcome::Success(proto::Payload { content_type: String::new(), body })
-}
-
-fn failed() -> Outcome {
-    Outcome::Failure(proto::Failure { r#type: "T".into(), message: "m".into(), ..Default::default() })
-}
-
-/// A worker's half with what it has asked for so far. Writers are always free.
-struct Bench {
-    half: Sessions,
-    now: Duration,
-    opened: Vec<(SessionNo, proto::Hello)>,
-    sent: Vec<(SessionNo, Request)>,
-    ran: Vec<(Ticket, String)>,
-    stopped: Vec<(Ticket, StopReason)>,
-    reports: Vec<(SessionNo, proto::ReportResultsRequest)>,
-    notes: Vec<Note>,
-    half_closed: Vec<SessionNo>,
-    cut: Vec<SessionNo>,
-    end: Option<Option<String>>,
-}
-
-impl Bench {
-    /// With a first session that is welcome and renewed.
-    fn connected(concurrency: usize) -> Self {
-        let mut bench = Self {
-            half: Sessions::new(config(concurrency)),
-            now: Duration::ZERO,
-            opened: vec![],
-            sent: vec![],
-            ran: vec![],
-            stopped: vec![],
-            reports: vec![],
-            notes: vec![],
-            half_closed: vec![],
-            cut: vec![],
-            end: None,
-        };
-        bench.event(Event::Tick);
-        bench.event(Event::Written(SessionNo(1)));
-        bench.hears(1, welcome(b"one"));
-        bench.acks(1, 1);
-        bench
-    }
-
-    fn event(&mut self, event: Event) {
-        let mut actions: std::collections::VecDeque<_> = self.half.handle(self.now, event).into();
-        while let Some(action) = actions.pop_front() {
-            match action {
-                Action::Open(no, proto::LeaseJobsRequest { message: Some(Request::Hello(hello)) }) => self.opened.push((no, hello)),
-                Action::Open(..) => panic!("a stream begins with Hello"),
-                Action::Send(no, message) => {
-                    self.sent.push((no, message.message.unwrap()));
-                    actions.extend(self.half.handle(self.now, Event::Written(no)));
-                }
-                Action::HalfClose(no) => self.half_closed.push(no),
-                Action::Cut(no) => self.cut.push(no),
-                Action::Run(ticket, job) => self.ran.push((ticket, job.lease.unwrap().job_id)),
-                Action::Stop(ticket, reason, _) => self.stopped.push((ticket, reason)),
-                Action::Report(no, call) => self.reports.push((no, call)),
-                Action::Note(note) => self.notes.push(note),
-                Action::End(why) => self.end = Some(why),
-            }
-        }
-    }
-
-    fn hears(&mut self, no: u64, message: Response) {
-        self.event(Event::Received(SessionNo(no), proto::LeaseJobsResponse { message: Some(message) }));
-    }
-
-    fn acks(&mut self, no: u64, sequence: u64) {
-        self.hears(no, Response::HeartbeatAck(proto::HeartbeatAck { sequence, lease_ttl: None }));
-    }
-
-    fn pushed(&mut self, no: u64, frame: u64, jobs: &[&str]) {
-        let jobs = jobs.iter().map(|job| leased(job, 1, "known")).collect();
-        self.hears(no, Response::Jobs(proto::Jobs { frame, jobs }));
-    }
-
-    fn receipts(&mut self, no: u64, receipts: Vec<proto::Receipt>) {
-        self.hears(no, Response::Receipts(proto::Receipts { receipts }));
-    }
-
-    /// Lets time pass, waking the half whenever it asks for it.
-    fn pass(&mut self, by: Duration) {
-        let end = self.now + by;
-        while let Some(at) = self.half.deadline().filter(|at| *at <= end) {
-            self.now = self.now.max(at);
-            self.event(Event::Tick);
-        }
-        self.now = end;
-    }
-
-    fn finish(&mut self, job: &str, outcome: Outcome) {
-        let ticket = self.ticket(job);
-        self.event(Event::Finished(ticket, outcome));
-    }
-
-    fn ticket(&self, job: &str) -> Ticket {
-        self.ran.iter().rev().find(|(_, ran)| ran == job).expect("it ran").0
-    }
-
-    fn results(&self, no: u64) -> Vec<proto::Result> {
-        let of = self.sent.iter().filter(|(sent, _)| *sent == SessionNo(no));
-        of.filter_map(|(_, message)| if let Request::Results(results) = message { Some(results.results.clone()) } else { None }).flatten().collect()
-    }
-
-    fn outcomes(&self, no: u64) -> Vec<Wire> {
-        self.results(no).into_iter().map(|result| result.outcome.unwrap()).collect()
-    }
-
-    fn heartbeats(&self, no: u64) -> Vec<proto::Heartbeat> {
-        let of = self.sent.iter().filter(|(sent, _)| *sent == SessionNo(no));
-        of.filter_map(|(_, message)| if let Request::Heartbeat(beat) = message { Some(beat.clone()) } else { None }).collect()
-    }
-
-    fn cut_by_network(&mut self, no: u64) {
-        self.event(Event::Ended(SessionNo(no), End { message: "cut".into(), ..End::default() }));
-    }
-}
 
 #[test]
 fn a_heartbeat_follows_welcome_at_once_and_lists_all_without_a_receipt() {
@@ -231,8 +73,15 @@ fn after_a_cut_handlers_run_on_and_report_under_the_old_token() {
     bench.event(Event::Reported(SessionNo(1), Err(())));
     bench.finish("b", output(1));
     bench.pass(S);
-    assert_eq!(bench.reports[1].1.results.len(), 2, "what had no answer goes again, with what is new");
-    let recorded = vec![receipt("a", 1, proto::ReceiptStatus::Recorded), receipt("b", 1, proto::ReceiptStatus::Unknown)];
+    assert_eq!(
+        bench.reports[1].1.results.len(),
+        2,
+        "what had no answer goes again, with what is new"
+    );
+    let recorded = vec![
+        receipt("a", 1, proto::ReceiptStatus::Recorded),
+        receipt("b", 1, proto::ReceiptStatus::Unknown),
+    ];
     bench.event(Event::Reported(SessionNo(1), Ok(recorded)));
     bench.pass(5 * S);
     assert_eq!(bench.reports.len(), 2);
@@ -249,7 +98,9 @@ fn old_handlers_and_a_new_session_share_the_concurrency() {
     bench.event(Event::Written(SessionNo(2)));
     bench.hears(2, welcome(b"two"));
     bench.finish("a", output(1));
-    let raised = bench.sent.iter().any(|sent| matches!(sent, (SessionNo(2), Request::SetCapacity(set)) if set.max_in_flight == 2));
+    let raised = bench.sent.iter().any(
+        |sent| matches!(sent, (SessionNo(2), Request::SetCapacity(set)) if set.max_in_flight == 2),
+    );
     assert!(raised, "{:?}", bench.sent);
 }
 
@@ -275,27 +126,49 @@ fn handlers_stop_when_the_last_confirmed_heartbeat_is_too_old() {
     assert!(bench.stopped.is_empty());
     bench.pass(S);
     assert_eq!(bench.stopped.len(), 2);
-    assert!(bench.stopped.iter().all(|(_, reason)| *reason == StopReason::Unrenewed));
+    assert!(
+        bench
+            .stopped
+            .iter()
+            .all(|(_, reason)| *reason == StopReason::Unrenewed)
+    );
     assert_eq!(bench.cut, vec![SessionNo(1)]);
     bench.finish("a", output(1));
     bench.event(Event::Reported(SessionNo(1), Ok(vec![])));
     bench.finish("b", failed());
     bench.pass(S);
     let told = &bench.reports.last().unwrap().1.results;
-    assert!(matches!(told[0].outcome, Some(Wire::Success(_))), "work that was done may still count");
-    assert!(matches!(told[1].outcome, Some(Wire::Release(_))), "an ending on our order is no failure of the job");
+    assert!(
+        matches!(told[0].outcome, Some(Wire::Success(_))),
+        "work that was done may still count"
+    );
+    assert!(
+        matches!(told[1].outcome, Some(Wire::Release(_))),
+        "an ending on our order is no failure of the job"
+    );
 }
 
 #[test]
 fn a_cancelled_handler_sends_stopped_once_or_its_result_if_it_finished() {
     let mut bench = Bench::connected(4);
     bench.pushed(1, 1, &["a", "b"]);
-    let cancel = |job| proto::CancelAttempt { lease: Some(lease(job, 1)), reason: proto::CancelReason::Requested.into() };
-    bench.hears(1, Response::Cancels(proto::Cancels { cancels: vec![cancel("a"), cancel("b")] }));
+    let cancel = |job| proto::CancelAttempt {
+        lease: Some(lease(job, 1)),
+        reason: proto::CancelReason::Requested.into(),
+    };
+    bench.hears(
+        1,
+        Response::Cancels(proto::Cancels {
+            cancels: vec![cancel("a"), cancel("b")],
+        }),
+    );
     assert_eq!(bench.stopped.len(), 2);
     bench.finish("a", failed());
     bench.finish("b", output(1));
-    assert!(matches!(bench.outcomes(1)[..], [Wire::Stopped(_), Wire::Success(_)]));
+    assert!(matches!(
+        bench.outcomes(1)[..],
+        [Wire::Stopped(_), Wire::Success(_)]
+    ));
     bench.receipts(1, vec![receipt("b", 1, proto::ReceiptStatus::Stale)]);
     bench.pass(14 * S);
     assert_eq!(bench.results(1).len(), 2);
@@ -307,10 +180,19 @@ fn a_lost_lease_stops_its_handler_but_not_a_finished_result() {
     let mut bench = Bench::connected(4);
     bench.pushed(1, 1, &["a", "b"]);
     bench.finish("b", output(1));
-    bench.hears(1, Response::Lost(proto::Lost { leases: vec![lease("a", 1), lease("b", 1), lease("never", 1)] }));
+    bench.hears(
+        1,
+        Response::Lost(proto::Lost {
+            leases: vec![lease("a", 1), lease("b", 1), lease("never", 1)],
+        }),
+    );
     assert_eq!(bench.stopped, vec![(bench.ticket("a"), StopReason::Lost)]);
     bench.pass(11 * S);
-    assert_eq!(bench.results(1).len(), 2, "b is sent again until it has its receipt");
+    assert_eq!(
+        bench.results(1).len(),
+        2,
+        "b is sent again until it has its receipt"
+    );
 }
 
 #[test]
@@ -322,8 +204,13 @@ fn a_refused_result_becomes_a_permanent_failure_and_ends_after_a_bound() {
         bench.receipts(1, vec![receipt("a", 1, proto::ReceiptStatus::Rejected)]);
     }
     let sent = bench.outcomes(1);
-    let Wire::Failure(failure) = &sent[1] else { panic!("{sent:?}") };
-    assert_eq!((failure.r#type.as_str(), failure.permanent), ("OutputRejected", true));
+    let Wire::Failure(failure) = &sent[1] else {
+        panic!("{sent:?}")
+    };
+    assert_eq!(
+        (failure.r#type.as_str(), failure.permanent),
+        ("OutputRejected", true)
+    );
     assert_eq!(sent.len(), 4);
     assert!(bench.notes.contains(&Note::GaveUp(lease("a", 1))));
 }
@@ -346,7 +233,13 @@ fn a_draining_node_gets_the_old_results_while_a_new_session_takes_jobs() {
     bench.event(Event::Written(SessionNo(2)));
     bench.hears(2, welcome(b"two"));
     bench.pushed(2, 1, &["b"]);
-    bench.hears(1, Response::CapacityApplied(proto::CapacityApplied { goodbye: true, ..Default::default() }));
+    bench.hears(
+        1,
+        Response::CapacityApplied(proto::CapacityApplied {
+            goodbye: true,
+            ..Default::default()
+        }),
+    );
     bench.finish("a", output(1));
     assert_eq!((bench.results(1).len(), bench.results(2).len()), (1, 0));
     assert!(bench.half_closed.is_empty());
@@ -359,19 +252,47 @@ fn a_shutdown_finishes_within_grace_releases_the_rest_and_ends_well() {
     let mut bench = Bench::connected(4);
     bench.pushed(1, 1, &["a", "b"]);
     bench.event(Event::Shutdown(20 * S));
-    assert!(bench.sent.iter().any(|(_, message)| matches!(message, Request::Goodbye(_))));
+    assert!(
+        bench
+            .sent
+            .iter()
+            .any(|(_, message)| matches!(message, Request::Goodbye(_)))
+    );
     bench.pushed(1, 2, &["late"]);
-    assert_eq!(bench.ran.len(), 2, "a job that crossed Goodbye is given back");
-    bench.hears(1, Response::CapacityApplied(proto::CapacityApplied { goodbye: true, ..Default::default() }));
+    assert_eq!(
+        bench.ran.len(),
+        2,
+        "a job that crossed Goodbye is given back"
+    );
+    bench.hears(
+        1,
+        Response::CapacityApplied(proto::CapacityApplied {
+            goodbye: true,
+            ..Default::default()
+        }),
+    );
     bench.finish("a", output(1));
     bench.pass(15 * S);
     bench.acks(1, 2);
     bench.pass(6 * S);
-    assert_eq!(bench.stopped, vec![(bench.ticket("b"), StopReason::Shutdown)]);
+    assert_eq!(
+        bench.stopped,
+        vec![(bench.ticket("b"), StopReason::Shutdown)]
+    );
     bench.finish("b", Outcome::Dropped);
-    let Some(Wire::Release(release)) = bench.outcomes(1).pop() else { panic!("b is given back") };
-    assert_eq!((release.reason.as_str(), release.delay), ("DRAIN", Some(prost_types::Duration::default())));
-    bench.receipts(1, ["a", "b", "late"].map(|job| receipt(job, 1, proto::ReceiptStatus::Recorded)).to_vec());
+    let Some(Wire::Release(release)) = bench.outcomes(1).pop() else {
+        panic!("b is given back")
+    };
+    assert_eq!(
+        (release.reason.as_str(), release.delay),
+        ("DRAIN", Some(prost_types::Duration::default()))
+    );
+    bench.receipts(
+        1,
+        ["a", "b", "late"]
+            .map(|job| receipt(job, 1, proto::ReceiptStatus::Recorded))
+            .to_vec(),
+    );
     assert_eq!(bench.half_closed, vec![SessionNo(1)]);
     bench.event(Event::Ended(SessionNo(1), End::default()));
     assert_eq!(bench.end, Some(None));
@@ -392,13 +313,30 @@ fn a_shutdown_ends_within_its_bound_when_nobody_answers() {
 #[test]
 fn a_timeout_by_the_own_clock_is_a_failure() {
     let mut bench = Bench::connected(4);
-    let time_left = Some(prost_types::Duration { seconds: 5, nanos: 0 });
-    let job = proto::LeasedJob { time_left, ..leased("a", 1, "known") };
-    bench.hears(1, Response::Jobs(proto::Jobs { frame: 1, jobs: vec![job] }));
+    let time_left = Some(prost_types::Duration {
+        seconds: 5,
+        nanos: 0,
+    });
+    let job = proto::LeasedJob {
+        time_left,
+        ..leased("a", 1, "known")
+    };
+    bench.hears(
+        1,
+        Response::Jobs(proto::Jobs {
+            frame: 1,
+            jobs: vec![job],
+        }),
+    );
     bench.pass(5 * S);
-    assert_eq!(bench.stopped, vec![(bench.ticket("a"), StopReason::Overdue)]);
+    assert_eq!(
+        bench.stopped,
+        vec![(bench.ticket("a"), StopReason::Overdue)]
+    );
     bench.finish("a", Outcome::Dropped);
-    assert!(matches!(&bench.outcomes(1)[..], [Wire::Failure(failure)] if failure.r#type == "Timeout"));
+    assert!(
+        matches!(&bench.outcomes(1)[..], [Wire::Failure(failure)] if failure.r#type == "Timeout")
+    );
 }
 
 #[test]
@@ -406,21 +344,47 @@ fn unknown_kinds_are_given_back_with_growing_delay_and_one_note() {
     let mut bench = Bench::connected(4);
     for attempt in 1..=12 {
         let jobs = vec![leased("a", attempt, "strange")];
-        bench.hears(1, Response::Jobs(proto::Jobs { frame: attempt.into(), jobs }));
+        bench.hears(
+            1,
+            Response::Jobs(proto::Jobs {
+                frame: attempt.into(),
+                jobs,
+            }),
+        );
     }
     let delays: Vec<_> = bench
         .outcomes(1)
         .into_iter()
-        .map(|outcome| if let Wire::Release(release) = outcome { release.delay.unwrap().seconds } else { panic!() })
+        .map(|outcome| {
+            if let Wire::Release(release) = outcome {
+                release.delay.unwrap().seconds
+            } else {
+                panic!()
+            }
+        })
         .collect();
-    assert_eq!(delays, vec![1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]);
-    assert_eq!(bench.notes.iter().filter(|note| matches!(note, Note::UnknownKind(_))).count(), 1);
+    assert_eq!(
+        delays,
+        vec![1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]
+    );
+    assert_eq!(
+        bench
+            .notes
+            .iter()
+            .filter(|note| matches!(note, Note::UnknownKind(_)))
+            .count(),
+        1
+    );
 }
 
 #[test]
 fn a_refusal_for_good_ends_the_worker_with_its_reason() {
     let mut bench = Bench::connected(4);
-    let end = End { fatal: true, message: "PROTOCOL_VIOLATION".into(), retry_after: None };
+    let end = End {
+        fatal: true,
+        message: "PROTOCOL_VIOLATION".into(),
+        retry_after: None,
+    };
     bench.event(Event::Ended(SessionNo(1), end));
     assert_eq!(bench.end, Some(Some("PROTOCOL_VIOLATION".into())));
 }
@@ -431,7 +395,9 @@ fn streams_that_fail_are_tried_again_for_ever_with_growing_pauses() {
     let mut pauses = vec![];
     for no in 1..=20 {
         bench.cut_by_network(no);
-        let Some(Note::Reconnecting { pause, .. }) = bench.notes.last() else { panic!("{:?}", bench.notes) };
+        let Some(Note::Reconnecting { pause, .. }) = bench.notes.last() else {
+            panic!("{:?}", bench.notes)
+        };
         pauses.push(*pause);
         bench.pass(10 * S);
     }
@@ -445,5 +411,7 @@ fn more_jobs_than_slots_are_given_back() {
     let mut bench = Bench::connected(1);
     bench.pushed(1, 1, &["a", "b"]);
     assert_eq!(bench.ran.len(), 1);
-    assert!(matches!(&bench.outcomes(1)[..], [Wire::Release(release)] if release.reason == "OVER_WINDOW"));
+    assert!(
+        matches!(&bench.outcomes(1)[..], [Wire::Release(release)] if release.reason == "OVER_WINDOW")
+    );
 }

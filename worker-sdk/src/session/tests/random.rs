@@ -72,7 +72,10 @@ fn whatever_a_server_does_slots_leases_and_results_hold() {
         world.wind_down();
         assert!(world.over, "seed {seed}: the worker ended");
         let owed: Vec<_> = world.finished.difference(&world.verdicts).collect();
-        assert!(owed.is_empty(), "seed {seed}: results without a verdict: {owed:?}");
+        assert!(
+            owed.is_empty(),
+            "seed {seed}: results without a verdict: {owed:?}"
+        );
     }
 }
 
@@ -87,7 +90,9 @@ impl World {
             7 => self.written(no),
             8 => self.answer_call(),
             9 if self.random.below(4) == 0 => self.cut(no),
-            10 if self.random.below(8) == 0 => self.hears(no, Response::Draining(proto::Draining::default())),
+            10 if self.random.below(8) == 0 => {
+                self.hears(no, Response::Draining(proto::Draining::default()))
+            }
             11 => self.cancel_or_lose(no),
             _ => self.written(no),
         }
@@ -104,7 +109,13 @@ impl World {
                 self.written(Some(no));
                 self.answer_results(Some(no));
                 if self.peers[&no].goodbye {
-                    self.hears(Some(no), Response::CapacityApplied(proto::CapacityApplied { goodbye: true, ..Default::default() }));
+                    self.hears(
+                        Some(no),
+                        Response::CapacityApplied(proto::CapacityApplied {
+                            goodbye: true,
+                            ..Default::default()
+                        }),
+                    );
                 }
                 if self.peers[&no].half_closed {
                     self.cut(Some(no));
@@ -123,29 +134,53 @@ impl World {
         for action in self.half.handle(self.now, event) {
             match action {
                 Action::Open(no, hello) => {
-                    let Some(Request::Hello(hello)) = hello.message else { panic!("Hello first") };
+                    let Some(Request::Hello(hello)) = hello.message else {
+                        panic!("Hello first")
+                    };
                     assert!(hello.max_in_flight > 0);
-                    let peer = Peer { open: true, busy: true, window: hello.max_in_flight, ..Peer::default() };
+                    let peer = Peer {
+                        open: true,
+                        busy: true,
+                        window: hello.max_in_flight,
+                        ..Peer::default()
+                    };
                     self.peers.insert(no, peer);
                 }
                 Action::Send(no, message) => self.sent(no, message.message.unwrap()),
                 Action::HalfClose(no) => self.peers.get_mut(&no).unwrap().half_closed = true,
                 Action::Cut(no) => {
-                    self.peers.remove(&no).expect("a stream is cut once, and only while it is there");
+                    self.peers
+                        .remove(&no)
+                        .expect("a stream is cut once, and only while it is there");
                 }
                 Action::Run(ticket, job) => {
                     let lease = job.lease.unwrap();
                     let no = self.frames[&lease.job_id];
                     let key = (no, lease.job_id, lease.attempt);
-                    assert!(self.ever_run.insert(key.clone()), "a lease runs once in its session");
+                    assert!(
+                        self.ever_run.insert(key.clone()),
+                        "a lease runs once in its session"
+                    );
                     self.running.insert(ticket, key);
-                    assert!(self.running.len() <= self.concurrency, "never more handlers than slots");
+                    assert!(
+                        self.running.len() <= self.concurrency,
+                        "never more handlers than slots"
+                    );
                 }
-                Action::Stop(ticket, ..) => assert!(self.running.contains_key(&ticket), "only running handlers are stopped"),
+                Action::Stop(ticket, ..) => assert!(
+                    self.running.contains_key(&ticket),
+                    "only running handlers are stopped"
+                ),
                 Action::Report(no, call) => {
-                    assert!(!self.peers.contains_key(&no), "reported only when the stream is gone");
+                    assert!(
+                        !self.peers.contains_key(&no),
+                        "reported only when the stream is gone"
+                    );
                     assert_eq!(call.resume_token, no.0.to_be_bytes(), "under its own token");
-                    assert!(self.calls.iter().all(|(under_way, _)| *under_way != no), "one call at a time");
+                    assert!(
+                        self.calls.iter().all(|(under_way, _)| *under_way != no),
+                        "one call at a time"
+                    );
                     self.calls.push((no, call.results));
                 }
                 Action::Note(_) => {}
@@ -159,19 +194,33 @@ impl World {
     }
 
     fn sent(&mut self, no: SessionNo, message: Request) {
-        let peer = self.peers.get_mut(&no).expect("nothing is sent on a stream that is gone");
-        assert!(peer.welcome && !peer.busy && !peer.half_closed, "one message at a time, after Welcome");
+        let peer = self
+            .peers
+            .get_mut(&no)
+            .expect("nothing is sent on a stream that is gone");
+        assert!(
+            peer.welcome && !peer.busy && !peer.half_closed,
+            "one message at a time, after Welcome"
+        );
         peer.busy = true;
         match message {
             Request::Hello(_) => panic!("Hello comes once"),
             Request::SetCapacity(set) => peer.window = set.max_in_flight,
             Request::Heartbeat(beat) => {
-                for (session, job, attempt) in self.running.values().filter(|(session, ..)| *session == no) {
-                    assert!(beat.held.contains(&lease(job, *attempt)), "what runs in {session:?} is held");
+                for (session, job, attempt) in
+                    self.running.values().filter(|(session, ..)| *session == no)
+                {
+                    assert!(
+                        beat.held.contains(&lease(job, *attempt)),
+                        "what runs in {session:?} is held"
+                    );
                 }
                 // Most renewals are confirmed.
                 if self.random.below(5) > 0 {
-                    let ack = proto::HeartbeatAck { sequence: beat.sequence, lease_ttl: None };
+                    let ack = proto::HeartbeatAck {
+                        sequence: beat.sequence,
+                        lease_ttl: None,
+                    };
                     self.hears(Some(no), Response::HeartbeatAck(ack));
                 }
             }
@@ -188,12 +237,23 @@ impl World {
 
     fn any_peer(&mut self) -> Option<SessionNo> {
         let numbers: Vec<_> = self.peers.keys().copied().collect();
-        if numbers.is_empty() { None } else { Some(numbers[self.random.below(numbers.len() as u64) as usize]) }
+        if numbers.is_empty() {
+            None
+        } else {
+            Some(numbers[self.random.below(numbers.len() as u64) as usize])
+        }
     }
 
     fn hears(&mut self, no: Option<SessionNo>, message: Response) {
-        let Some(no) = no.filter(|no| self.peers.get(no).is_some_and(|peer| peer.welcome)) else { return };
-        self.event(Event::Received(no, proto::LeaseJobsResponse { message: Some(message) }));
+        let Some(no) = no.filter(|no| self.peers.get(no).is_some_and(|peer| peer.welcome)) else {
+            return;
+        };
+        self.event(Event::Received(
+            no,
+            proto::LeaseJobsResponse {
+                message: Some(message),
+            },
+        ));
     }
 
     fn tick(&mut self) {
@@ -205,10 +265,14 @@ impl World {
 
     fn welcome_or_push(&mut self, no: Option<SessionNo>) {
         let Some(no) = no else { return };
-        let Some(peer) = self.peers.get_mut(&no) else { return };
+        let Some(peer) = self.peers.get_mut(&no) else {
+            return;
+        };
         if !peer.welcome {
             peer.welcome = true;
-            let message = proto::LeaseJobsResponse { message: Some(welcome(&no.0.to_be_bytes())) };
+            let message = proto::LeaseJobsResponse {
+                message: Some(welcome(&no.0.to_be_bytes())),
+            };
             return self.event(Event::Received(no, message));
         }
         peer.frame += 1;
@@ -226,8 +290,18 @@ impl World {
             }
             None => return,
         };
-        let kind = if self.random.below(9) == 0 && !again { "strange" } else { "known" };
-        self.hears(Some(no), Response::Jobs(proto::Jobs { frame, jobs: vec![leased(&job, attempt, kind)] }));
+        let kind = if self.random.below(9) == 0 && !again {
+            "strange"
+        } else {
+            "known"
+        };
+        self.hears(
+            Some(no),
+            Response::Jobs(proto::Jobs {
+                frame,
+                jobs: vec![leased(&job, attempt, kind)],
+            }),
+        );
     }
 
     fn end_a_handler(&mut self) {
@@ -250,14 +324,22 @@ impl World {
     }
 
     fn verdicts(&mut self, no: SessionNo, results: Vec<proto::Result>) -> Vec<proto::Receipt> {
-        let judged = results.into_iter().filter(|result| !matches!(result.outcome, Some(Wire::Stopped(_))));
+        let judged = results
+            .into_iter()
+            .filter(|result| !matches!(result.outcome, Some(Wire::Stopped(_))));
         judged
             .map(|result| {
                 let lease = result.lease.unwrap();
-                let rejected = matches!(result.outcome, Some(Wire::Success(_))) && self.random.below(9) == 0;
-                let status = if rejected { proto::ReceiptStatus::Rejected } else { proto::ReceiptStatus::Recorded };
+                let rejected =
+                    matches!(result.outcome, Some(Wire::Success(_))) && self.random.below(9) == 0;
+                let status = if rejected {
+                    proto::ReceiptStatus::Rejected
+                } else {
+                    proto::ReceiptStatus::Recorded
+                };
                 if !rejected {
-                    self.verdicts.insert((no, lease.job_id.clone(), lease.attempt));
+                    self.verdicts
+                        .insert((no, lease.job_id.clone(), lease.attempt));
                 }
                 receipt(&lease.job_id, lease.attempt, status)
             })
@@ -266,7 +348,9 @@ impl World {
 
     fn answer_results(&mut self, no: Option<SessionNo>) {
         let Some(no) = no else { return };
-        let Some(peer) = self.peers.get_mut(&no) else { return };
+        let Some(peer) = self.peers.get_mut(&no) else {
+            return;
+        };
         let results = std::mem::take(&mut peer.unanswered);
         let receipts = self.verdicts(no, results);
         self.hears(Some(no), Response::Receipts(proto::Receipts { receipts }));
@@ -303,13 +387,31 @@ impl World {
     }
 
     fn cancel_or_lose(&mut self, no: Option<SessionNo>) {
-        let Some(first) = no.and_then(|no| self.peers.get(&no)).and_then(|peer| peer.in_flight.first().cloned()) else { return };
+        let Some(first) = no
+            .and_then(|no| self.peers.get(&no))
+            .and_then(|peer| peer.in_flight.first().cloned())
+        else {
+            return;
+        };
         let lease = lease(&first.0, first.1);
         if self.random.below(2) == 0 {
-            self.hears(no, Response::Lost(proto::Lost { leases: vec![lease] }));
+            self.hears(
+                no,
+                Response::Lost(proto::Lost {
+                    leases: vec![lease],
+                }),
+            );
         } else {
-            let cancel = proto::CancelAttempt { lease: Some(lease), reason: proto::CancelReason::Requested.into() };
-            self.hears(no, Response::Cancels(proto::Cancels { cancels: vec![cancel] }));
+            let cancel = proto::CancelAttempt {
+                lease: Some(lease),
+                reason: proto::CancelReason::Requested.into(),
+            };
+            self.hears(
+                no,
+                Response::Cancels(proto::Cancels {
+                    cancels: vec![cancel],
+                }),
+            );
         }
     }
 }
