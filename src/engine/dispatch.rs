@@ -1,0 +1,478 @@
+//! Hand-out: free slots first, then hints for them, then leases by one guarded write, then frames.
+//!
+//! One loop per node looks for jobs; grants are written by lanes, to which sessions are hashed, so that two statements
+//! under way never lock the same session. Without a ready-list the loop claims segments of the backlog instead.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::batch::{Batcher, Bounds};
+use super::sessions::Live;
+use super::tasks::Tasks;
+use super::{Core, lines_of};
+use crate::error::Error;
+use crate::job::limits::BATCH_MAX;
+use crate::job::{JobId, LeasedJob, QueueName};
+use crate::ready::{Hint, Want};
+use crate::session::Event;
+use crate::store::{Ask, Granted, Line};
+
+/// Lanes of grants.
+const LANES: usize = 2;
+/// Grants that may be under way before the loop waits for some to end: then batches form.
+const UNDER_WAY_MAX: usize = 2 * LANES * BATCH_MAX;
+/// Longest wait for the doorbell; a missed ring costs no more.
+const DOORBELL_WAIT: Duration = Duration::from_secs(2);
+/// How often to look for work without a ready-list while slots are free.
+const DIRECT_EVERY: Duration = Duration::from_millis(200);
+/// How long a directly claimed segment is this node's.
+const CLAIM_FOR: Duration = Duration::from_secs(5);
+/// Hints of one line that are taken at once.
+const TAKE_MAX: usize = BATCH_MAX;
+/// After a fault of the store, how long until the next grants.
+const AFTER_FAULT: Duration = Duration::from_millis(500);
+/// Hints that another node has had for so long are taken over.
+const STEAL_IDLE: Duration = Duration::from_secs(5);
+const STEAL_EVERY: Duration = Duration::from_secs(1);
+
+/// A job that may be handed out, and how to give that back.
+#[derive(Debug, Clone)]
+struct Candidate {
+    job: JobId,
+    line: Line,
+    source: Source,
+}
+
+#[derive(Debug, Clone)]
+enum Source {
+    /// From the ready-list: to be settled or put back.
+    Hint(Hint),
+    /// From a claimed segment: nothing to give back, the claim runs out.
+    Claim,
+}
+
+/// A slot that was promised to a candidate.
+struct Promise {
+    candidate: Candidate,
+    to: Arc<Live>,
+    /// Freed when the grant has ended.
+    _under_way: tokio::sync::OwnedSemaphorePermit,
+}
+
+pub(super) fn start(tasks: &Tasks, core: Arc<Core>) {
+    let hungry = Arc::new(Hungry::default());
+    let lanes = (0..LANES)
+        .map(|_| {
+            let bounds = Bounds { lanes: 1, waiting: UNDER_WAY_MAX, items: BATCH_MAX, bytes: usize::MAX };
+            let core = core.clone();
+            Batcher::start(tasks, bounds, |_| 0, move |batch| grant(core.clone(), batch))
+        })
+        .collect();
+    let dispatcher = Dispatcher {
+        core: core.clone(),
+        hungry: hungry.clone(),
+        lanes,
+        under_way: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
+        claimed: VecDeque::new(),
+        claim_until: Instant::now(),
+        stolen_at: Instant::now(),
+        turn: 0,
+    };
+    tasks.spawn(dispatcher.run(tasks.clone()));
+    tasks.spawn(doorbell(tasks.clone(), core, hungry));
+}
+
+/// Slots are free that nothing was found for: only then is the doorbell of any use.
+#[derive(Debug, Default)]
+struct Hungry {
+    yes: std::sync::atomic::AtomicBool,
+    changed: Notify,
+}
+
+impl Hungry {
+    fn set(&self, yes: bool) {
+        if self.yes.swap(yes, std::sync::atomic::Ordering::SeqCst) != yes {
+            self.changed.notify_one();
+        }
+    }
+
+    fn get(&self) -> bool {
+        self.yes.load(std::sync::atomic::Ordering::SeqCst)
+    }
+}
+
+/// Waits at the ready-list's door for as long as there is hunger, and for nudges always.
+async fn doorbell(tasks: Tasks, core: Arc<Core>, hungry: Arc<Hungry>) {
+    while !tasks.stopping().is_cancelled() {
+        let lines = match hungry.get() {
+            true => core.sessions.lines(),
+            false => Vec::new(),
+        };
+        // Cancel safe: a doorbell takes nothing, and the other branches only wait.
+        let ring = tokio::select! {
+            () = tasks.stopping().cancelled() => return,
+            () = hungry.changed.notified() => continue,
+            ring = core.ready.doorbell(lines, DOORBELL_WAIT) => ring,
+        };
+        match ring {
+            Ok(ring) => {
+                core.ready_answered();
+                if ring.work {
+                    // Quiet until the loop has looked and found that it is still hungry.
+                    hungry.yes.store(false, std::sync::atomic::Ordering::SeqCst);
+                    core.wake.notify_one();
+                }
+                if ring.nudge {
+                    core.nudged.notify_one();
+                }
+            }
+            Err(error) => {
+                debug!(%error, "no doorbell");
+                core.ready_failed();
+                if !tasks.sleep(Duration::from_millis(500 + rand::random_range(0..500))).await {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+struct Dispatcher {
+    core: Arc<Core>,
+    hungry: Arc<Hungry>,
+    lanes: Vec<Batcher<Promise>>,
+    under_way: Arc<Semaphore>,
+    claimed: VecDeque<Candidate>,
+    claim_until: Instant,
+    stolen_at: Instant,
+    /// Turns round the sessions, so that none is always first.
+    turn: usize,
+}
+
+impl Dispatcher {
+    async fn run(mut self, tasks: Tasks) {
+        while !tasks.stopping().is_cancelled() {
+            let idle = match self.look().await {
+                Looked::Found => continue,
+                Looked::Nothing if self.core.ready_is_away() => DIRECT_EVERY,
+                Looked::Nothing => STEAL_EVERY,
+                Looked::Fault => AFTER_FAULT,
+            };
+            // Cancel safe: these only wait, and a ring that comes later is kept.
+            tokio::select! {
+                () = tasks.stopping().cancelled() => {}
+                () = self.core.wake.notified() => {}
+                () = tokio::time::sleep(idle) => {}
+            }
+        }
+    }
+
+    /// One round: as many jobs as there are free slots, if there are as many.
+    async fn look(&mut self) -> Looked {
+        if self.core.is_draining() || self.core.store_is_away() {
+            self.hungry.set(false);
+            return Looked::Fault;
+        }
+        let mut slots = Slots::count(&self.core, self.turn);
+        self.turn = self.turn.wrapping_add(1);
+        if slots.is_empty() {
+            self.hungry.set(false);
+            return Looked::Nothing;
+        }
+        let candidates = match self.candidates(&slots).await {
+            Ok(candidates) => candidates,
+            Err(error) => {
+                warn!(%error, "no jobs can be claimed");
+                return Looked::Fault;
+            }
+        };
+        let found = !candidates.is_empty();
+        let mut surplus = Vec::new();
+        for candidate in candidates {
+            match slots.assign(&candidate.line.queue) {
+                Some(to) => self.promise(candidate, to).await,
+                None => surplus.push(candidate),
+            }
+        }
+        give_back(&self.core, surplus).await;
+        self.hungry.set(!found);
+        match found {
+            true => Looked::Found,
+            false => Looked::Nothing,
+        }
+    }
+
+    async fn candidates(&mut self, slots: &Slots) -> Result<Vec<Candidate>, Error> {
+        let mut wanted = slots.wanted();
+        let mut found = Vec::new();
+        if self.claim_until <= Instant::now() {
+            self.claimed.clear();
+        }
+        take_claimed(&mut self.claimed, &mut wanted, &mut found);
+        if !self.core.ready_is_away() {
+            match self.take_hints(&mut wanted).await {
+                Ok(hints) => {
+                    found.extend(hints.into_iter().map(Candidate::from));
+                    return Ok(found);
+                }
+                Err(error) => {
+                    debug!(%error, "no hints");
+                    self.core.ready_failed();
+                }
+            }
+        }
+        if self.claimed.is_empty() && found.is_empty() {
+            self.claim(&wanted).await?;
+            take_claimed(&mut self.claimed, &mut wanted, &mut found);
+        }
+        Ok(found)
+    }
+
+    async fn take_hints(&mut self, wanted: &mut BTreeMap<QueueName, usize>) -> Result<Vec<Hint>, Error> {
+        let ready = &self.core.ready;
+        let mut hints = Vec::new();
+        let queues: Vec<_> = wanted.keys().cloned().collect();
+        if self.stolen_at.elapsed() >= STEAL_EVERY {
+            self.stolen_at = Instant::now();
+            let most = wanted.values().copied().max().unwrap_or(0).min(TAKE_MAX);
+            hints = ready.steal(lines_of(queues.clone()), STEAL_IDLE, most).await?;
+            count_off(wanted, hints.iter().map(|hint| &hint.line.queue));
+        }
+        // All lines of one level in one round trip, and the next level with what is still free then.
+        for level in crate::job::Priority::ALL {
+            let wants: Vec<_> = lines_of(queues.clone())
+                .into_iter()
+                .filter(|line| line.priority == level)
+                .filter_map(|line| {
+                    let count = wanted.get(&line.queue).copied().unwrap_or(0).min(TAKE_MAX);
+                    (count > 0).then_some(Want { line, count })
+                })
+                .collect();
+            if wants.is_empty() {
+                break;
+            }
+            let taken = ready.take(wants).await?;
+            count_off(wanted, taken.iter().map(|hint| &hint.line.queue));
+            hints.extend(taken);
+        }
+        Ok(hints)
+    }
+
+    async fn claim(&mut self, wanted: &BTreeMap<QueueName, usize>) -> Result<(), Error> {
+        let total: usize = wanted.values().sum();
+        let limit = 2 + total.div_ceil(BATCH_MAX).min(8);
+        let lines = lines_of(wanted.keys().cloned().collect());
+        let segments = self.core.store.claim(lines, CLAIM_FOR, limit).await?;
+        self.core.metrics.direct_claims(segments.iter().map(|s| s.jobs.len()).sum());
+        self.claim_until = Instant::now() + CLAIM_FOR;
+        for segment in segments {
+            let candidate = |job| Candidate { job, line: segment.line.clone(), source: Source::Claim };
+            self.claimed.extend(segment.jobs.iter().copied().map(candidate));
+        }
+        Ok(())
+    }
+
+    async fn promise(&self, candidate: Candidate, to: Arc<Live>) {
+        let Ok(under_way) = self.under_way.clone().acquire_owned().await else {
+            return;
+        };
+        let lane = self.lanes.get(lane_of(&to));
+        let promise = Promise { candidate, to, _under_way: under_way };
+        // A lane has room for all that may be under way.
+        if let Some(lane) = lane
+            && let Err(promise) = lane.push(promise)
+        {
+            let missed = vec![promise.candidate.line.queue.clone()];
+            promise.to.feed(Event::Granted { jobs: Vec::new(), missed });
+            give_back(&self.core, vec![promise.candidate]).await;
+        }
+    }
+}
+
+enum Looked {
+    Found,
+    Nothing,
+    Fault,
+}
+
+impl From<Hint> for Candidate {
+    fn from(hint: Hint) -> Self {
+        Self { job: hint.job, line: hint.line.clone(), source: Source::Hint(hint) }
+    }
+}
+
+/// Free slots at the beginning of a round, by queue.
+struct Slots {
+    queues: BTreeMap<QueueName, Takers>,
+}
+
+struct Takers {
+    sessions: Vec<(Arc<Live>, u32)>,
+    next: usize,
+}
+
+impl Slots {
+    fn count(core: &Core, turn: usize) -> Self {
+        let mut queues: BTreeMap<QueueName, Takers> = BTreeMap::new();
+        for live in core.sessions.all() {
+            for queue in live.queues() {
+                let free = live.free(&queue);
+                if free > 0 {
+                    let takers = queues.entry(queue).or_insert(Takers { sessions: Vec::new(), next: turn });
+                    takers.sessions.push((live.clone(), free));
+                }
+            }
+        }
+        Self { queues }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.queues.is_empty()
+    }
+
+    /// How many jobs of each queue could be placed.
+    fn wanted(&self) -> BTreeMap<QueueName, usize> {
+        let free = |takers: &Takers| takers.sessions.iter().map(|(_, free)| *free as usize).sum();
+        self.queues.iter().map(|(queue, takers)| (queue.clone(), free(takers))).collect()
+    }
+
+    /// Reserves the next free slot of a queue, going round its sessions.
+    fn assign(&mut self, queue: &QueueName) -> Option<Arc<Live>> {
+        let takers = self.queues.get_mut(queue)?;
+        while !takers.sessions.is_empty() {
+            let at = takers.next % takers.sessions.len();
+            let (live, free) = takers.sessions.get_mut(at)?;
+            // What was free a moment ago may be taken: a session can subscribe to several queues.
+            if *free > 0 && live.reserve(queue) {
+                *free -= 1;
+                takers.next = at + 1;
+                return Some(live.clone());
+            }
+            takers.sessions.swap_remove(at);
+        }
+        None
+    }
+}
+
+fn take_claimed(
+    claimed: &mut VecDeque<Candidate>,
+    wanted: &mut BTreeMap<QueueName, usize>,
+    found: &mut Vec<Candidate>,
+) {
+    let mut kept = VecDeque::new();
+    for candidate in claimed.drain(..) {
+        match wanted.get_mut(&candidate.line.queue) {
+            Some(count) if *count > 0 => {
+                *count -= 1;
+                found.push(candidate);
+            }
+            _ => kept.push_back(candidate),
+        }
+    }
+    *claimed = kept;
+}
+
+fn count_off<'a>(wanted: &mut BTreeMap<QueueName, usize>, queues: impl Iterator<Item = &'a QueueName>) {
+    for queue in queues {
+        if let Some(count) = wanted.get_mut(queue) {
+            *count = count.saturating_sub(1);
+        }
+    }
+}
+
+fn lane_of(live: &Live) -> usize {
+    let mut hasher = DefaultHasher::new();
+    live.attached().session.hash(&mut hasher);
+    usize::try_from(hasher.finish() % LANES as u64).unwrap_or(0)
+}
+
+/// One flush of a lane: leases by one guarded write, then a frame for each session that got some.
+async fn grant(core: Arc<Core>, batch: Vec<Promise>) {
+    let asks = batch.iter().map(|p| Ask { job: p.candidate.job, to: p.to.attached() }).collect();
+    let answers = match core.store.grant(core.node, asks).await {
+        Ok(answers) => answers,
+        Err(error) => {
+            warn!(%error, jobs = batch.len(), "no leases granted");
+            batch.iter().map(|_| Granted::Locked).collect()
+        }
+    };
+    core.metrics.batch("grant", batch.len());
+    let mut sessions: BTreeMap<crate::job::SessionId, (Arc<Live>, Outcome)> = BTreeMap::new();
+    let mut spent = Vec::new();
+    let mut returned = Vec::new();
+    for (promise, answer) in batch.into_iter().zip(answers) {
+        let id = promise.to.attached().session;
+        let (_, outcome) = sessions.entry(id).or_insert_with(|| (promise.to.clone(), Outcome::default()));
+        let queue = promise.candidate.line.queue.clone();
+        match answer {
+            Granted::Lease(job) => {
+                core.metrics.started(&queue, job.waited);
+                debug!(job_id = %job.lease.job, attempt = job.lease.attempt, %queue, session = %id, "granted");
+                outcome.jobs.push(*job);
+                spent.push(promise.candidate);
+            }
+            Granted::NotQueued => {
+                outcome.missed.push(queue);
+                spent.push(promise.candidate);
+            }
+            Granted::Locked => {
+                outcome.missed.push(queue);
+                returned.push(promise.candidate);
+            }
+            Granted::SessionLost => {
+                outcome.missed.push(queue);
+                outcome.lost = true;
+                returned.push(promise.candidate);
+            }
+        }
+    }
+    for (live, outcome) in sessions.into_values() {
+        live.feed(Event::Granted { jobs: outcome.jobs, missed: outcome.missed });
+        if outcome.lost {
+            live.feed(Event::SessionLost);
+        }
+    }
+    settle(&core, spent).await;
+    give_back(&core, returned).await;
+}
+
+#[derive(Default)]
+struct Outcome {
+    jobs: Vec<LeasedJob>,
+    missed: Vec<QueueName>,
+    lost: bool,
+}
+
+fn hints(candidates: Vec<Candidate>) -> Vec<Hint> {
+    let hint = |candidate: Candidate| match candidate.source {
+        Source::Hint(hint) => Some(hint),
+        Source::Claim => None,
+    };
+    candidates.into_iter().filter_map(hint).collect()
+}
+
+async fn settle(core: &Core, spent: Vec<Candidate>) {
+    let hints = hints(spent);
+    if !hints.is_empty()
+        && let Err(error) = core.ready.settle(hints).await
+    {
+        debug!(%error, "hints not settled; the guards will drop them");
+        core.ready_failed();
+    }
+}
+
+async fn give_back(core: &Core, candidates: Vec<Candidate>) {
+    let hints = hints(candidates);
+    if !hints.is_empty()
+        && let Err(error) = core.ready.put_back(hints).await
+    {
+        debug!(%error, "hints not put back; they will be taken over or offered again");
+        core.ready_failed();
+    }
+}

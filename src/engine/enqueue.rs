@@ -1,0 +1,161 @@
+//! Accepting jobs: single calls wait with their neighbours for one flush, a batch is its own. OK only after the commit.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tracing::debug;
+
+use super::batch::{Batcher, Bounds};
+use super::jobs::Accepted;
+use super::offer::Offers;
+use super::tasks::Tasks;
+use super::Core;
+use crate::error::{Error, Limit, Result};
+use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX};
+use crate::job::{JobId, NewJob};
+use crate::store::{EnqueueAnswer, Enqueued, Unit};
+
+/// How often a flush whose outcome is not known is run again with the same ids.
+const TRIES: u32 = 3;
+
+/// Where single jobs go.
+#[derive(Debug)]
+pub struct Enqueues {
+    core: Arc<Core>,
+    offers: Offers,
+    batcher: Batcher<Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    job: NewJob,
+    answer: oneshot::Sender<Result<Enqueued>>,
+}
+
+impl Enqueues {
+    pub(super) fn start(tasks: &Tasks, core: Arc<Core>, offers: Offers) -> Self {
+        let bounds = Bounds { lanes: 2, waiting: 10_000, items: BATCH_MAX, bytes: BATCH_BYTES_MAX };
+        let size = |waiting: &Waiting| size(&waiting.job);
+        let (flush_core, flush_offers) = (core.clone(), offers.clone());
+        let flush = move |batch| flush(flush_core.clone(), flush_offers.clone(), batch);
+        Self { core, offers, batcher: Batcher::start(tasks, bounds, size, flush) }
+    }
+
+    /// Accepts one job, together with whatever else arrives.
+    pub async fn one(&self, job: NewJob, field: impl Fn(&str) -> String) -> Result<Accepted> {
+        let id = job.id;
+        let (answer, answered) = oneshot::channel();
+        self.batcher.push(Waiting { job, answer }).map_err(|_| Error::LimitReached {
+            limit: Limit::Busy,
+            retry_after: Duration::from_secs(1),
+        })?;
+        let enqueued = answered.await.map_err(Error::internal)??;
+        accepted(enqueued, id, field)?.ok_or_else(|| Error::internal("a single job was not tried"))
+    }
+
+    /// Accepts all jobs or none. `field` names the field of the i-th one.
+    pub async fn all(&self, jobs: Vec<NewJob>, field: impl Fn(usize, &str) -> String) -> Result<Vec<Accepted>> {
+        let jobs: Arc<[NewJob]> = jobs.into();
+        let (core, offers, unit) = (self.core.clone(), self.offers.clone(), jobs.clone());
+        // In a task of its own: a caller that leaves stops nothing half-way (I10).
+        let write = tokio::spawn(async move {
+            let answer = write(&core, unit.clone(), Unit::All).await?;
+            count(&core, &answer.jobs);
+            offers.offer(answer.segments);
+            Ok::<_, Error>(answer.jobs)
+        });
+        let answers = write.await.map_err(Error::internal)??;
+        let mut taken = Vec::with_capacity(jobs.len());
+        for (i, (enqueued, job)) in answers.into_iter().zip(jobs.iter()).enumerate() {
+            taken.extend(accepted(enqueued, job.id, |name| field(i, name))?);
+        }
+        match taken.len() == jobs.len() {
+            true => Ok(taken),
+            false => Err(Error::internal("a batch was refused without a reason")),
+        }
+    }
+}
+
+async fn flush(core: Arc<Core>, offers: Offers, batch: Vec<Waiting>) {
+    let (jobs, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|w| (w.job, w.answer)).unzip();
+    let mut open = vec![(Arc::<[NewJob]>::from(jobs), answers)];
+    while let Some((jobs, mut answers)) = open.pop() {
+        match write(&core, jobs.clone(), Unit::Each).await {
+            Ok(answer) => {
+                count(&core, &answer.jobs);
+                for (enqueued, waiting) in answer.jobs.into_iter().zip(answers) {
+                    // Its caller may have left; the job stays.
+                    drop(waiting.send(Ok(enqueued)));
+                }
+                offers.offer(answer.segments);
+            }
+            // Something in the data that no check foresaw must fail its own caller only: halve until it is alone.
+            Err(Error::Internal(cause)) if jobs.len() > 1 => {
+                debug!(%cause, jobs = jobs.len(), "batch is split");
+                let half = answers.split_off(jobs.len() / 2);
+                let (front, back) = jobs.split_at(jobs.len() / 2);
+                open.push((back.into(), half));
+                open.push((front.into(), answers));
+            }
+            Err(error) => answers.into_iter().for_each(|waiting| drop(waiting.send(Err(error.clone())))),
+        }
+    }
+}
+
+async fn write(core: &Core, jobs: Arc<[NewJob]>, unit: Unit) -> Result<EnqueueAnswer> {
+    let mut tries = 1;
+    loop {
+        match core.store.enqueue(jobs.clone(), unit).await {
+            // The ids make it safe to run again: what was committed answers as existing.
+            Err(Error::OutcomeUnknown) if tries < TRIES => tries += 1,
+            Ok(mut answer) if tries > 1 => {
+                mark_created(&mut answer);
+                return Ok(answer);
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// After a run in doubt, what exists untouched was most likely created by that run: its caller asked once, so tell it
+/// that the job is new.
+fn mark_created(answer: &mut EnqueueAnswer) {
+    for enqueued in &mut answer.jobs {
+        if let Enqueued::Existed(job) = enqueued
+            && job.revision == 1
+        {
+            *enqueued = Enqueued::Created(job.clone());
+        }
+    }
+}
+
+fn count(core: &Core, answers: &[Enqueued]) {
+    core.metrics.batch("enqueue", answers.len());
+    for answer in answers {
+        if let Enqueued::Created(job) = answer {
+            core.metrics.enqueued(&job.spec.queue, 1);
+        }
+    }
+}
+
+fn accepted(enqueued: Enqueued, id: JobId, field: impl Fn(&str) -> String) -> Result<Option<Accepted>> {
+    match enqueued {
+        Enqueued::Created(job) => Ok(Some(Accepted { job, existed: false })),
+        Enqueued::Existed(job) => Ok(Some(Accepted { job, existed: true })),
+        Enqueued::Conflict => Err(Error::IdConflict(id)),
+        Enqueued::IdOutOfTime => {
+            let why = format!("must have been made within the last {ID_AGE_MAX:?} and not {ID_AHEAD_MAX:?} ahead");
+            Err(Error::field(field("job_id"), why))
+        }
+        Enqueued::StartTooFar => {
+            Err(Error::field(field("run_time"), format!("must be at most {SPAN_MAX:?} ahead")))
+        }
+        Enqueued::NotTried => Ok(None),
+    }
+}
+
+fn size(job: &NewJob) -> usize {
+    let words: usize = job.spec.labels.iter().chain(&job.spec.headers).map(|(k, v)| k.len() + v.len()).sum();
+    job.payload.data.len() + words + 200
+}

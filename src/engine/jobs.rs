@@ -1,0 +1,107 @@
+//! What those who enqueue can ask: get, list, cancel, retry.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{debug, info};
+
+use super::{Engine, sessions};
+use crate::error::{Error, Result};
+use crate::job::{Job, JobId, NewJob, View};
+use crate::store::{Cancelled, JobFilter, JobPage, Retried};
+
+/// A job that is durable.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Accepted {
+    /// The job, in a basic view.
+    pub job: Job,
+    /// It was there before this call.
+    pub existed: bool,
+}
+
+impl Engine {
+    /// Accepts one job. `field(name)` is what the caller calls a field of it, for errors.
+    ///
+    /// # Errors
+    /// `InvalidArgument` (an id out of its time), `IdConflict`, `LimitReached`, and the store's.
+    pub async fn enqueue(&self, job: NewJob, field: impl Fn(&str) -> String) -> Result<Accepted> {
+        self.enqueues.one(job, field).await
+    }
+
+    /// Accepts all jobs or none. `field(i, name)` is what the caller calls a field of the i-th, for errors.
+    ///
+    /// # Errors
+    /// As for one.
+    pub async fn enqueue_batch(
+        &self,
+        jobs: Vec<NewJob>,
+        field: impl Fn(usize, &str) -> String,
+    ) -> Result<Vec<Accepted>> {
+        self.enqueues.all(jobs, field).await
+    }
+
+    /// Reads a job; with `wait`, as soon as it is final, or when the wait is over.
+    ///
+    /// # Errors
+    /// `JobNotFound`, and the store's.
+    pub async fn get(&self, id: JobId, view: View, wait: Duration) -> Result<Job> {
+        let until = Instant::now() + wait;
+        let change = self.core.watches.watch(id);
+        loop {
+            let found = self.core.store.get(vec![id], view).await?.into_iter().next().flatten();
+            let job = found.ok_or_else(|| Error::JobNotFound(id.to_string()))?;
+            if wait.is_zero() || job.state.is_final() || Instant::now() >= until {
+                return Ok(job);
+            }
+            // Cancel safe: a change that comes between two waits is kept.
+            let _ = tokio::time::timeout_at(until, change.next()).await;
+        }
+    }
+
+    /// Lists jobs below `before`, newest first.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn list(&self, filter: JobFilter, before: Option<JobId>, size: usize, view: View) -> Result<JobPage> {
+        self.core.store.list(filter, before, size, view).await
+    }
+
+    /// Cancels a job that is not final, and tells its worker if it runs.
+    ///
+    /// # Errors
+    /// `JobNotFound`, `WrongState`, and the store's.
+    pub async fn cancel(&self, id: JobId, reason: String) -> Result<Job> {
+        match self.core.store.cancel(id, reason).await? {
+            Cancelled::Done(job, running) => {
+                info!(job_id = %id, queue = %job.spec.queue, attempt = job.attempt, "job cancelled");
+                self.core.watches.changed(id);
+                if let Some((lease, session)) = running
+                    && !sessions::cancel(&self.core, session, lease)
+                    && let Err(error) = self.core.ready.nudge().await
+                {
+                    debug!(%error, "no nudge; the other nodes look at the signals by themselves");
+                }
+                Ok(job)
+            }
+            Cancelled::Already(job) => Ok(job),
+            Cancelled::WrongState(is) => Err(Error::WrongState { job: id, is, verb: "cancel" }),
+            Cancelled::NotFound => Err(Error::JobNotFound(id.to_string())),
+        }
+    }
+
+    /// Brings a FAILED or CANCELLED job back, due after `delay`.
+    ///
+    /// # Errors
+    /// `JobNotFound`, `WrongState`, and the store's.
+    pub async fn retry(&self, id: JobId, delay: Duration) -> Result<Job> {
+        match self.core.store.retry(id, delay).await? {
+            Retried::Done(job, segments) => {
+                info!(job_id = %id, queue = %job.spec.queue, "job retried by hand");
+                self.offers.offer(segments);
+                Ok(job)
+            }
+            Retried::WrongState(is) => Err(Error::WrongState { job: id, is, verb: "retry" }),
+            Retried::NotFound => Err(Error::JobNotFound(id.to_string())),
+        }
+    }
+}

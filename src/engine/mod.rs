@@ -1,0 +1,283 @@
+//! The engine joins the store and the ready-list, and is the only place that has both. Faces call it; it calls nobody.
+//!
+//! ```text
+//! enqueue ─> store ─> offer ─> ready-list ─> dispatch ─> store (grant) ─> sessions ─> worker
+//!                                                          results, renewals <─ sessions
+//! loops: promote, expire, reconcile, retain, tidy, signals, health
+//! ```
+
+mod batch;
+mod dispatch;
+mod enqueue;
+mod jobs;
+mod loops;
+mod offer;
+mod outbox;
+pub mod page;
+mod renew;
+mod results;
+mod sessions;
+mod tasks;
+mod watch;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+pub use jobs::Accepted;
+pub use outbox::Outbox;
+pub use sessions::Live;
+
+use crate::error::{Error, Result};
+use crate::job::limits::LEASE_TTL_DEFAULT;
+use crate::job::{Ending, JobId, Lease, NodeId, Outcome, Priority, QueueName, SessionId, Verdict};
+use crate::ready::ReadyList;
+use crate::session::Event;
+use crate::session::message::Hello;
+use crate::store::{Line, Store};
+use crate::telemetry::Metrics;
+use enqueue::Enqueues;
+use offer::Offers;
+use renew::Renewals;
+use results::Results;
+use sessions::{Outlets, Registry};
+use tasks::Tasks;
+use watch::Watches;
+
+/// How long the engine's own tasks may take to end once they are told to.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+
+/// What a user may choose.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Name of the node, for people.
+    pub node_name: String,
+    /// How long a lease lives when its worker has no wish.
+    pub lease_ttl: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { node_name: "leasehold".into(), lease_ttl: LEASE_TTL_DEFAULT }
+    }
+}
+
+/// How the node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Health {
+    /// The store answers. Without it nothing is accepted or handed out.
+    pub store: bool,
+    /// The ready-list answers. Without it hand-out goes on by direct claims, slower.
+    pub ready_list: bool,
+    /// The node is leaving.
+    pub draining: bool,
+}
+
+/// One server node.
+pub struct Engine {
+    core: Arc<Core>,
+    options: Options,
+    tasks: Tasks,
+    enqueues: Enqueues,
+    offers: Offers,
+    outlets: Outlets,
+}
+
+/// What all parts of the engine share.
+pub(crate) struct Core {
+    store: Arc<dyn Store>,
+    ready: Arc<dyn ReadyList>,
+    node: NodeId,
+    metrics: Arc<Metrics>,
+    sessions: Registry,
+    watches: Watches,
+    /// Rings when there may be a job for a free slot.
+    wake: Notify,
+    /// Rings when other nodes may have something to say.
+    nudged: Notify,
+    store_away: AtomicBool,
+    ready_away: AtomicBool,
+    draining: AtomicBool,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("node", &self.core.node).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Starts a node over a store whose schema is in place. `node` is its identity in both stores.
+    pub fn start(
+        store: Arc<dyn Store>,
+        ready: Arc<dyn ReadyList>,
+        node: NodeId,
+        metrics: Arc<Metrics>,
+        options: Options,
+    ) -> Arc<Self> {
+        let core = Arc::new(Core {
+            store,
+            ready,
+            node,
+            metrics,
+            sessions: Registry::default(),
+            watches: Watches::default(),
+            wake: Notify::new(),
+            nudged: Notify::new(),
+            store_away: AtomicBool::new(false),
+            ready_away: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+        });
+        let tasks = Tasks::default();
+        let offers = Offers::start(&tasks, core.clone());
+        let enqueues = Enqueues::start(&tasks, core.clone(), offers.clone());
+        let results = Results::start(&tasks, core.clone(), offers.clone());
+        let renewals = Renewals::start(&tasks, core.clone());
+        dispatch::start(&tasks, core.clone());
+        loops::start(&tasks, core.clone(), &offers);
+        info!(node = %node, name = options.node_name, "node starts");
+        Arc::new(Self { core, options, tasks, enqueues, offers, outlets: Outlets { results, renewals } })
+    }
+
+    /// A new id for a job whose caller sent none.
+    pub fn fresh_id(&self) -> JobId {
+        JobId::from_store(Uuid::now_v7())
+    }
+
+    /// How the node is, as of about a second ago.
+    pub fn health(&self) -> Health {
+        Health {
+            store: !self.core.store_away.load(Ordering::Relaxed),
+            ready_list: !self.core.ready_is_away(),
+            draining: self.core.is_draining(),
+        }
+    }
+
+    /// The node's numbers.
+    pub fn metrics(&self) -> &Metrics {
+        &self.core.metrics
+    }
+
+    /// Opens a session for a worker's stream.
+    ///
+    /// # Errors
+    /// What is wrong with the Hello; `Draining`; `LimitReached`; the store's.
+    pub async fn open_session(&self, hello: Hello) -> Result<Arc<Live>> {
+        if self.core.is_draining() {
+            return Err(Error::Draining);
+        }
+        // In a task of its own: a caller that leaves must not leave half a session behind.
+        let (core, outlets, options) = (self.core.clone(), self.outlets.clone(), self.options.clone());
+        let opening = tokio::spawn(async move { sessions::open(&core, outlets, &options, hello).await });
+        let live = opening.await.map_err(Error::internal)??;
+        if self.core.is_draining() {
+            live.feed(Event::Drain(Duration::from_secs(1)));
+        }
+        Ok(live)
+    }
+
+    /// Forgets a session whose stream is gone. Its leases live on until their time is over.
+    pub fn forget_session(&self, live: &Live) {
+        self.core.sessions.remove(live.attached().session);
+    }
+
+    /// Records results that come without a stream, under the session of `token`.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn report(&self, token: &[u8], results: Vec<(Lease, Outcome)>) -> Result<Vec<Verdict>> {
+        let session = SessionId::of_token(token);
+        let endings: Vec<Ending> =
+            results.into_iter().map(|(lease, outcome)| results::ending(lease, session, outcome)).collect();
+        let (core, offers) = (self.core.clone(), self.offers.clone());
+        let recording = tokio::spawn(async move { results::record(&core, &offers, endings).await });
+        recording.await.map_err(Error::internal)?
+    }
+
+    /// Takes no more workers, tells those that are here to move, and waits until they have, at most `grace`.
+    pub async fn drain(&self, grace: Duration) {
+        self.core.draining.store(true, Ordering::SeqCst);
+        let sessions = self.core.sessions.all();
+        info!(sessions = sessions.len(), ?grace, "node drains");
+        for live in sessions {
+            live.feed(Event::Drain(grace));
+        }
+        let until = tokio::time::Instant::now() + grace;
+        while self.core.sessions.count() > 0 && tokio::time::Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        for live in self.core.sessions.all() {
+            live.outbox().close(Some(Error::Draining));
+            self.forget_session(&live);
+        }
+    }
+
+    /// Ends the node's loops. Everything that was accepted is durable before this returns.
+    pub async fn stop(&self) {
+        if !self.tasks.stop(STOP_WITHIN).await {
+            warn!("some tasks did not end in time");
+        }
+        info!(node = %self.core.node, "node stopped");
+    }
+}
+
+impl Core {
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
+    fn ready_is_away(&self) -> bool {
+        self.ready_away.load(Ordering::Relaxed)
+    }
+
+    fn store_is_away(&self) -> bool {
+        self.store_away.load(Ordering::Relaxed)
+    }
+
+    fn store_answered(&self, answered: bool) {
+        if self.store_away.swap(!answered, Ordering::Relaxed) == answered {
+            match answered {
+                true => info!("the store is back"),
+                false => warn!("the store is away: nothing is accepted or handed out"),
+            }
+        }
+    }
+
+    /// The ready-list failed: direct claims take over until it answers.
+    fn ready_failed(&self) {
+        if !self.ready_away.swap(true, Ordering::Relaxed) {
+            warn!("degraded: the ready-list is away, jobs are claimed directly");
+            self.metrics.ready_list_degraded(true);
+        }
+    }
+
+    fn ready_answered(&self) {
+        if self.ready_away.swap(false, Ordering::Relaxed) {
+            info!("the ready-list is back");
+            self.metrics.ready_list_degraded(false);
+        }
+    }
+
+    /// An attempt ended: wakes who waits for the job.
+    fn ended(&self, ending: &Ending, verdict: &Verdict) {
+        if matches!(verdict, Verdict::Recorded(state) if state.is_final()) {
+            self.watches.changed(ending.lease.job);
+        }
+    }
+}
+
+/// The lines of some queues, those that are handed out first in front.
+fn lines_of(queues: Vec<QueueName>) -> Vec<Line> {
+    let of = |priority: Priority| queues.iter().map(move |queue| Line { queue: queue.clone(), priority });
+    Priority::ALL.into_iter().flat_map(of).collect()
+}

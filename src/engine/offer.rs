@@ -1,0 +1,75 @@
+//! Tells the ready-list of jobs that became QUEUED, and the store where they stand there. Only speed depends on it:
+//! what is not offered now, reconcile offers later.
+
+use std::sync::Arc;
+
+use tracing::debug;
+
+use super::batch::{Batcher, Bounds};
+use super::tasks::Tasks;
+use super::Core;
+use crate::store::{Offer, Segment};
+
+/// Where new segments go.
+#[derive(Debug, Clone)]
+pub struct Offers {
+    core: Arc<Core>,
+    batcher: Batcher<Segment>,
+}
+
+impl Offers {
+    pub(super) fn start(tasks: &Tasks, core: Arc<Core>) -> Self {
+        let marks = Bounds { lanes: 1, waiting: 10_000, items: 1_000, bytes: usize::MAX };
+        let marker = core.clone();
+        let marks = Batcher::start(tasks, marks, |_| 0, move |batch| mark(marker.clone(), batch));
+        let bounds = Bounds { lanes: 2, waiting: 1_000, items: 100, bytes: 4_000 };
+        let offerer = core.clone();
+        let flush = move |batch| offer_batch(offerer.clone(), marks.clone(), batch);
+        Self { core, batcher: Batcher::start(tasks, bounds, |segment: &Segment| segment.jobs.len(), flush) }
+    }
+
+    /// Passes segments on. Without a ready-list, or when too many wait, they are left to direct claims and reconcile.
+    pub fn offer(&self, segments: Vec<Segment>) {
+        let away = self.core.ready_is_away();
+        for segment in segments {
+            if away || self.batcher.push(segment).is_err() {
+                self.core.wake.notify_one();
+            }
+        }
+    }
+}
+
+/// Offers segments now and returns whether the ready-list took them.
+pub async fn offer_now(core: &Core, segments: Vec<Segment>) -> Option<Vec<Offer>> {
+    let lines = segments.iter().map(|s| (s.line.clone(), s.jobs.clone())).collect();
+    match core.ready.offer(lines).await {
+        Ok(placed) => {
+            core.ready_answered();
+            let offers = segments.iter().zip(placed);
+            Some(offers.map(|(s, p)| Offer { segment: s.id, epoch: p.epoch, last: p.last }).collect())
+        }
+        Err(error) => {
+            debug!(%error, segments = segments.len(), "segments not offered");
+            core.ready_failed();
+            None
+        }
+    }
+}
+
+async fn offer_batch(core: Arc<Core>, marks: Batcher<Offer>, segments: Vec<Segment>) {
+    match offer_now(&core, segments).await {
+        // A mark that is lost only makes reconcile offer a segment twice, and guards drop the copies.
+        Some(offers) => {
+            for offer in offers {
+                let _ = marks.push(offer);
+            }
+        }
+        None => core.wake.notify_one(),
+    }
+}
+
+async fn mark(core: Arc<Core>, offers: Vec<Offer>) {
+    if let Err(error) = core.store.offered(offers).await {
+        debug!(%error, "offers not marked");
+    }
+}

@@ -1,0 +1,108 @@
+//! What waits to be sent to one worker: bounded in bytes, and never waited for by whoever adds to it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use super::Core;
+use crate::error::Error;
+use crate::job::limits::{OUTBOX_BYTES_HARD, OUTBOX_BYTES_SOFT};
+use crate::session::message::ServerMessage;
+
+/// Messages for one worker, in order, and how the stream ends after them.
+#[derive(Debug)]
+pub struct Outbox {
+    inner: Mutex<Inner>,
+    core: Arc<Core>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    messages: VecDeque<ServerMessage>,
+    bytes: usize,
+    end: Option<Option<Error>>,
+    reader: Option<Waker>,
+    closed: Option<Waker>,
+}
+
+impl Outbox {
+    pub(super) fn new(core: Arc<Core>) -> Self {
+        Self { inner: Mutex::default(), core }
+    }
+
+    /// Adds a message. `false`: the worker reads too slowly for that.
+    pub fn push(&self, message: ServerMessage) -> bool {
+        let mut inner = self.lock();
+        let bytes = inner.bytes + message.size();
+        // A heartbeat's answer replaces the one before: a worker that reads nothing piles up nothing by them.
+        if let (Some(ServerMessage::HeartbeatAck { .. }), ServerMessage::HeartbeatAck { .. }) =
+            (inner.messages.back(), &message)
+        {
+            inner.messages.pop_back();
+        } else if bytes > OUTBOX_BYTES_HARD && !inner.messages.is_empty() {
+            return false;
+        } else {
+            inner.bytes = bytes;
+        }
+        inner.messages.push_back(message);
+        wake(inner.reader.take());
+        true
+    }
+
+    /// Ends the stream after what is in it; with an error, at once.
+    pub fn close(&self, error: Option<Error>) {
+        let mut inner = self.lock();
+        if inner.end.is_none() {
+            inner.end = Some(error);
+        }
+        wake(inner.reader.take());
+        wake(inner.closed.take());
+    }
+
+    /// Bytes that wait.
+    pub fn bytes(&self) -> usize {
+        self.lock().bytes
+    }
+
+    /// Ready when the stream is to end. For the one task that reads from the worker.
+    pub fn poll_closed(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut inner = self.lock();
+        match inner.end {
+            Some(_) => Poll::Ready(()),
+            None => {
+                inner.closed = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    /// The next message; `None` when the stream ends in order. For the one task that writes to the worker.
+    pub fn poll_next(&self, context: &mut Context<'_>) -> Poll<Option<Result<ServerMessage, Error>>> {
+        let mut inner = self.lock();
+        if let Some(message) = inner.messages.pop_front() {
+            let before = inner.bytes;
+            inner.bytes = before.saturating_sub(message.size());
+            if before >= OUTBOX_BYTES_SOFT && inner.bytes < OUTBOX_BYTES_SOFT {
+                self.core.wake.notify_one();
+            }
+            return Poll::Ready(Some(Ok(message)));
+        }
+        match inner.end.as_mut() {
+            Some(end) => Poll::Ready(end.take().map(Err)),
+            None => {
+                inner.reader = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}

@@ -1,0 +1,158 @@
+//! Results: endings from all sessions of the node, recorded in batches, verdicts back to whoever asked.
+
+use std::sync::Arc;
+
+use tracing::{debug, warn};
+
+use super::batch::{Batcher, Bounds};
+use super::offer::Offers;
+use super::sessions::Live;
+use super::tasks::Tasks;
+use super::Core;
+use crate::error::{Error, Result};
+use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX};
+use crate::job::{Ending, Lease, Outcome, SessionId, Verdict};
+use crate::session::Event;
+
+/// Where results go.
+#[derive(Debug, Clone)]
+pub struct Results {
+    batcher: Batcher<RecordRequest>,
+}
+
+/// Endings of one session, from one message, so that they are answered by one.
+#[derive(Debug)]
+pub struct RecordRequest {
+    live: Arc<Live>,
+    endings: Vec<(Lease, Outcome)>,
+    by: By,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum By {
+    Worker,
+    Timeout,
+}
+
+impl RecordRequest {
+    pub(super) fn worker(live: Arc<Live>, endings: Vec<(Lease, Outcome)>) -> Self {
+        Self { live, endings, by: By::Worker }
+    }
+
+    pub(super) fn timeout(live: Arc<Live>, lease: Lease) -> Self {
+        Self { live, endings: vec![(lease, Outcome::TimedOut)], by: By::Timeout }
+    }
+
+    fn failed(self) {
+        let leases = self.endings.into_iter().map(|(lease, _)| lease);
+        match self.by {
+            By::Worker => {
+                let leases = leases.collect();
+                self.live.feed(Event::RecordFailed(leases));
+            }
+            By::Timeout => leases.for_each(|lease| self.live.feed(Event::TimeoutRecorded(lease, false))),
+        }
+    }
+
+    fn answered(self, verdicts: Vec<Verdict>) {
+        let judged: Vec<_> = self.endings.iter().map(|(lease, _)| *lease).zip(verdicts).collect();
+        match self.by {
+            By::Worker => self.live.feed(Event::Verdicts(judged)),
+            By::Timeout => {
+                judged.into_iter().for_each(|(lease, _)| self.live.feed(Event::TimeoutRecorded(lease, true)));
+            }
+        }
+    }
+}
+
+impl Results {
+    pub(super) fn start(tasks: &Tasks, core: Arc<Core>, offers: Offers) -> Self {
+        let bounds = Bounds { lanes: 2, waiting: 4 * BATCH_MAX, items: BATCH_MAX, bytes: BATCH_BYTES_MAX };
+        let flush = move |batch| flush(core.clone(), offers.clone(), batch);
+        Self { batcher: Batcher::start(tasks, bounds, size, flush) }
+    }
+
+    /// Takes a request; it is answered by an event to its session. When too many wait, it is answered as failed, and
+    /// the worker sends it again.
+    pub(super) fn record(&self, request: RecordRequest) {
+        if let Err(refused) = self.batcher.push(request) {
+            // Called under the session's lock, so the answer must come from outside of it.
+            tokio::spawn(async move { refused.failed() });
+        }
+    }
+}
+
+/// Records endings at once, as a batch of their own: for results that come without a stream.
+///
+/// # Errors
+/// The store's.
+pub async fn record(core: &Core, offers: &Offers, endings: Vec<Ending>) -> Result<Vec<Verdict>> {
+    let answer = match core.store.finish(endings.clone()).await {
+        // Fenced and told apart from copies, so it is safe to ask again.
+        Err(Error::OutcomeUnknown) => core.store.finish(endings.clone()).await,
+        answer => answer,
+    }?;
+    core.metrics.batch("finish", endings.len());
+    for (ending, verdict) in endings.iter().zip(&answer.verdicts) {
+        debug!(job_id = %ending.lease.job, attempt = ending.lease.attempt, session = %ending.session, ?verdict, "judged");
+        core.ended(ending, verdict);
+    }
+    offers.offer(answer.segments);
+    Ok(answer.verdicts)
+}
+
+async fn flush(core: Arc<Core>, offers: Offers, batch: Vec<RecordRequest>) {
+    // The batch's bound counts requests; a store's batch counts endings.
+    for chunk in chunks(batch) {
+        let endings = chunk.iter().flat_map(endings).collect();
+        match record(&core, &offers, endings).await {
+            Ok(verdicts) => {
+                let mut verdicts = verdicts.into_iter();
+                for request in chunk {
+                    let own = verdicts.by_ref().take(request.endings.len()).collect();
+                    request.answered(own);
+                }
+            }
+            Err(error) => {
+                warn!(%error, requests = chunk.len(), "results not recorded; they will be sent again");
+                chunk.into_iter().for_each(RecordRequest::failed);
+            }
+        }
+    }
+}
+
+fn chunks(batch: Vec<RecordRequest>) -> Vec<Vec<RecordRequest>> {
+    let mut chunks: Vec<Vec<RecordRequest>> = Vec::new();
+    let mut filled = 0;
+    for request in batch {
+        filled += request.endings.len();
+        match chunks.last_mut() {
+            Some(chunk) if filled <= BATCH_MAX => chunk.push(request),
+            _ => {
+                filled = request.endings.len();
+                chunks.push(vec![request]);
+            }
+        }
+    }
+    chunks
+}
+
+fn endings(request: &RecordRequest) -> impl Iterator<Item = Ending> + '_ {
+    let session = request.live.attached().session;
+    request.endings.iter().map(move |(lease, outcome)| ending(*lease, session, outcome.clone()))
+}
+
+/// An ending with its chance for the backoff.
+pub fn ending(lease: Lease, session: SessionId, outcome: Outcome) -> Ending {
+    Ending { lease, session, outcome, chance: rand::random() }
+}
+
+fn size(request: &RecordRequest) -> usize {
+    let outcome = |outcome: &Outcome| match outcome {
+        Outcome::Success(output) => output.as_ref().map_or(0, |o| o.data.len()),
+        Outcome::Failure(failure) => failure.message.len() + failure.detail.len(),
+        Outcome::TimedOut | Outcome::Release { .. } => 0,
+    };
+    request.endings.iter().map(|(_, o)| outcome(o) + 64).sum()
+}
+

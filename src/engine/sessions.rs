@@ -1,0 +1,273 @@
+//! The sessions whose streams this node has. Runs each one's state machine: feeds it events, carries out its actions.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tracing::{debug, info};
+
+use super::outbox::Outbox;
+use super::results::{RecordRequest, Results};
+use super::renew::Renewals;
+use super::{Core, Options};
+use crate::error::{Error, Limit, Result};
+use crate::job::limits::{OUTBOX_BYTES_SOFT, STREAMS_MAX};
+use crate::job::{Lease, QueueName, SessionId};
+use crate::session::message::{Hello, Welcome};
+use crate::session::{Action, Event, Session};
+use crate::store::{Attached, Line, NewSession};
+
+/// A session whose stream this node has.
+#[derive(Debug)]
+pub struct Live {
+    attached: Attached,
+    started: Instant,
+    session: Mutex<Session>,
+    outbox: Outbox,
+    /// The session's deadline may have moved.
+    moved: Notify,
+    outlets: Outlets,
+    core: Arc<Core>,
+}
+
+/// Where the actions of sessions go.
+#[derive(Debug, Clone)]
+pub struct Outlets {
+    pub(super) results: Results,
+    pub(super) renewals: Renewals,
+}
+
+impl Live {
+    /// Its identity and the number of its stream.
+    pub fn attached(&self) -> Attached {
+        self.attached
+    }
+
+    /// What is to be sent to its worker.
+    pub fn outbox(&self) -> &Outbox {
+        &self.outbox
+    }
+
+    /// Feeds one event and carries out what follows, in order. Never waits: actions go into bounded queues.
+    pub fn feed(self: &Arc<Self>, event: Event) {
+        let mut session = self.lock();
+        let before = session.deadline();
+        let mut look = false;
+        for action in session.handle(self.now(), event) {
+            look |= self.carry_out(action);
+        }
+        let moved = session.deadline() < before;
+        drop(session);
+        if moved {
+            self.moved.notify_one();
+        }
+        if look {
+            self.core.wake.notify_one();
+        }
+    }
+
+    /// Waits until the session's deadline has come. Cancel safe.
+    pub async fn deadline(&self) {
+        loop {
+            let at = self.started + self.lock().deadline();
+            if at <= Instant::now() {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep_until(at) => {}
+                () = self.moved.notified() => {}
+            }
+        }
+    }
+
+    /// Slots that are free for a queue. None while the worker lets what it was sent pile up.
+    pub fn free(&self, queue: &QueueName) -> u32 {
+        match self.outbox.bytes() < OUTBOX_BYTES_SOFT {
+            true => self.lock().free(self.now(), queue),
+            false => 0,
+        }
+    }
+
+    /// Promises a slot to a grant.
+    pub fn reserve(&self, queue: &QueueName) -> bool {
+        self.lock().reserve(self.now(), queue)
+    }
+
+    /// Jobs in flight, for metrics.
+    pub fn in_flight(&self) -> u32 {
+        self.lock().in_flight()
+    }
+
+    fn carry_out(self: &Arc<Self>, action: Action) -> bool {
+        match action {
+            Action::Send(message) => {
+                if !self.outbox.push(message) {
+                    let error = Error::LimitReached { limit: Limit::Outbox, retry_after: Duration::from_secs(1) };
+                    self.close(Some(error));
+                }
+            }
+            Action::Renew => self.outlets.renewals.renew(self.clone()),
+            Action::Record(endings) => self.outlets.results.record(RecordRequest::worker(self.clone(), endings)),
+            Action::RecordTimeout(lease) => self.outlets.results.record(RecordRequest::timeout(self.clone(), lease)),
+            Action::LookForJobs => return true,
+            Action::Ended(ended) => {
+                debug!(
+                    job_id = %ended.lease.job, attempt = ended.lease.attempt, queue = %ended.queue, kind = %ended.kind,
+                    session = %self.attached.session, outcome = ended.outcome.name(), "attempt ended"
+                );
+                self.core.metrics.finished(&ended.queue, &ended.kind, ended.outcome, Some(ended.ran));
+            }
+            Action::EndSession => {
+                let (core, attached) = (self.core.clone(), self.attached);
+                tokio::spawn(async move {
+                    if let Err(error) = core.store.close_sessions(vec![attached]).await {
+                        debug!(session = %attached.session, %error, "session not dropped, it will expire");
+                    }
+                });
+            }
+            Action::Close(error) => self.close(error),
+        }
+        false
+    }
+
+    fn close(&self, error: Option<Error>) {
+        let reason = error.as_ref().map_or("OK", |error| error.code().reason);
+        info!(session = %self.attached.session, reason, "stream ends");
+        self.outbox.close(error);
+        self.core.sessions.remove(self.attached.session);
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Session> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All sessions of this node.
+#[derive(Debug, Default)]
+pub struct Registry {
+    live: Mutex<HashMap<SessionId, Arc<Live>>>,
+    opening: AtomicUsize,
+}
+
+impl Registry {
+    /// The session, if this node has its stream.
+    pub fn get(&self, id: SessionId) -> Option<Arc<Live>> {
+        self.lock().get(&id).cloned()
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<Arc<Live>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Forgets a session: its stream is gone. Its leases live on in the store.
+    pub fn remove(&self, id: SessionId) {
+        self.lock().remove(&id);
+    }
+
+    /// Every line that some session takes jobs of.
+    pub fn lines(&self) -> Vec<Line> {
+        let mut queues: Vec<QueueName> =
+            self.all().iter().flat_map(|live| live.queues()).collect();
+        queues.sort_unstable();
+        queues.dedup();
+        super::lines_of(queues)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Live>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Live {
+    /// The queues that it takes jobs of.
+    pub fn queues(&self) -> Vec<QueueName> {
+        self.lock().hello().queues.iter().map(|s| s.queue.clone()).collect()
+    }
+}
+
+/// Opens a session for a worker that said Hello: durably, then in the registry, then Welcome.
+///
+/// # Errors
+/// What the Hello's check says; `LimitReached` when the node has all the streams it takes; the store's.
+pub async fn open(core: &Arc<Core>, outlets: Outlets, options: &Options, hello: Hello) -> Result<Arc<Live>> {
+    let started = Instant::now();
+    let session = Session::open(Duration::ZERO, hello, options.lease_ttl)?;
+    let _turn = Turn::take(&core.sessions)?;
+    let token: [u8; 32] = rand::random();
+    let id = SessionId::of_token(&token);
+    let new = NewSession {
+        id,
+        node: core.node,
+        worker: session.hello().worker.clone(),
+        sdk: session.hello().sdk.clone(),
+        ttl: session.ttl(),
+    };
+    info!(session = %id, worker = new.worker, sdk = new.sdk, "session opens");
+    core.store.open_session(new).await?;
+
+    let welcome = Welcome {
+        session: id,
+        resume_token: Bytes::copy_from_slice(&token),
+        node: options.node_name.clone(),
+        heartbeat_interval: session.heartbeat_interval(),
+        lease_ttl: session.ttl(),
+        max_in_flight: session.hello().max_in_flight,
+    };
+    let live = Arc::new(Live {
+        attached: Attached { session: id, attach: 1 },
+        started,
+        session: Mutex::new(session),
+        outbox: Outbox::new(core.clone()),
+        moved: Notify::new(),
+        outlets,
+        core: core.clone(),
+    });
+    core.sessions.lock().insert(id, live.clone());
+    live.feed(Event::Opened(Box::new(welcome)));
+    Ok(live)
+}
+
+/// A place among the streams of this node, while a session is being opened.
+struct Turn<'a>(&'a Registry);
+
+impl<'a> Turn<'a> {
+    fn take(registry: &'a Registry) -> Result<Self> {
+        let turn = Self(registry);
+        let opening = registry.opening.fetch_add(1, Ordering::SeqCst);
+        match opening + registry.count() < STREAMS_MAX {
+            true => Ok(turn),
+            false => Err(Error::LimitReached { limit: Limit::Streams, retry_after: Duration::from_secs(5) }),
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.opening.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Passes a cancel on to the session that runs the attempt, if this node has it. `false`: it does not.
+pub fn cancel(core: &Core, session: SessionId, lease: Lease) -> bool {
+    match core.sessions.get(session) {
+        Some(live) => {
+            live.feed(Event::Cancel(lease));
+            true
+        }
+        None => false,
+    }
+}

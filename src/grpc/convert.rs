@@ -1,0 +1,271 @@
+//! Between the wire's messages and the domain. The wire ends here: nothing inside serialises.
+
+use std::time::Duration;
+
+use prost_types::{Duration as ProtoDuration, Timestamp as ProtoTimestamp};
+
+use crate::error::Violation;
+use crate::job::draft::{Draft, RawBackoff, RawSpan, RawStart, is_storable, span};
+use crate::job::limits::{
+    ATTEMPT_SPAN_MAX, FAILURE_DETAIL_BYTES_MAX, FAILURE_MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX, REASON_BYTES_MAX,
+    SPAN_MAX, WORD_BYTES_MAX,
+};
+use crate::job::{
+    AttemptRecord, Failure, Job, JobSpec, JobState, Lease, LeasedJob, Outcome, Payload, Priority, RetryPolicy,
+    Timestamp, Verdict, View,
+};
+use crate::proto as pb;
+
+/// An enqueue request, unchecked.
+pub fn draft(request: pb::EnqueueRequest) -> Draft {
+    let spec = request.job.unwrap_or_default();
+    Draft {
+        id: request.job_id,
+        queue: spec.queue,
+        kind: spec.kind,
+        payload: spec.payload.map(payload),
+        priority: match spec.priority {
+            0 => None,
+            number => Some(i16::try_from(number).ok().and_then(Priority::from_number).ok_or(number)),
+        },
+        start: match spec.start {
+            None => RawStart::Now,
+            Some(pb::job_spec::Start::Delay(delay)) => RawStart::Delay(raw_span(delay)),
+            Some(pb::job_spec::Start::RunTime(at)) => RawStart::At(RawSpan { seconds: at.seconds, nanos: at.nanos }),
+        },
+        max_attempts: spec.max_attempts,
+        backoff: spec.backoff.map(|backoff| RawBackoff {
+            initial: backoff.initial.map(raw_span),
+            max: backoff.max.map(raw_span),
+            factor: backoff.factor,
+        }),
+        timeout: spec.timeout.map(raw_span),
+        retention: spec.retention.map(raw_span),
+        labels: spec.labels.into_iter().collect(),
+        headers: spec.headers.into_iter().collect(),
+    }
+}
+
+/// A view; `None` for a number that is none.
+pub fn view(number: i32, default: View) -> Option<View> {
+    match pb::View::try_from(number).ok()? {
+        pb::View::Unspecified => Some(default),
+        pb::View::Basic => Some(View::Basic),
+        pb::View::Full => Some(View::Full),
+    }
+}
+
+/// A duration as it came.
+pub fn raw_span(span: ProtoDuration) -> RawSpan {
+    RawSpan { seconds: span.seconds, nanos: span.nanos }
+}
+
+/// A duration to send. The domain's are all far below the wire's bound.
+pub fn duration(span: Duration) -> ProtoDuration {
+    ProtoDuration {
+        seconds: i64::try_from(span.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(span.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+/// A job to send.
+pub fn job(job: Job) -> pb::Job {
+    pb::Job {
+        id: job.id.to_string(),
+        spec: Some(spec(job.spec, job.payload)),
+        state: state(job.state),
+        revision: job.revision,
+        attempt: job.attempt,
+        failures: job.failures,
+        lost_leases: job.lost_leases,
+        releases: job.releases,
+        output: job.output.map(proto_payload),
+        last_failure: job.last_failure.map(proto_failure),
+        worker: job.worker,
+        create_time: Some(timestamp(job.create_time)),
+        run_time: Some(timestamp(job.run_time)),
+        start_time: job.start_time.map(timestamp),
+        finish_time: job.finish_time.map(timestamp),
+        purge_time: job.purge_time.map(timestamp),
+        attempts: job.attempts.into_iter().map(attempt).collect(),
+    }
+}
+
+/// The number of a state.
+pub fn state(state: JobState) -> i32 {
+    i32::from(state.number())
+}
+
+/// A job for its worker.
+pub fn leased_job(job: LeasedJob) -> pb::LeasedJob {
+    pb::LeasedJob {
+        lease: Some(proto_lease(job.lease)),
+        queue: job.queue.as_str().to_owned(),
+        kind: job.kind.as_str().to_owned(),
+        payload: Some(proto_payload(job.payload)),
+        headers: job.headers.into_iter().collect(),
+        priority: i32::from(job.priority.number()),
+        failures: job.failures,
+        max_attempts: job.max_attempts,
+        lost_leases: job.lost_leases,
+        releases: job.releases,
+        time_left: job.time_left.map(duration),
+        waited: Some(duration(job.waited)),
+    }
+}
+
+/// A lease to send.
+pub fn proto_lease(lease: Lease) -> pb::Lease {
+    pb::Lease { job_id: lease.job.to_string(), attempt: lease.attempt }
+}
+
+/// A lease that came; `None` if it cannot be one.
+pub fn lease(lease: Option<&pb::Lease>) -> Option<Lease> {
+    let lease = lease?;
+    Some(Lease { job: crate::job::JobId::parse(&lease.job_id)?, attempt: lease.attempt })
+}
+
+/// What a worker says of an attempt, when it is to be recorded. `None`: nothing, its handler was stopped.
+///
+/// # Errors
+/// What in its content cannot be taken.
+pub fn outcome(outcome: Option<pb::result::Outcome>) -> Result<Option<Outcome>, Violation> {
+    match outcome {
+        None => Err(Violation::field("outcome", "must be set")),
+        Some(pb::result::Outcome::Stopped(_)) => Ok(None),
+        Some(pb::result::Outcome::Success(success)) => success_outcome(success).map(Some),
+        Some(pb::result::Outcome::Failure(failure)) => failure_outcome(failure).map(Some),
+        Some(pb::result::Outcome::Release(release)) => {
+            text("release.reason", &release.reason, REASON_BYTES_MAX)?;
+            let delay = bounded("release.delay", release.delay, SPAN_MAX)?.unwrap_or_default();
+            Ok(Some(Outcome::Release { delay, reason: release.reason }))
+        }
+    }
+}
+
+/// A verdict to send.
+pub fn receipt(lease: pb::Lease, verdict: Verdict) -> pb::Receipt {
+    use pb::ReceiptStatus::{Recorded, Rejected, Stale, Unknown};
+    let problem = |reason: &str, message: String, field: String| Some(pb::Problem { reason: reason.into(), message, field });
+    let (status, problem, at) = match verdict {
+        Verdict::Recorded(at) => (Recorded, None, Some(at)),
+        Verdict::Stale(reason, at) => {
+            let message = format!("the job is {}", at.name());
+            (Stale, problem(reason.name(), message, String::new()), Some(at))
+        }
+        Verdict::Rejected(violation) => {
+            let error = crate::error::Error::InvalidArgument(vec![violation.clone()]);
+            (Rejected, problem(error.code().reason, violation.why, violation.field), None)
+        }
+        Verdict::Unknown => (Unknown, problem("UNKNOWN_JOB", "there is no such job".into(), String::new()), None),
+    };
+    pb::Receipt { lease: Some(lease), status: status.into(), problem, state: at.map_or(0, state) }
+}
+
+fn success_outcome(success: pb::Success) -> Result<Outcome, Violation> {
+    let Some(output) = success.output.map(payload) else {
+        return Ok(Outcome::Success(None));
+    };
+    if output.data.len() > PAYLOAD_BYTES_MAX {
+        return Err(Violation::too_large("success.output", output.data.len(), PAYLOAD_BYTES_MAX));
+    }
+    text("success.output.content_type", &output.content_type, WORD_BYTES_MAX)?;
+    Ok(Outcome::Success(Some(output)))
+}
+
+fn failure_outcome(failure: pb::Failure) -> Result<Outcome, Violation> {
+    text("failure.type", &failure.r#type, WORD_BYTES_MAX)?;
+    text("failure.message", &failure.message, FAILURE_MESSAGE_BYTES_MAX)?;
+    text("failure.detail", &failure.detail, FAILURE_DETAIL_BYTES_MAX)?;
+    Ok(Outcome::Failure(Failure {
+        retry_after: bounded("failure.retry_after", failure.retry_after, ATTEMPT_SPAN_MAX)?,
+        kind: failure.r#type,
+        message: failure.message,
+        detail: failure.detail,
+        permanent: failure.permanent,
+    }))
+}
+
+fn text(field: &str, text: &str, max: usize) -> Result<(), Violation> {
+    match text.len() <= max && is_storable(text) {
+        true => Ok(()),
+        false => Err(Violation::field(field, format!("must have at most {max} bytes and no U+0000"))),
+    }
+}
+
+fn bounded(field: &str, raw: Option<ProtoDuration>, max: Duration) -> Result<Option<Duration>, Violation> {
+    raw.map(|raw| span(raw_span(raw), Duration::ZERO, max).map_err(|why| Violation::field(field, why))).transpose()
+}
+
+fn payload(payload: pb::Payload) -> Payload {
+    let (data, is_text) = match payload.body {
+        None => (Default::default(), false),
+        Some(pb::payload::Body::Data(data)) => (data, false),
+        Some(pb::payload::Body::Text(text)) => (text.into_bytes().into(), true),
+    };
+    let mut content_type = payload.content_type;
+    if content_type.is_empty() {
+        content_type = match is_text {
+            true => "text/plain; charset=utf-8".into(),
+            false => "application/octet-stream".into(),
+        };
+    }
+    Payload { content_type, data, is_text }
+}
+
+fn proto_payload(payload: Payload) -> pb::Payload {
+    let text = payload.is_text.then(|| std::str::from_utf8(&payload.data).ok().map(str::to_owned)).flatten();
+    let body = match text {
+        Some(text) => pb::payload::Body::Text(text),
+        None => pb::payload::Body::Data(payload.data),
+    };
+    pb::Payload { content_type: payload.content_type, body: Some(body) }
+}
+
+fn spec(spec: JobSpec, payload: Option<Payload>) -> pb::JobSpec {
+    pb::JobSpec {
+        queue: spec.queue.as_str().to_owned(),
+        kind: spec.kind.as_str().to_owned(),
+        payload: payload.map(proto_payload),
+        priority: i32::from(spec.priority.number()),
+        start: None,
+        max_attempts: spec.retry.max_attempts,
+        backoff: Some(backoff(spec.retry)),
+        timeout: Some(duration(spec.timeout.unwrap_or_default())),
+        retention: Some(duration(spec.retention)),
+        labels: spec.labels.into_iter().collect(),
+        headers: spec.headers.into_iter().collect(),
+    }
+}
+
+fn backoff(retry: RetryPolicy) -> pb::Backoff {
+    pb::Backoff { initial: Some(duration(retry.initial)), max: Some(duration(retry.max)), factor: retry.factor }
+}
+
+fn proto_failure(failure: Failure) -> pb::Failure {
+    pb::Failure {
+        r#type: failure.kind,
+        message: failure.message,
+        detail: failure.detail,
+        permanent: failure.permanent,
+        retry_after: failure.retry_after.map(duration),
+    }
+}
+
+fn attempt(attempt: AttemptRecord) -> pb::Attempt {
+    pb::Attempt {
+        attempt: attempt.attempt,
+        worker: attempt.worker,
+        outcome: i32::from(attempt.outcome.number()),
+        failure: attempt.failure.map(proto_failure),
+        start_time: Some(timestamp(attempt.start_time)),
+        end_time: Some(timestamp(attempt.end_time)),
+    }
+}
+
+fn timestamp(at: Timestamp) -> ProtoTimestamp {
+    ProtoTimestamp {
+        seconds: at.0.div_euclid(1_000_000),
+        nanos: i32::try_from(at.0.rem_euclid(1_000_000) * 1_000).unwrap_or(0),
+    }
+}

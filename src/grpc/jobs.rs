@@ -1,0 +1,160 @@
+//! JobService over the engine.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tonic::{Request, Response, Status};
+
+use super::convert;
+use super::status::status;
+use crate::engine::page::{RawPage, write_token};
+use crate::engine::{Accepted, Engine};
+use crate::error::{Error, Result, Violation};
+use crate::job::draft::{Fields, is_storable, span};
+use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, REASON_BYTES_MAX, SPAN_MAX, WAIT_MAX};
+use crate::job::{JobId, JobState, View};
+use crate::proto as pb;
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct Jobs(pub Arc<Engine>);
+
+#[tonic::async_trait]
+impl pb::job_service_server::JobService for Jobs {
+    async fn enqueue(&self, request: Request<pb::EnqueueRequest>) -> Result<Response<pb::EnqueueResponse>, Status> {
+        answer(self.enqueue_one(request.into_inner()).await)
+    }
+
+    async fn enqueue_batch(
+        &self,
+        request: Request<pb::EnqueueBatchRequest>,
+    ) -> Result<Response<pb::EnqueueBatchResponse>, Status> {
+        answer(self.enqueue_all(request.into_inner().requests).await)
+    }
+
+    async fn get_job(&self, request: Request<pb::GetJobRequest>) -> Result<Response<pb::GetJobResponse>, Status> {
+        answer(self.get(request.into_inner()).await)
+    }
+
+    async fn list_jobs(&self, request: Request<pb::ListJobsRequest>) -> Result<Response<pb::ListJobsResponse>, Status> {
+        answer(self.list(request.into_inner()).await)
+    }
+
+    async fn cancel_job(
+        &self,
+        request: Request<pb::CancelJobRequest>,
+    ) -> Result<Response<pb::CancelJobResponse>, Status> {
+        answer(self.cancel(request.into_inner()).await)
+    }
+
+    async fn retry_job(&self, request: Request<pb::RetryJobRequest>) -> Result<Response<pb::RetryJobResponse>, Status> {
+        answer(self.retry(request.into_inner()).await)
+    }
+}
+
+fn answer<T>(result: Result<T>) -> Result<Response<T>, Status> {
+    result.map(Response::new).map_err(status)
+}
+
+impl Jobs {
+    async fn enqueue_one(&self, request: pb::EnqueueRequest) -> Result<pb::EnqueueResponse> {
+        let fields = Fields { item: String::new(), spec: "job." };
+        let job = convert::draft(request).check(&fields, self.0.fresh_id()).map_err(Error::InvalidArgument)?;
+        Ok(enqueued(self.0.enqueue(job, fields_of).await?))
+    }
+
+    async fn enqueue_all(&self, requests: Vec<pb::EnqueueRequest>) -> Result<pb::EnqueueBatchResponse> {
+        if !(1..=BATCH_MAX).contains(&requests.len()) {
+            return Err(Error::field("requests", format!("must be from 1 to {BATCH_MAX}")));
+        }
+        let bytes: usize = requests.iter().map(prost::Message::encoded_len).sum();
+        if bytes > BATCH_BYTES_MAX {
+            return Err(Error::InvalidArgument(vec![Violation::too_large("requests", bytes, BATCH_BYTES_MAX)]));
+        }
+        let mut jobs = Vec::with_capacity(requests.len());
+        let mut found = Vec::new();
+        for (i, request) in requests.into_iter().enumerate() {
+            let fields = Fields { item: format!("requests[{i}]."), spec: "job." };
+            match convert::draft(request).check(&fields, self.0.fresh_id()) {
+                Ok(job) => jobs.push(job),
+                Err(violations) => found.extend(violations),
+            }
+        }
+        if !found.is_empty() {
+            return Err(Error::InvalidArgument(found));
+        }
+        let field = |i: usize, name: &str| format!("requests[{i}].{}", fields_of(name));
+        let accepted = self.0.enqueue_batch(jobs, field).await?;
+        Ok(pb::EnqueueBatchResponse { responses: accepted.into_iter().map(enqueued).collect() })
+    }
+
+    async fn get(&self, request: pb::GetJobRequest) -> Result<pb::GetJobResponse> {
+        let id = job_id(&request.job_id)?;
+        let view = view(request.view, View::Full)?;
+        let wait = match request.wait {
+            None => Duration::ZERO,
+            Some(raw) => span(convert::raw_span(raw), Duration::ZERO, WAIT_MAX).map_err(|why| Error::field("wait", why))?,
+        };
+        let job = self.0.get(id, view, wait).await?;
+        Ok(pb::GetJobResponse { job: Some(convert::job(job)) })
+    }
+
+    async fn list(&self, request: pb::ListJobsRequest) -> Result<pb::ListJobsResponse> {
+        let view = view(request.view, View::Basic)?;
+        let filter = request.filter.unwrap_or_default();
+        let state = |number: &i32| i16::try_from(*number).ok().and_then(JobState::from_number);
+        let raw = RawPage {
+            queues: filter.queues,
+            kinds: filter.kinds,
+            states: filter.states.iter().map(|n| state(n).ok_or_else(|| n.to_string())).collect(),
+            size: request.page_size,
+            token: request.page_token,
+        };
+        let page = raw.check(["filter.queues", "filter.kinds", "filter.states"]).map_err(Error::InvalidArgument)?;
+        let listed = self.0.list(page.filter.clone(), page.before, page.size, view).await?;
+        Ok(pb::ListJobsResponse {
+            next_page_token: listed.next.map(|next| write_token(next, &page.filter)).unwrap_or_default(),
+            jobs: listed.jobs.into_iter().map(convert::job).collect(),
+        })
+    }
+
+    async fn cancel(&self, request: pb::CancelJobRequest) -> Result<pb::CancelJobResponse> {
+        let id = job_id(&request.job_id)?;
+        if request.reason.len() > REASON_BYTES_MAX || !is_storable(&request.reason) {
+            let why = format!("must have at most {REASON_BYTES_MAX} bytes and no U+0000");
+            return Err(Error::field("reason", why));
+        }
+        let job = self.0.cancel(id, request.reason).await?;
+        Ok(pb::CancelJobResponse { job: Some(convert::job(job)) })
+    }
+
+    async fn retry(&self, request: pb::RetryJobRequest) -> Result<pb::RetryJobResponse> {
+        let id = job_id(&request.job_id)?;
+        let delay = match request.delay {
+            None => Duration::ZERO,
+            Some(raw) => span(convert::raw_span(raw), Duration::ZERO, SPAN_MAX).map_err(|why| Error::field("delay", why))?,
+        };
+        let job = self.0.retry(id, delay).await?;
+        Ok(pb::RetryJobResponse { job: Some(convert::job(job)) })
+    }
+}
+
+/// Where a field of the domain's job is in an EnqueueRequest.
+fn fields_of(name: &str) -> String {
+    match name {
+        "job_id" => name.to_owned(),
+        spec => format!("job.{spec}"),
+    }
+}
+
+fn enqueued(accepted: Accepted) -> pb::EnqueueResponse {
+    pb::EnqueueResponse { job: Some(convert::job(accepted.job)), existed: accepted.existed }
+}
+
+fn job_id(text: &str) -> Result<JobId> {
+    JobId::parse(text).ok_or_else(|| Error::field("job_id", "must be a UUIDv7 in its 36-character form"))
+}
+
+fn view(number: i32, default: View) -> Result<View> {
+    convert::view(number, default).ok_or_else(|| Error::field("view", format!("has no value {number}")))
+}

@@ -1,0 +1,77 @@
+//! The gRPC face: the services over the engine, with health and reflection.
+
+mod convert;
+mod jobs;
+mod leases;
+mod status;
+
+use std::sync::Arc;
+
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
+use tonic_health::server::{HealthReporter, health_reporter};
+
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::job::limits::MESSAGE_BYTES_MAX;
+use crate::proto;
+use proto::job_service_server::JobServiceServer;
+use proto::worker_service_server::WorkerServiceServer;
+
+/// What answers gRPC calls, and what tells the health service how the node is.
+pub struct Face {
+    /// All services.
+    pub routes: Routes,
+    health: HealthReporter,
+}
+
+/// Builds the services over an engine. They are NOT_SERVING until [`Face::serving`] says otherwise.
+///
+/// # Errors
+/// `Internal` if the descriptors that were compiled in are broken.
+pub fn face(engine: Arc<Engine>) -> Result<Face> {
+    let (health, health_server) = health_reporter();
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let jobs = JobServiceServer::new(jobs::Jobs(engine.clone()));
+    let leases = WorkerServiceServer::new(leases::Leases(engine));
+    let routes = Routes::new(health_server)
+        .add_service(jobs.max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(leases.max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(reflection().build_v1().map_err(Error::internal)?)
+        .add_service(reflection().build_v1alpha().map_err(Error::internal)?)
+        .prepare();
+    Ok(Face { routes, health })
+}
+
+impl Face {
+    /// Tells the health service whether the node serves, for each service and for the whole.
+    pub fn serving(&self) -> Serving {
+        Serving(self.health.clone())
+    }
+}
+
+/// A handle to the health service.
+#[derive(Clone)]
+pub struct Serving(HealthReporter);
+
+impl Serving {
+    /// Sets the status of all services.
+    pub async fn set(&self, serving: bool) {
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in ["", job_service_name(), worker_service_name()] {
+            self.0.set_service_status(service, status).await;
+        }
+    }
+}
+
+fn job_service_name() -> &'static str {
+    <JobServiceServer<jobs::Jobs> as tonic::server::NamedService>::NAME
+}
+
+fn worker_service_name() -> &'static str {
+    <WorkerServiceServer<leases::Leases> as tonic::server::NamedService>::NAME
+}

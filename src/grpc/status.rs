@@ -1,0 +1,63 @@
+//! Renders an error as a gRPC status with its google.rpc details. What is said is decided in `error.rs`.
+
+use std::collections::HashMap;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, QuotaViolation, StatusExt};
+use tracing::error;
+
+use crate::error::Error;
+
+const DOMAIN: &str = "leasehold";
+/// Violations that one status names; the whole trailer must stay below 8 KiB.
+const VIOLATIONS_MAX: usize = 20;
+
+/// The status of an error.
+pub fn status(failed: Error) -> Status {
+    let code = failed.code();
+    if let Error::Internal(cause) = &failed {
+        error!(%cause, "internal error");
+    }
+    let mut details = ErrorDetails::new();
+    details.set_error_info(code.reason, DOMAIN, metadata(&failed));
+    match &failed {
+        Error::InvalidArgument(violations) => {
+            let shown = violations.iter().take(VIOLATIONS_MAX);
+            let violations: Vec<_> = shown.map(|v| FieldViolation::new(cut(&v.field), cut(&v.why))).collect();
+            details.set_bad_request(violations);
+        }
+        Error::JobNotFound(id) => {
+            details.set_resource_info("job", cut(id), "", "");
+        }
+        Error::IdConflict(id) => {
+            details.set_resource_info("job", id.to_string(), "", "");
+        }
+        Error::WrongState { job, is, .. } => {
+            details.add_precondition_failure_violation("JOB_STATE", job.to_string(), is.name());
+        }
+        Error::LimitReached { limit, .. } => {
+            details.set_quota_failure(vec![QuotaViolation::new("node", limit.to_string())]);
+        }
+        _ => {}
+    }
+    if failed.retry_after().is_some() {
+        details.set_retry_info(failed.retry_after());
+    }
+    Status::with_error_details(Code::from_i32(code.grpc), failed.to_string(), details)
+}
+
+fn metadata(failed: &Error) -> HashMap<String, String> {
+    match failed {
+        Error::ProtocolVersion { min, max, .. } => {
+            HashMap::from([("min".into(), min.to_string()), ("max".into(), max.to_string())])
+        }
+        Error::WrongState { is, .. } => HashMap::from([("state".into(), is.name().into())]),
+        Error::Unavailable { what, .. } => HashMap::from([("part".into(), (*what).into())]),
+        _ => HashMap::new(),
+    }
+}
+
+/// A peer's own text comes back no longer than this.
+fn cut(text: &str) -> String {
+    text.chars().take(200).collect()
+}

@@ -1,0 +1,365 @@
+//! From what a client sent to a job that cannot be wrong. The one place where an enqueue request is judged, whichever
+//! face it came through.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use super::id::NAME_SHAPE;
+use super::limits::{
+    ATTEMPT_SPAN_MAX, BACKOFF_FACTOR_MAX, BACKOFF_MIN, LABELS_BYTES_MAX, LABELS_MAX,
+    MAX_ATTEMPTS_MAX, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, RETENTION_DEFAULT, SPAN_MAX,
+    TIMEOUT_DEFAULT, WORD_BYTES_MAX,
+};
+use super::{
+    JobId, JobSpec, Kind, NewJob, Payload, Priority, QueueName, RetryPolicy, Start, Timestamp,
+};
+use crate::error::Violation;
+
+/// A duration as the wire has it: it may be negative or absurd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RawSpan {
+    /// Whole seconds.
+    pub seconds: i64,
+    /// Billionths of a second, of the same sign.
+    pub nanos: i32,
+}
+
+/// A backoff as the wire has it. Absent parts take their defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct RawBackoff {
+    /// Wait after the first failure.
+    pub initial: Option<RawSpan>,
+    /// No wait is longer.
+    pub max: Option<RawSpan>,
+    /// Growth; 0: the default.
+    pub factor: f64,
+}
+
+/// When to start, as the wire has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RawStart {
+    /// Not said: at once.
+    #[default]
+    Now,
+    /// From now.
+    Delay(RawSpan),
+    /// Seconds and nanoseconds since 1970.
+    At(RawSpan),
+}
+
+/// An enqueue request as a face has read it, before anything is checked.
+#[derive(Debug, Clone, Default)]
+pub struct Draft {
+    /// UUIDv7, or empty for a new one.
+    pub id: String,
+    /// Required.
+    pub queue: String,
+    /// Required.
+    pub kind: String,
+    /// Absent: an empty body.
+    pub payload: Option<Payload>,
+    /// Absent: normal. An unknown number is `Err`.
+    pub priority: Option<Result<Priority, i32>>,
+    /// When to start.
+    pub start: RawStart,
+    /// 0: the default.
+    pub max_attempts: u32,
+    /// Absent: the default.
+    pub backoff: Option<RawBackoff>,
+    /// Absent: the default; zero: none.
+    pub timeout: Option<RawSpan>,
+    /// Absent: the default.
+    pub retention: Option<RawSpan>,
+    /// To list and filter by.
+    pub labels: BTreeMap<String, String>,
+    /// For the worker.
+    pub headers: BTreeMap<String, String>,
+}
+
+/// Where a face has the fields of a [`Draft`], so that a violation is named as the caller wrote it.
+#[derive(Debug, Clone)]
+pub struct Fields {
+    /// Before `job_id`: "" or "requests[17]." or "jobs[17].".
+    pub item: String,
+    /// Before the fields of the spec, after `item`: "job." over gRPC, "" over HTTP.
+    pub spec: &'static str,
+}
+
+impl Draft {
+    /// Checks everything and fills in the defaults. `fresh` is the id it gets when the client sent none.
+    ///
+    /// # Errors
+    /// Every violation there is, not only the first.
+    pub fn check(self, fields: &Fields, fresh: JobId) -> Result<NewJob, Vec<Violation>> {
+        let mut faults = Faults {
+            item: &fields.item,
+            spec: fields.spec,
+            found: Vec::new(),
+        };
+
+        let id = match self.id.as_str() {
+            "" => Some(fresh),
+            text => JobId::parse(text),
+        };
+        if id.is_none() {
+            faults.found.push(Violation::field(
+                format!("{}job_id", fields.item),
+                "must be a UUIDv7 in its 36-character form",
+            ));
+        }
+        let queue = QueueName::parse(&self.queue);
+        faults.require(queue.is_some(), "queue", || {
+            format!("must match {NAME_SHAPE}")
+        });
+        let kind = Kind::parse(&self.kind);
+        faults.require(kind.is_some(), "kind", || {
+            format!("must match {NAME_SHAPE}")
+        });
+        let payload = faults.payload(self.payload);
+        let priority = match self.priority {
+            None => Priority::Normal,
+            Some(Ok(level)) => level,
+            Some(Err(number)) => {
+                faults.add("priority", format!("has no level {number}"));
+                Priority::Normal
+            }
+        };
+        let start = match self.start {
+            RawStart::Now => Start::Now,
+            RawStart::Delay(raw) => {
+                Start::After(faults.span("delay", raw, Duration::ZERO, SPAN_MAX))
+            }
+            RawStart::At(raw) => Start::At(faults.time("run_time", raw)),
+        };
+        let retry = faults.retry(self.max_attempts, self.backoff);
+        let timeout = match self.timeout {
+            None => Some(TIMEOUT_DEFAULT),
+            Some(raw) => Some(faults.span("timeout", raw, Duration::ZERO, ATTEMPT_SPAN_MAX))
+                .filter(|t| !t.is_zero()),
+        };
+        let retention = match self.retention {
+            None => RETENTION_DEFAULT,
+            Some(raw) => faults.span("retention", raw, Duration::ZERO, SPAN_MAX),
+        };
+        faults.labels("labels", &self.labels);
+        faults.labels("headers", &self.headers);
+        let bytes: usize = self
+            .labels
+            .iter()
+            .chain(&self.headers)
+            .map(|(k, v)| k.len() + v.len())
+            .sum();
+        faults.require(bytes <= LABELS_BYTES_MAX, "labels", || {
+            format!("and headers together have {bytes} bytes, more than {LABELS_BYTES_MAX}")
+        });
+
+        match (id, queue, kind) {
+            (Some(id), Some(queue), Some(kind)) if faults.found.is_empty() => {
+                let spec = JobSpec {
+                    queue,
+                    kind,
+                    priority,
+                    retry,
+                    timeout,
+                    retention,
+                    labels: self.labels,
+                    headers: self.headers,
+                };
+                let fingerprint = fingerprint(&spec, &payload, start);
+                Ok(NewJob {
+                    id,
+                    spec,
+                    payload,
+                    start,
+                    fingerprint,
+                })
+            }
+            _ => Err(faults.found),
+        }
+    }
+}
+
+/// Reads a span that must lie in `min..=max`.
+///
+/// # Errors
+/// A text that says what it must be.
+pub fn span(raw: RawSpan, min: Duration, max: Duration) -> Result<Duration, String> {
+    let signs_agree = raw.seconds == 0 || raw.nanos == 0 || (raw.seconds > 0) == (raw.nanos > 0);
+    let parsed = match (u64::try_from(raw.seconds), u32::try_from(raw.nanos)) {
+        (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 && signs_agree => {
+            Some(Duration::new(seconds, nanos))
+        }
+        _ => None,
+    };
+    parsed
+        .filter(|span| (min..=max).contains(span))
+        .ok_or_else(|| format!("must be a duration from {min:?} to {max:?}"))
+}
+
+/// Text that both databases can hold.
+pub fn is_storable(text: &str) -> bool {
+    !text.contains('\0')
+}
+
+struct Faults<'a> {
+    item: &'a str,
+    spec: &'static str,
+    found: Vec<Violation>,
+}
+
+impl Faults<'_> {
+    fn add(&mut self, field: &str, why: String) {
+        let Self { item, spec, .. } = self;
+        self.found
+            .push(Violation::field(format!("{item}{spec}{field}"), why));
+    }
+
+    fn require(&mut self, holds: bool, field: &str, why: impl FnOnce() -> String) {
+        if !holds {
+            self.add(field, why());
+        }
+    }
+
+    fn span(&mut self, field: &str, raw: RawSpan, min: Duration, max: Duration) -> Duration {
+        span(raw, min, max).unwrap_or_else(|why| {
+            self.add(field, why);
+            min
+        })
+    }
+
+    fn time(&mut self, field: &str, raw: RawSpan) -> Timestamp {
+        // 0001-01-01 to 9999-12-31, as protobuf has it; how far ahead it may lie is for the database's clock to judge.
+        let in_range = (-62_135_596_800..=253_402_300_799).contains(&raw.seconds)
+            && (0..1_000_000_000).contains(&raw.nanos);
+        self.require(in_range, field, || {
+            "must be a time between the years 1 and 9999".into()
+        });
+        match in_range {
+            true => Timestamp(raw.seconds * 1_000_000 + i64::from(raw.nanos) / 1_000),
+            false => Timestamp(0),
+        }
+    }
+
+    fn payload(&mut self, payload: Option<Payload>) -> Payload {
+        let mut payload = payload.unwrap_or_default();
+        let size = payload.data.len();
+        if size > PAYLOAD_BYTES_MAX {
+            let field = format!("{}{}payload", self.item, self.spec);
+            self.found
+                .push(Violation::too_large(field, size, PAYLOAD_BYTES_MAX));
+        }
+        let word = &payload.content_type;
+        let fits = word.len() <= WORD_BYTES_MAX && is_storable(word);
+        self.require(fits, "payload.content_type", || {
+            format!("must have at most {WORD_BYTES_MAX} bytes and no U+0000")
+        });
+        if payload.content_type.is_empty() {
+            payload.content_type = match payload.is_text {
+                true => "text/plain; charset=utf-8".into(),
+                false => "application/octet-stream".into(),
+            };
+        }
+        payload
+    }
+
+    fn retry(&mut self, max_attempts: u32, backoff: Option<RawBackoff>) -> RetryPolicy {
+        let mut policy = RetryPolicy::default();
+        if max_attempts > 0 {
+            policy.max_attempts = max_attempts;
+        }
+        self.require(max_attempts <= MAX_ATTEMPTS_MAX, "max_attempts", || {
+            format!("must be at most {MAX_ATTEMPTS_MAX}")
+        });
+        let raw = backoff.unwrap_or_default();
+        if let Some(max) = raw.max {
+            policy.max = self.span("backoff.max", max, BACKOFF_MIN, ATTEMPT_SPAN_MAX);
+        }
+        match raw.initial {
+            Some(initial) => {
+                policy.initial =
+                    self.span("backoff.initial", initial, BACKOFF_MIN, ATTEMPT_SPAN_MAX)
+            }
+            None => policy.initial = policy.initial.min(policy.max),
+        }
+        self.require(policy.initial <= policy.max, "backoff.max", || {
+            "must not be below backoff.initial".into()
+        });
+        if raw.factor != 0.0 {
+            policy.factor = raw.factor;
+        }
+        self.require(
+            (1.0..=BACKOFF_FACTOR_MAX).contains(&policy.factor),
+            "backoff.factor",
+            || format!("must be from 1 to {BACKOFF_FACTOR_MAX}"),
+        );
+        policy
+    }
+
+    fn labels(&mut self, field: &str, labels: &BTreeMap<String, String>) {
+        if let Err(why) = check_labels(labels) {
+            self.add(field, why);
+        }
+    }
+}
+
+/// Judges the count, keys and values of labels or headers.
+///
+/// # Errors
+/// A text that says what they must be.
+pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), String> {
+    if labels.len() > LABELS_MAX {
+        return Err(format!(
+            "has {} entries, more than {LABELS_MAX}",
+            labels.len()
+        ));
+    }
+    for (key, value) in labels {
+        let plain = key
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_.:/-".contains(&b));
+        if !plain || !(1..=NAME_BYTES_MAX).contains(&key.len()) {
+            return Err(format!(
+                "has a key that does not match [A-Za-z0-9_.:/-]{{1,{NAME_BYTES_MAX}}}"
+            ));
+        }
+        if !is_storable(value) {
+            return Err(format!("has U+0000 in the value of {key}"));
+        }
+    }
+    Ok(())
+}
+
+/// Hashes what makes a request the same request: its fields by value, each with its length before it. Not the encoded
+/// message (protobuf is not canonical), not the id, and not the headers (a retried call has a new trace).
+fn fingerprint(spec: &JobSpec, payload: &Payload, start: Start) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    let mut put = |bytes: &[u8]| {
+        hash.update((bytes.len() as u64).to_be_bytes());
+        hash.update(bytes);
+    };
+    put(b"leasehold/1");
+    put(spec.queue.as_str().as_bytes());
+    put(spec.kind.as_str().as_bytes());
+    put(payload.content_type.as_bytes());
+    put(&[u8::from(payload.is_text)]);
+    put(&payload.data);
+    put(&spec.priority.number().to_be_bytes());
+    match start {
+        Start::Now => put(b"now"),
+        Start::After(delay) => put(&delay.as_nanos().to_be_bytes()),
+        Start::At(time) => put(&time.0.to_be_bytes()),
+    }
+    put(&spec.retry.max_attempts.to_be_bytes());
+    put(&spec.retry.initial.as_nanos().to_be_bytes());
+    put(&spec.retry.max.as_nanos().to_be_bytes());
+    put(&spec.retry.factor.to_be_bytes());
+    put(&spec.timeout.unwrap_or_default().as_nanos().to_be_bytes());
+    put(&spec.retention.as_nanos().to_be_bytes());
+    for (key, value) in &spec.labels {
+        put(key.as_bytes());
+        put(value.as_bytes());
+    }
+    hash.finalize().into()
+}

@@ -1,0 +1,116 @@
+//! Every bound of the service, with its unit and the reason for it.
+//!
+//! A bound becomes an option only when a user has a reason to change it.
+
+use std::time::Duration;
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Bytes of a payload or an output. Larger things belong in an object store, with their address in the payload.
+pub const PAYLOAD_BYTES_MAX: usize = MIB;
+/// Bytes of a queue's or a kind's name.
+pub const NAME_BYTES_MAX: usize = 128;
+/// Bytes of a content type, a worker's name, an SDK's name or a failure's type.
+pub const WORD_BYTES_MAX: usize = 255;
+/// Bytes of a failure's message.
+pub const FAILURE_MESSAGE_BYTES_MAX: usize = 8 * KIB;
+/// Bytes of a failure's detail.
+pub const FAILURE_DETAIL_BYTES_MAX: usize = 32 * KIB;
+/// Bytes of the reason of a release or a cancel.
+pub const REASON_BYTES_MAX: usize = KIB;
+/// Entries of the labels, and of the headers, of one job.
+pub const LABELS_MAX: usize = 64;
+/// Bytes of the keys and values of labels and headers together.
+pub const LABELS_BYTES_MAX: usize = 16 * KIB;
+
+/// Jobs in one batch: of a request, of a flush, of a frame.
+pub const BATCH_MAX: usize = 1_000;
+/// Bytes of payload and words in one batch.
+pub const BATCH_BYTES_MAX: usize = 4 * MIB;
+/// Bytes of one message that a client may send: a full batch and its envelope.
+pub const MESSAGE_BYTES_MAX: usize = BATCH_BYTES_MAX + MIB;
+/// Bytes that a frame of jobs is filled to; a larger job goes alone in its frame.
+pub const FRAME_BYTES: usize = MIB;
+/// Smallest message that a worker must be able to receive: the largest job allowed, in its envelope.
+pub const FRAME_BYTES_MIN: usize = 2 * MIB;
+/// Jobs of one page of a list.
+pub const PAGE_MAX: usize = 1_000;
+/// Jobs of one page when the caller does not say.
+pub const PAGE_DEFAULT: usize = 50;
+/// Rows that one page may look at when no index answers its filter.
+pub const PAGE_ROWS_MAX: usize = 10_000;
+/// Names in one condition of a filter.
+pub const FILTER_NAMES_MAX: usize = 20;
+/// Attempts that a full view shows, the newest ones.
+pub const ATTEMPTS_SHOWN: usize = 50;
+
+/// Slots of one session.
+pub const WINDOW_MAX: u32 = 10_000;
+/// Queues that one session subscribes to.
+pub const SUBSCRIPTIONS_MAX: usize = 100;
+/// Kinds that one session names.
+pub const KINDS_MAX: usize = 1_000;
+/// Leases that one Hello or Heartbeat may state: those in flight, and finished ones that await receipts.
+pub const HELD_MAX: usize = 2 * WINDOW_MAX as usize;
+/// Bytes that wait to be sent to one worker before it gets no more jobs.
+pub const OUTBOX_BYTES_SOFT: usize = 4 * MIB;
+/// Bytes that wait to be sent to one worker before its stream is ended: it does not read.
+pub const OUTBOX_BYTES_HARD: usize = 16 * MIB;
+/// Streams of workers on one node.
+pub const STREAMS_MAX: usize = 10_000;
+
+/// Attempts that may fail when the job does not say.
+pub const MAX_ATTEMPTS_DEFAULT: u32 = 25;
+/// The most attempts that a job may ask for.
+pub const MAX_ATTEMPTS_MAX: u32 = 1_000_000;
+/// Leases of a job that may be lost; one more and it is FAILED, as its handler seems to kill its workers.
+pub const LOST_LEASES_MAX: u32 = 5;
+/// Wait after the first failure.
+pub const BACKOFF_INITIAL: Duration = Duration::from_secs(15);
+/// No backoff is longer, unless the job says so.
+pub const BACKOFF_MAX: Duration = DAY;
+/// Growth of the backoff from one failure to the next.
+pub const BACKOFF_FACTOR: f64 = 2.0;
+/// The largest growth that a job may ask for.
+pub const BACKOFF_FACTOR_MAX: f64 = 100.0;
+/// The largest share of a backoff that chance takes off, so that jobs that failed together do not return together.
+pub const BACKOFF_JITTER: f64 = 0.1;
+/// Shortest backoff that a job may ask for.
+pub const BACKOFF_MIN: Duration = Duration::from_millis(1);
+/// Longest backoff, timeout or `retry_after`.
+pub const ATTEMPT_SPAN_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// Longest delay and retention, and how far ahead a run time may lie.
+pub const SPAN_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+/// Execution time of one attempt when the job does not say.
+pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60 * 60);
+/// How long a final job is kept when it does not say.
+pub const RETENTION_DEFAULT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// Delay that the second release in a row gets at least; it doubles with each.
+pub const RELEASE_FLOOR: Duration = Duration::from_secs(1);
+/// The floor of a release grows no further.
+pub const RELEASE_FLOOR_MAX: Duration = Duration::from_secs(60);
+
+/// An id given by a client is accepted for so long after the time it carries.
+pub const ID_AGE_MAX: Duration = Duration::from_secs(60 * 60);
+/// An id given by a client may be so far ahead of the database's clock.
+pub const ID_AHEAD_MAX: Duration = Duration::from_secs(5 * 60);
+/// A job stays at least so long after it was enqueued: longer than its id is accepted, so that no id lives twice.
+pub const ROW_AGE_MIN: Duration = Duration::from_secs(70 * 60);
+
+/// How long a lease lives without a heartbeat, when the worker has no wish.
+pub const LEASE_TTL_DEFAULT: Duration = Duration::from_secs(30);
+/// Shortest lease that a worker may wish for.
+pub const LEASE_TTL_MIN: Duration = Duration::from_secs(10);
+/// Longest lease that a worker may wish for.
+pub const LEASE_TTL_MAX: Duration = Duration::from_secs(600);
+/// Heartbeats in one TTL.
+pub const HEARTBEATS_PER_TTL: u32 = 3;
+/// A stream must say Hello within this.
+pub const HELLO_WITHIN: Duration = Duration::from_secs(5);
+/// Longest wait of one GetJob.
+pub const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// Distinct queues and kinds that metrics show; the rest is "other".
+pub const METRIC_NAMES_MAX: usize = 200;

@@ -1,0 +1,239 @@
+//! The domain: what a job is, what may happen to it, and every bound. Pure: no I/O, no clock, no wire or row format.
+
+pub mod attempt;
+pub mod draft;
+pub mod id;
+pub mod limits;
+pub mod retry;
+pub mod state;
+pub mod time;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+pub use attempt::{
+    AttemptOutcome, AttemptRecord, Ending, Failure, Lease, Outcome, StaleReason, Verdict,
+};
+pub use id::{JobId, Kind, NodeId, QueueName, SessionId};
+pub use retry::RetryPolicy;
+pub use state::JobState;
+pub use time::Timestamp;
+
+/// Bytes that leasehold carries and never interprets.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Payload {
+    /// Media type, for people and handlers.
+    pub content_type: String,
+    /// The body.
+    pub data: Bytes,
+    /// It was given as text, and is given back so. Then `data` is UTF-8.
+    pub is_text: bool,
+}
+
+/// Order of hand-out within a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(i16)]
+pub enum Priority {
+    /// After everything else.
+    Low = 1,
+    /// The default.
+    Normal = 2,
+    /// Before everything else.
+    High = 3,
+}
+
+impl Priority {
+    /// All levels, in the order of hand-out.
+    pub const ALL: [Self; 3] = [Self::High, Self::Normal, Self::Low];
+
+    /// The number that rows and the wire use.
+    pub const fn number(self) -> i16 {
+        self as i16
+    }
+
+    /// The level of a number, if there is one.
+    pub fn from_number(number: i16) -> Option<Self> {
+        Self::ALL.into_iter().find(|level| level.number() == number)
+    }
+
+    /// The level's one name: on the wire, in JSON and on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Low => "LOW",
+            Self::Normal => "NORMAL",
+            Self::High => "HIGH",
+        }
+    }
+}
+
+/// What the caller chose about a job, with all defaults filled in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobSpec {
+    /// The line it waits in.
+    pub queue: QueueName,
+    /// Which handler runs it.
+    pub kind: Kind,
+    /// Order within the queue.
+    pub priority: Priority,
+    /// Budget of failures, and the waits between.
+    pub retry: RetryPolicy,
+    /// Of one attempt, from hand-out; `None`: no limit.
+    pub timeout: Option<Duration>,
+    /// How long it is kept once it is final.
+    pub retention: Duration,
+    /// To list and filter by.
+    pub labels: BTreeMap<String, String>,
+    /// For the worker, untouched.
+    pub headers: BTreeMap<String, String>,
+}
+
+/// When a new job may run first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// At once.
+    Now,
+    /// So long after it was accepted.
+    After(Duration),
+    /// At this time; at once if it is past.
+    At(Timestamp),
+}
+
+/// A job to accept. [`draft::Draft`] is the only way to make one from what a client sent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewJob {
+    /// Its identity, by the client or made for it.
+    pub id: JobId,
+    /// What it is.
+    pub spec: JobSpec,
+    /// What its handler gets.
+    pub payload: Payload,
+    /// When it may run first.
+    pub start: Start,
+    /// What makes two requests under one id the same request: SHA-256 over the request's fields.
+    pub fingerprint: [u8; 32],
+}
+
+/// A job as the store knows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// Its identity.
+    pub id: JobId,
+    /// What the caller chose.
+    pub spec: JobSpec,
+    /// What its handler gets. `None` in a basic view.
+    pub payload: Option<Payload>,
+    /// Where it is in its life.
+    pub state: JobState,
+    /// Grows by one at each change of state.
+    pub revision: u64,
+    /// Hand-outs so far.
+    pub attempt: u32,
+    /// Attempts that failed or timed out.
+    pub failures: u32,
+    /// Attempts whose worker was lost.
+    pub lost_leases: u32,
+    /// Attempts that were given back.
+    pub releases: u32,
+    /// What the handler returned. `None` in a basic view.
+    pub output: Option<Payload>,
+    /// Of the newest attempt that failed or timed out. `None` in a basic view.
+    pub last_failure: Option<Failure>,
+    /// Name of the worker that has it, or had it last; empty before the first hand-out.
+    pub worker: String,
+    /// When it was accepted.
+    pub create_time: Timestamp,
+    /// When it is, or was, due.
+    pub run_time: Timestamp,
+    /// When the current or last attempt was handed out.
+    pub start_time: Option<Timestamp>,
+    /// When it became final.
+    pub finish_time: Option<Timestamp>,
+    /// When it will be forgotten.
+    pub purge_time: Option<Timestamp>,
+    /// Attempts that did not succeed, oldest first, the last [`limits::ATTEMPTS_SHOWN`]. Empty in a basic view.
+    pub attempts: Vec<AttemptRecord>,
+}
+
+impl Job {
+    /// The job that comes to life when `new` is accepted; its revision is 1. As in a basic view, it has no payload.
+    pub fn accepted(
+        new: &NewJob,
+        state: JobState,
+        create_time: Timestamp,
+        run_time: Timestamp,
+    ) -> Self {
+        Self {
+            id: new.id,
+            spec: new.spec.clone(),
+            payload: None,
+            state,
+            revision: 1,
+            attempt: 0,
+            failures: 0,
+            lost_leases: 0,
+            releases: 0,
+            output: None,
+            last_failure: None,
+            worker: String::new(),
+            create_time,
+            run_time,
+            start_time: None,
+            finish_time: None,
+            purge_time: None,
+            attempts: Vec::new(),
+        }
+    }
+}
+
+/// A job that was handed out, as its worker gets it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LeasedJob {
+    /// The right to run it.
+    pub lease: Lease,
+    /// The line it waited in.
+    pub queue: QueueName,
+    /// Which handler runs it.
+    pub kind: Kind,
+    /// What the handler gets.
+    pub payload: Payload,
+    /// For the handler, untouched.
+    pub headers: BTreeMap<String, String>,
+    /// Its level.
+    pub priority: Priority,
+    /// Attempts that failed before.
+    pub failures: u32,
+    /// How many may.
+    pub max_attempts: u32,
+    /// Attempts whose worker was lost before.
+    pub lost_leases: u32,
+    /// Attempts that were given back before.
+    pub releases: u32,
+    /// Until this attempt's timeout, at the time of the grant; `None`: it has none.
+    pub time_left: Option<Duration>,
+    /// Since it was due, at the time of the grant.
+    pub waited: Duration,
+}
+
+impl LeasedJob {
+    /// About how many bytes it takes in a frame.
+    pub fn size(&self) -> usize {
+        let words: usize = self
+            .headers
+            .iter()
+            .map(|(k, v)| k.len() + v.len() + 8)
+            .sum();
+        self.payload.data.len() + self.payload.content_type.len() + words + 400
+    }
+}
+
+/// How much of a job is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum View {
+    /// No payload, output, last failure or attempts.
+    #[default]
+    Basic,
+    /// Everything.
+    Full,
+}

@@ -1,0 +1,347 @@
+//! The truth: every job, session and log of batches, behind one trait.
+//!
+//! Each verb takes a batch and answers per item in the same order. Each is one atomic unit that may be repeated, and
+//! none can be left half done: whoever drops the future of a call drops only the answer, because the engine reaches a
+//! store through [`observed`], which runs each call in a task of its own (I10). Time goes in as durations; moments come
+//! out, by the store's own clock.
+
+pub mod sqlite;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use crate::error::Result;
+use crate::job::{
+    Ending, Job, JobId, JobState, Kind, Lease, LeasedJob, NewJob, NodeId, Priority, QueueName,
+    SessionId, Verdict, View,
+};
+
+/// One line of hand-out: a queue at one priority. The ready-list has a stream for each, the backlog its segments.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Line {
+    /// The queue.
+    pub queue: QueueName,
+    /// The level.
+    pub priority: Priority,
+}
+
+/// Jobs of one line that became QUEUED together: a row of the backlog. Whatever makes jobs QUEUED returns the segments
+/// it wrote, and the caller offers them to the ready-list; if it dies before, reconcile finds them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// The row's number.
+    pub id: i64,
+    /// Where the jobs wait.
+    pub line: Line,
+    /// The jobs, in the order of hand-out. A pointer, never a fact: any of them may have moved on.
+    pub jobs: Vec<JobId>,
+}
+
+/// Which incarnation of the ready-list a segment was offered to. A new one holds nothing of the old.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Epoch(pub Uuid);
+
+/// Place in a line of the ready-list; a later entry is greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EntryId {
+    /// Milliseconds, by the ready-list's clock.
+    pub ms: u64,
+    /// Count within the millisecond.
+    pub seq: u64,
+}
+
+/// Where a segment stands in the ready-list: its last job's entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offer {
+    /// The segment.
+    pub segment: i64,
+    /// Incarnation of the ready-list.
+    pub epoch: Epoch,
+    /// Entry of the segment's last job.
+    pub last: EntryId,
+}
+
+/// What belongs together in an enqueue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Calls of different callers: each job stands alone.
+    Each,
+    /// One caller's batch: one conflict, or one id that is out of its time, and none is accepted.
+    All,
+}
+
+/// Answer to one job of an enqueue.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Enqueued {
+    /// It is durable now. A basic view.
+    Created(Job),
+    /// The same request was accepted before; the job as it is now. A basic view.
+    Existed(Job),
+    /// The id names a job of another request.
+    Conflict,
+    /// The id's own time is more than an hour ago, or minutes ahead, and there is no such job (any more).
+    IdOutOfTime,
+    /// `run_time` is further ahead than the bound.
+    StartTooFar,
+    /// Only for [`Unit::All`]: nothing is wrong with this one, but another was refused.
+    NotTried,
+}
+
+/// What an enqueue did.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct EnqueueAnswer {
+    /// One a job, in order.
+    pub jobs: Vec<Enqueued>,
+    /// What to offer.
+    pub segments: Vec<Segment>,
+}
+
+/// Conditions of a list; each that is not empty must hold.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct JobFilter {
+    /// Any of these queues.
+    pub queues: Vec<QueueName>,
+    /// Any of these kinds.
+    pub kinds: Vec<Kind>,
+    /// Any of these states.
+    pub states: Vec<JobState>,
+}
+
+/// One page of a list, newest job first.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct JobPage {
+    /// At most as many as were asked for, perhaps fewer, even when there are more.
+    pub jobs: Vec<Job>,
+    /// Where the next page begins: it holds ids below this. `None`: there is no more.
+    pub next: Option<JobId>,
+}
+
+/// Answer to a cancel.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Cancelled {
+    /// It is CANCELLED now. With the lease it was running under, if it was; the store has left a signal for the node
+    /// that has the session. A basic view.
+    Done(Job, Option<(Lease, SessionId)>),
+    /// It was CANCELLED before. A basic view.
+    Already(Job),
+    /// Its state does not allow it.
+    WrongState(JobState),
+    /// There is no such job.
+    NotFound,
+}
+
+/// Answer to a retry by hand.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Retried {
+    /// It is QUEUED or SCHEDULED now. A basic view, and what to offer.
+    Done(Job, Vec<Segment>),
+    /// Its state does not allow it.
+    WrongState(JobState),
+    /// There is no such job.
+    NotFound,
+}
+
+/// A worker's stream, as it is opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewSession {
+    /// From its token.
+    pub id: SessionId,
+    /// The node that has the stream.
+    pub node: NodeId,
+    /// Name of the worker, for people; goes into the rows of its jobs.
+    pub worker: String,
+    /// Name and version of its SDK.
+    pub sdk: String,
+    /// How long it lives without a renewal.
+    pub ttl: Duration,
+}
+
+/// A session, and the count of streams that attached to it. A node acts for a session only under the number that it
+/// attached with: a newer stream, anywhere, fences it off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Attached {
+    /// The session.
+    pub session: SessionId,
+    /// 1 for the stream that opened it.
+    pub attach: u64,
+}
+
+/// Asks that a job be handed to a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ask {
+    /// A hint: which job.
+    pub job: JobId,
+    /// Who is to have it.
+    pub to: Attached,
+}
+
+/// Answer to an [`Ask`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum Granted {
+    /// RUNNING, durably, under a new lease.
+    Lease(Box<LeasedJob>),
+    /// Seen not QUEUED, or gone: the hint is spent.
+    NotQueued,
+    /// Somebody else had the row locked: nothing is known, the hint stays.
+    Locked,
+    /// The session is dead or has moved: the hint stays, the session gets nothing more.
+    SessionLost,
+}
+
+/// What a call that records endings did.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct FinishAnswer {
+    /// One an ending, in order.
+    pub verdicts: Vec<Verdict>,
+    /// What became QUEUED by it, to offer.
+    pub segments: Vec<Segment>,
+}
+
+/// What one bounded step of a sweep did.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Swept {
+    /// Rows that it changed.
+    pub changed: u64,
+    /// It stopped at its bound: there is more to do at once.
+    pub more: bool,
+    /// What became QUEUED by it, to offer.
+    pub segments: Vec<Segment>,
+}
+
+/// What one step of the expiry of leases did.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Expired {
+    /// Sessions that were marked dead by it.
+    pub sessions: u64,
+    /// Jobs that were taken back: each is a lost lease.
+    pub jobs: u64,
+    /// Of these, the ones that are FAILED now, because they lost too many.
+    pub failed: u64,
+    /// There is more to do at once.
+    pub more: bool,
+    /// What became QUEUED by it, to offer.
+    pub segments: Vec<Segment>,
+}
+
+/// What one node tells the others through the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signal {
+    /// The row's number. They commit out of order: readers look at a window and drop what they have seen.
+    pub id: i64,
+    /// The attempt whose job was cancelled.
+    pub lease: Lease,
+    /// The session that has it.
+    pub session: SessionId,
+}
+
+/// The numbers of one queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueStats {
+    /// The queue.
+    pub queue: QueueName,
+    /// Jobs in each state, in the order of [`JobState::ALL`]. Counted from deltas, not by a scan.
+    pub counts: [u64; 6],
+    /// How long the oldest segment of its backlog has waited.
+    pub oldest_wait: Option<Duration>,
+}
+
+/// The truth. See the module's page for what all verbs have in common.
+///
+/// Errors of every verb: `Unavailable` when the store is away or too busy, `OutcomeUnknown` when the connection was lost
+/// while a write was being committed, `Internal` for our own bugs. Bounds are the caller's: a batch has at most
+/// [`crate::job::limits::BATCH_MAX`] items.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Brings the schema to this binary's version; safe to run from many nodes at once. Refuses a newer schema.
+    async fn migrate(&self) -> Result<MigrationReport>;
+    /// Says what [`Store::migrate`] would do.
+    async fn pending_migrations(&self) -> Result<MigrationReport>;
+    /// One cheap round trip. The answer names the server and its version.
+    async fn ping(&self) -> Result<String>;
+
+    /// Accepts jobs, durably. One id twice in a batch is one job (the second: `Existed` or `Conflict`).
+    async fn enqueue(&self, jobs: std::sync::Arc<[NewJob]>, unit: Unit) -> Result<EnqueueAnswer>;
+    /// Reads jobs; `None` where there is none.
+    async fn get(&self, ids: Vec<JobId>, view: View) -> Result<Vec<Option<Job>>>;
+    /// Lists jobs below `before`, newest first. Looks at a bounded number of rows.
+    async fn list(
+        &self,
+        filter: JobFilter,
+        before: Option<JobId>,
+        size: usize,
+        view: View,
+    ) -> Result<JobPage>;
+    /// Cancels a job that is not final.
+    async fn cancel(&self, job: JobId, reason: String) -> Result<Cancelled>;
+    /// Brings a FAILED or CANCELLED job back, due after `delay`.
+    async fn retry(&self, job: JobId, delay: Duration) -> Result<Retried>;
+
+    /// Makes a session, alive for its TTL from now, attached once.
+    async fn open_session(&self, session: NewSession) -> Result<()>;
+    /// Renews sessions for their TTL from now. `false`: it is dead, gone or has moved, and stays so.
+    /// A row that is locked right now is waited for, briefly, rather than reported lost.
+    async fn renew(&self, sessions: Vec<Attached>) -> Result<Vec<bool>>;
+    /// Ends sessions: what they still have RUNNING is a lost lease, at once instead of after the TTL.
+    async fn close_sessions(&self, sessions: Vec<Attached>) -> Result<()>;
+
+    /// Hands jobs out: each QUEUED one becomes RUNNING, attempt + 1, if its session is alive under that attach number.
+    async fn grant(&self, node: NodeId, asks: Vec<Ask>) -> Result<Vec<Granted>>;
+    /// Records how attempts ended, fenced by job, attempt and session (I2, I4).
+    async fn finish(&self, endings: Vec<Ending>) -> Result<FinishAnswer>;
+
+    /// Remembers where segments stand in the ready-list.
+    async fn offered(&self, offers: Vec<Offer>) -> Result<()>;
+    /// Takes, oldest first, segments older than `age` that are not known to be offered under `epoch` (nor by somebody
+    /// who took them within `claim`), trimmed to their jobs that are QUEUED. What has none is dropped on the way.
+    async fn unoffered(
+        &self,
+        epoch: Epoch,
+        age: Duration,
+        claim: Duration,
+        limit: usize,
+    ) -> Result<Vec<Segment>>;
+    /// Takes, oldest first, segments of `line` that were offered under `epoch` with their last entry below `first`
+    /// (`None`: the line is empty), at least `age` ago, and still have QUEUED jobs, trimmed to those: their hints are
+    /// lost. They count as not offered until [`Store::offered`] says where they are.
+    async fn lost_offers(
+        &self,
+        epoch: Epoch,
+        line: Line,
+        first: Option<EntryId>,
+        age: Duration,
+        limit: usize,
+    ) -> Result<Vec<Segment>>;
+    /// Lends segments of these lines to one caller for `claim`, oldest first, trimmed to their QUEUED jobs: hand-out
+    /// without a ready-list.
+    async fn claim(&self, lines: Vec<Line>, claim: Duration, limit: usize) -> Result<Vec<Segment>>;
+
+    /// Makes SCHEDULED jobs QUEUED whose time has come.
+    async fn promote(&self, limit: usize) -> Result<Swept>;
+    /// Shows that somebody is alive; by the gaps between these touches the store knows when it, or everybody, was away.
+    async fn touch_pulse(&self) -> Result<()>;
+    /// Ends sessions that were not renewed and takes their jobs back, unless it is a time of grace after an outage.
+    async fn expire(&self, limit: usize) -> Result<Expired>;
+    /// Removes final jobs whose purge time is past.
+    async fn retain(&self, limit: usize) -> Result<Swept>;
+    /// Drops log rows (backlog, grants, finished, signals, sessions' remains) that point at nothing any more, and sums
+    /// up the deltas of the counters.
+    async fn tidy(&self, limit: usize) -> Result<Swept>;
+
+    /// Signals of the last `window`, at most `limit`, for sessions attached to `node`.
+    async fn signals(&self, node: NodeId, window: Duration, limit: usize) -> Result<Vec<Signal>>;
+    /// Numbers of queues, at most `limit`.
+    async fn stats(&self, limit: usize) -> Result<Vec<QueueStats>>;
+}
+
+/// What the schema is and what a migration would do, or did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MigrationReport {
+    /// Version of the schema that was found; 0: none.
+    pub found: i64,
+    /// Version that this binary needs.
+    pub needed: i64,
+    /// What is between, one line each: "0002 add labels".
+    pub steps: Vec<String>,
+}
