@@ -35,10 +35,20 @@ pub async fn request(address: SocketAddr, method: &str, path: &str, body: &[u8])
 }
 
 /// Sends one request with a body of this content type.
-pub async fn request_as(address: SocketAddr, method: &str, path: &str, content_type: &str, body: &[u8]) -> Answer {
-    let mut request = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n");
+pub async fn request_as(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    content_type: &str,
+    body: &[u8],
+) -> Answer {
+    let mut request =
+        format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n");
     if !body.is_empty() {
-        request += &format!("content-type: {content_type}\r\ncontent-length: {}\r\n", body.len());
+        request += &format!(
+            "content-type: {content_type}\r\ncontent-length: {}\r\n",
+            body.len()
+        );
     }
     request += "\r\n";
     let mut bytes = request.into_bytes();
@@ -46,8 +56,16 @@ pub async fn request_as(address: SocketAddr, method: &str, path: &str, content_t
     let answer = tokio::time::timeout(Duration::from_secs(90), exchange(address, &bytes)).await;
     let answer = answer.expect("an answer within 90 s").expect("an answer");
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status line");
-    Answer { status, head: head.to_owned(), body: unchunk(head, body) }
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|s| s.parse().ok())
+        .expect("a status line");
+    Answer {
+        status,
+        head: head.to_owned(),
+        body: unchunk(head, body),
+    }
 }
 
 async fn exchange(address: SocketAddr, bytes: &[u8]) -> std::io::Result<String> {
@@ -63,7 +81,10 @@ async fn exchange(address: SocketAddr, bytes: &[u8]) -> std::io::Result<String> 
 }
 
 fn unchunk(head: &str, body: &str) -> String {
-    if !head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+    if !head
+        .to_ascii_lowercase()
+        .contains("transfer-encoding: chunked")
+    {
         return body.to_owned();
     }
     let (mut whole, mut rest) = (String::new(), body);
