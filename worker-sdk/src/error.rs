@@ -37,7 +37,7 @@ pub enum Error {
 
 /// An error status with what leasehold says about it.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{}{message}{}", prefix(reason), listed(violations))]
+#[error("{}{message}{}", prefix(reason), listed(message, violations))]
 pub struct CallError {
     /// The gRPC code.
     pub code: tonic::Code,
@@ -144,9 +144,12 @@ fn prefix(reason: &str) -> String {
     }
 }
 
-fn listed(violations: &[FieldViolation]) -> String {
-    violations
+/// The fields that the message does not name by itself.
+fn listed(message: &str, violations: &[FieldViolation]) -> String {
+    let unnamed = violations
         .iter()
+        .filter(|violation| !message.contains(&violation.field));
+    unnamed
         .map(|violation| format!("; {}: {}", violation.field, violation.description))
         .collect()
 }
