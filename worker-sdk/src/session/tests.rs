@@ -13,6 +13,7 @@ mod random;
 use std::time::Duration;
 
 use super::*;
+use crate::proto;
 use bench::*;
 use proto::lease_jobs_request::Message as Request;
 use proto::lease_jobs_response::Message as Response;
