@@ -45,7 +45,14 @@ impl World {
     fn of(enqueue: Client, ask: Client, worker_url: String, keep: Keep) -> Self {
         let folder = TempDir::new().unwrap();
         let log = folder.path().join("runs");
-        Self { enqueue, ask, worker_url, log, _folder: folder, _keep: keep }
+        Self {
+            enqueue,
+            ask,
+            worker_url,
+            log,
+            _folder: folder,
+            _keep: keep,
+        }
     }
 
     fn worker(&self) -> Local {
@@ -90,7 +97,10 @@ journeys!(
 async fn a_job_is_run_and_its_result_recorded(world: World) {
     let worker = world.worker();
     let input = serde_json::json!({"name": "Ada", "n": [1, 2, 3]});
-    let job = NewJob::new("echo", &input).unwrap().label("team", "a").header("traceparent", "00-1");
+    let job = NewJob::new("echo", &input)
+        .unwrap()
+        .label("team", "a")
+        .header("traceparent", "00-1");
     let id = world.add(job).await;
     let job = world.ended(&id).await;
     assert_eq!(job.state(), JobState::Succeeded);
@@ -107,7 +117,11 @@ async fn the_same_id_and_request_are_one_job(world: World) {
     let id = uuid::Uuid::now_v7().to_string();
     let job = || NewJob::new("echo", 1).unwrap().queue("q").id(&id);
     let calls = (0..16).map(|n| {
-        let client = if n % 2 == 0 { world.enqueue.clone() } else { world.ask.clone() };
+        let client = if n % 2 == 0 {
+            world.enqueue.clone()
+        } else {
+            world.ask.clone()
+        };
         let job = job();
         tokio::spawn(async move { client.enqueue(job).await.unwrap() })
     });
@@ -125,15 +139,30 @@ async fn the_same_id_and_request_are_one_job(world: World) {
 
 async fn a_failing_job_is_retried_and_ends_in_the_dead_letter(world: World) {
     let worker = world.worker();
-    let short = |job: NewJob| job.backoff(Duration::from_millis(20), Duration::from_millis(100), 2.0);
+    let short =
+        |job: NewJob| job.backoff(Duration::from_millis(20), Duration::from_millis(100), 2.0);
     let saved = world.add(short(NewJob::new("flaky", 3).unwrap())).await;
-    let lost = world.add(short(NewJob::new("flaky", 9).unwrap()).max_attempts(3)).await;
+    let lost = world
+        .add(short(NewJob::new("flaky", 9).unwrap()).max_attempts(3))
+        .await;
     let saved = world.ended(&saved).await;
-    assert_eq!((saved.state(), saved.attempt, saved.failures), (JobState::Succeeded, 3, 2));
+    assert_eq!(
+        (saved.state(), saved.attempt, saved.failures),
+        (JobState::Succeeded, 3, 2)
+    );
     assert_eq!(saved.attempts.len(), 2);
     let job = world.ended(&lost).await;
-    assert_eq!((job.state(), job.attempt, job.failures), (JobState::Failed, 3, 3));
-    assert!(job.last_failure.as_ref().unwrap().message.contains("not yet"));
+    assert_eq!(
+        (job.state(), job.attempt, job.failures),
+        (JobState::Failed, 3, 3)
+    );
+    assert!(
+        job.last_failure
+            .as_ref()
+            .unwrap()
+            .message
+            .contains("not yet")
+    );
     assert_eq!(dead_letter(&world.ask).await, [lost.clone()]);
 
     let job = world.enqueue.retry(&lost, None).await.unwrap();
@@ -144,9 +173,22 @@ async fn a_failing_job_is_retried_and_ends_in_the_dead_letter(world: World) {
 }
 
 async fn dead_letter(client: &Client) -> Vec<String> {
-    let filter = worker_sdk::JobFilter { states: vec![JobState::Failed.into()], ..Default::default() };
-    let request = ListJobsRequest { filter: Some(filter), ..Default::default() };
-    client.list(request).await.unwrap().jobs.into_iter().map(|job| job.id).collect()
+    let filter = worker_sdk::JobFilter {
+        states: vec![JobState::Failed.into()],
+        ..Default::default()
+    };
+    let request = ListJobsRequest {
+        filter: Some(filter),
+        ..Default::default()
+    };
+    client
+        .list(request)
+        .await
+        .unwrap()
+        .jobs
+        .into_iter()
+        .map(|job| job.id)
+        .collect()
 }
 
 async fn a_handler_says_how_it_ends(world: World) {
@@ -161,35 +203,70 @@ async fn a_handler_says_how_it_ends(world: World) {
     let job = world.ended(&later).await;
     assert_eq!((job.state(), job.attempt), (JobState::Failed, 2));
     let job = world.ended(&snoozed).await;
-    assert_eq!((job.state(), job.attempt, job.failures, job.releases), (JobState::Succeeded, 2, 0, 1));
+    assert_eq!(
+        (job.state(), job.attempt, job.failures, job.releases),
+        (JobState::Succeeded, 2, 0, 1)
+    );
     worker.stop().await;
 }
 
 async fn a_panic_is_a_failure_and_not_the_end_of_the_worker(world: World) {
     let worker = world.worker();
     let job = NewJob::new("panics", ()).unwrap();
-    let id = world.add(job.backoff(Duration::from_millis(20), Duration::from_millis(20), 1.0)).await;
+    let id = world
+        .add(job.backoff(Duration::from_millis(20), Duration::from_millis(20), 1.0))
+        .await;
     let job = world.ended(&id).await;
     assert_eq!((job.state(), job.attempt), (JobState::Succeeded, 2));
-    assert!(job.attempts[0].failure.as_ref().unwrap().message.contains("the first attempt panics"));
+    assert!(
+        job.attempts[0]
+            .failure
+            .as_ref()
+            .unwrap()
+            .message
+            .contains("the first attempt panics")
+    );
     worker.stop().await;
 }
 
 async fn a_scheduled_job_waits_for_its_time(world: World) {
     let worker = world.worker();
-    let id = world.add(NewJob::new("echo", 1).unwrap().delay(Duration::from_secs(2))).await;
-    assert_eq!(world.ask.get(&id).await.unwrap().state(), JobState::Scheduled);
+    let id = world
+        .add(
+            NewJob::new("echo", 1)
+                .unwrap()
+                .delay(Duration::from_secs(2)),
+        )
+        .await;
+    assert_eq!(
+        world.ask.get(&id).await.unwrap().state(),
+        JobState::Scheduled
+    );
     let job = world.ended(&id).await;
     assert_eq!(job.state(), JobState::Succeeded);
     let (due, began) = (job.run_time.unwrap(), job.start_time.unwrap());
-    assert!((began.seconds, began.nanos) >= (due.seconds, due.nanos), "not before its time");
+    assert!(
+        (began.seconds, began.nanos) >= (due.seconds, due.nanos),
+        "not before its time"
+    );
     worker.stop().await;
 }
 
 async fn a_cancelled_job_never_runs_and_a_running_one_is_told(world: World) {
     let waiting = world.add(NewJob::new("echo", 1).unwrap()).await;
-    assert_eq!(world.ask.cancel(&waiting, "not needed").await.unwrap().state(), JobState::Cancelled);
-    assert_eq!(world.ask.cancel(&waiting, "again").await.unwrap().state(), JobState::Cancelled);
+    assert_eq!(
+        world
+            .ask
+            .cancel(&waiting, "not needed")
+            .await
+            .unwrap()
+            .state(),
+        JobState::Cancelled
+    );
+    assert_eq!(
+        world.ask.cancel(&waiting, "again").await.unwrap().state(),
+        JobState::Cancelled
+    );
 
     let worker = world.worker();
     let running = world.add(NewJob::new("until-cancelled", ()).unwrap()).await;
@@ -202,18 +279,30 @@ async fn a_cancelled_job_never_runs_and_a_running_one_is_told(world: World) {
     // Its handler ends only when it is told; then the slot is free and the worker can leave at once.
     worker.stop().await;
     let job = world.ask.get(&running).await.unwrap();
-    assert_eq!(job.state(), JobState::Cancelled, "a late result changes nothing");
+    assert_eq!(
+        job.state(),
+        JobState::Cancelled,
+        "a late result changes nothing"
+    );
     assert!(job.output.is_none());
-    assert!(!runs(&world.log).contains_key(&waiting), "a cancelled job never runs");
+    assert!(
+        !runs(&world.log).contains_key(&waiting),
+        "a cancelled job never runs"
+    );
 }
 
 async fn an_attempt_past_its_timeout_has_failed(world: World) {
     let worker = world.worker();
     let job = NewJob::new("until-cancelled", ()).unwrap();
-    let id = world.add(job.timeout(Duration::from_millis(300)).max_attempts(1)).await;
+    let id = world
+        .add(job.timeout(Duration::from_millis(300)).max_attempts(1))
+        .await;
     let job = world.ended(&id).await;
     assert_eq!((job.state(), job.failures), (JobState::Failed, 1));
-    assert_eq!(job.attempts[0].outcome(), worker_sdk::proto::AttemptOutcome::TimedOut);
+    assert_eq!(
+        job.attempts[0].outcome(),
+        worker_sdk::proto::AttemptOutcome::TimedOut
+    );
     worker.stop().await;
 }
 
@@ -226,21 +315,39 @@ async fn a_job_of_an_unknown_kind_is_released(world: World) {
     })
     .await;
     assert_eq!(job.failures, 0);
-    assert_eq!(job.attempts[0].failure.as_ref().unwrap().message, "UNKNOWN_KIND");
+    assert_eq!(
+        job.attempts[0].failure.as_ref().unwrap().message,
+        "UNKNOWN_KIND"
+    );
     worker.stop().await;
 }
 
 async fn a_worker_that_leaves_in_order_loses_nothing(world: World) {
-    let jobs: Vec<_> = (0..100).map(|_| NewJob::new("sleep", 20).unwrap().queue("q")).collect();
-    let ids: Vec<_> = world.enqueue.enqueue_batch(jobs).await.unwrap().into_iter().map(|e| e.job.id).collect();
+    let jobs: Vec<_> = (0..100)
+        .map(|_| NewJob::new("sleep", 20).unwrap().queue("q"))
+        .collect();
+    let ids: Vec<_> = world
+        .enqueue
+        .enqueue_batch(jobs)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|e| e.job.id)
+        .collect();
     let worker = world.worker();
-    until(SOON, "some jobs ran", async || (runs(&world.log).len() > 20).then_some(())).await;
+    until(SOON, "some jobs ran", async || {
+        (runs(&world.log).len() > 20).then_some(())
+    })
+    .await;
     worker.stop().await;
     let worker = world.worker();
     for id in &ids {
         let job = world.ended(id).await;
         assert_eq!(job.state(), JobState::Succeeded);
-        assert_eq!(job.lost_leases, 0, "a worker that leaves in order gives back what it has");
+        assert_eq!(
+            job.lost_leases, 0,
+            "a worker that leaves in order gives back what it has"
+        );
     }
     worker.stop().await;
     let runs = runs(&world.log);

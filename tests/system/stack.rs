@@ -29,7 +29,11 @@ impl Node {
         let listen = ["--listen".to_owned(), address.to_string()];
         let mut process = Process::start("node", leasehold(args.iter().chain(&listen)));
         process.ready(address, START_WITHIN).await;
-        Self { process, address, args }
+        Self {
+            process,
+            address,
+            args,
+        }
     }
 
     /// Kills it with -9 and starts it again at the same address, on the same data.
@@ -74,14 +78,24 @@ impl Stack {
     pub async fn start(nodes: usize) -> Self {
         let postgres = PrivatePostgres::launch().await;
         let redis = PrivateRedis::launch().await;
-        let args: Vec<String> = ["serve", "--database-url", &postgres.url(), "--redis-url", &redis.url()]
-            .map(str::to_owned)
-            .into();
+        let args: Vec<String> = [
+            "serve",
+            "--database-url",
+            &postgres.url(),
+            "--redis-url",
+            &redis.url(),
+        ]
+        .map(str::to_owned)
+        .into();
         let mut started = Vec::new();
         for _ in 0..nodes {
             started.push(Node::start(args.clone()).await);
         }
-        Self { nodes: started, redis, postgres }
+        Self {
+            nodes: started,
+            redis,
+            postgres,
+        }
     }
 
     /// A client of the n-th node.
@@ -91,5 +105,7 @@ impl Stack {
 }
 
 pub fn client(url: &str) -> Client {
-    Client::connect_lazy(url).unwrap().deadline(Duration::from_secs(60))
+    Client::connect_lazy(url)
+        .unwrap()
+        .deadline(Duration::from_secs(60))
 }

@@ -25,21 +25,30 @@ impl Local {
         let worker = worker(url, log, slots);
         let (stop, stopped) = oneshot::channel();
         let until = async move { drop(stopped.await) };
-        Self { stop: Some(stop), running: tokio::spawn(async move { worker.run_until(until).await }) }
+        Self {
+            stop: Some(stop),
+            running: tokio::spawn(async move { worker.run_until(until).await }),
+        }
     }
 
     /// Lets it leave in order.
     pub async fn stop(mut self) {
         drop(self.stop.take());
         let left = tokio::time::timeout(Duration::from_secs(40), self.running).await;
-        left.expect("a worker leaves within its grace").unwrap().unwrap();
+        left.expect("a worker leaves within its grace")
+            .unwrap()
+            .unwrap();
     }
 }
 
 /// A worker in a process of its own: this test binary, started anew.
 pub fn process(url: &str, log: &Path) -> Process {
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "workers::the_worker_of_another_test", "--nocapture"]);
+    command.args([
+        "--exact",
+        "workers::the_worker_of_another_test",
+        "--nocapture",
+    ]);
     command.env(URL, url).env(LOG, log);
     Process::start("worker", command)
 }
@@ -66,7 +75,8 @@ pub fn runs(log: &Path) -> HashMap<String, usize> {
 fn worker(url: &str, log: &Path, slots: usize) -> Worker {
     let note = Log(log.to_owned());
     let with = move || note.clone();
-    let (echo, sleep, wait, flaky, doomed, panics) = (with(), with(), with(), with(), with(), with());
+    let (echo, sleep, wait, flaky, doomed, panics) =
+        (with(), with(), with(), with(), with(), with());
     Worker::builder(url)
         .queue("q")
         .concurrency(slots)
@@ -127,7 +137,12 @@ struct Log(PathBuf);
 impl Log {
     /// One line for each run, in one write, so that lines of several processes do not mix.
     fn write(&self, ctx: &Context) {
-        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&self.0).unwrap();
-        file.write_all(format!("{}\n", ctx.job_id()).as_bytes()).unwrap();
+        let mut file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.0)
+            .unwrap();
+        file.write_all(format!("{}\n", ctx.job_id()).as_bytes())
+            .unwrap();
     }
 }

@@ -21,9 +21,11 @@ const WALK: &str = "
 SELECT id, queue, kind, state, bytes FROM jobs WHERE id < ?1 ORDER BY id DESC LIMIT ?2";
 const WALK_QUEUE: &str = "
 SELECT id, queue, kind, state, bytes FROM jobs WHERE queue = ?3 AND id < ?1 ORDER BY id DESC LIMIT ?2";
+// The oldest segment of a line is the first one.
 const COUNTS: &str = "
 SELECT c.queue, c.state, c.jobs,
-       (SELECT min(b.create_time) FROM backlog b WHERE b.queue = c.queue) AS oldest
+       (SELECT min((SELECT b.create_time FROM backlog b WHERE b.queue = c.queue AND b.priority = p.value ORDER BY b.id LIMIT 1))
+          FROM json_each('[1, 2, 3]') p WHERE c.state = 2) AS oldest
   FROM queue_counts c
  WHERE c.queue IN (SELECT DISTINCT queue FROM queue_counts ORDER BY queue LIMIT ?1)
  ORDER BY c.queue";

@@ -1,6 +1,7 @@
 //! Segments: who waits in which line, where that was offered, and what must be offered again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
+use std::iter;
 use std::time::Duration;
 
 use sqlx::{FromRow, SqliteConnection};
@@ -23,21 +24,28 @@ UPDATE backlog
        offer_time = ?2, claimed_until = 0
   FROM json_each(?1) AS n
  WHERE backlog.id = n.value->>'$[0]'";
-const UNOFFERED: &str = "
+// From one incarnation to the next, by the index.
+const EPOCHS: &str = "
+WITH RECURSIVE e (epoch) AS (
+  SELECT (SELECT min(epoch) FROM backlog)
+  UNION ALL
+  SELECT (SELECT min(b.epoch) FROM backlog b WHERE b.epoch > e.epoch) FROM e WHERE e.epoch IS NOT NULL
+)
+SELECT epoch FROM e WHERE epoch IS NOT NULL AND epoch <> ?1 LIMIT ?2";
+const OF_EPOCH: &str = "
 SELECT id, queue, priority, create_time, jobs FROM backlog
- WHERE id > ?1 AND create_time <= ?2 AND claimed_until <= ?3 AND epoch IS NOT ?4
- ORDER BY id LIMIT ?5";
+ WHERE epoch IS ?1 AND create_time <= ?2 AND claimed_until <= ?3
+ ORDER BY id LIMIT ?4";
+// A line is offered in order, so that its first entry is its oldest.
 const LOST: &str = "
 SELECT id, queue, priority, create_time, jobs FROM backlog
- WHERE queue = ?1 AND priority = ?2 AND id > ?3 AND epoch = ?4 AND offer_time <= ?5
-   AND (?6 IS NULL OR (last_ms, last_seq) < (?6, ?7))
- ORDER BY id LIMIT ?8";
-const CLAIMABLE: &str = "
-SELECT b.id, b.queue, b.priority, b.create_time, b.jobs
-  FROM json_each(?1) AS n
-  JOIN backlog b ON b.queue = n.value->>'$[0]' AND b.priority = n.value->>'$[1]'
- WHERE b.id > ?2 AND b.claimed_until <= ?3
- ORDER BY b.id LIMIT ?4";
+ WHERE queue = ?1 AND priority = ?2 AND epoch = ?3 AND offer_time <= ?4
+   AND last_ms <= ?5 AND (last_ms < ?5 OR last_seq < ?6)
+ ORDER BY last_ms, last_seq LIMIT ?7";
+const OF_LINE: &str = "
+SELECT id, queue, priority, create_time, jobs FROM backlog
+ WHERE queue = ?1 AND priority = ?2 AND claimed_until <= ?3
+ ORDER BY id LIMIT ?4";
 const QUEUED: &str = "
 SELECT id, queue_time FROM jobs WHERE id IN (SELECT unhex(value) FROM json_each(?1)) AND state = 2";
 const LEND: &str = "
@@ -48,6 +56,8 @@ const DROP: &str = "DELETE FROM backlog WHERE id IN (SELECT value FROM json_each
 
 /// Rounds of one call over segments whose jobs have all moved on, before it answers with what it has.
 const ROUNDS_MAX: usize = 16;
+/// Older incarnations of the ready-list that one call looks at; the rest come when these are done with.
+const EPOCHS_MAX: i64 = 16;
 
 /// Writes the segments of jobs that became QUEUED, one for each line, in their order.
 pub(super) async fn append<'a>(
@@ -127,22 +137,21 @@ pub(super) async fn unoffered(
     limit: usize,
 ) -> Result<Vec<Segment>> {
     let (mut tx, now) = store.write().await?;
-    let mut taken = Taken::new(limit);
-    while let Some(rest) = taken.rest() {
-        let rows = sqlx::query_as(UNOFFERED)
-            .bind(taken.after)
-            .bind(before(now, age).0)
-            .bind(now.0)
-            .bind(epoch.0)
-            .bind(rest)
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(fault)?;
-        taken.add(&mut tx, rows).await?;
-    }
-    mark(&mut tx, LEND, &taken.segments, Some(now.after(claim))).await?;
+    let others: Vec<Uuid> = sqlx::query_scalar(EPOCHS)
+        .bind(epoch.0)
+        .bind(EPOCHS_MAX)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(fault)?;
+    let source = Source::Epochs {
+        epochs: iter::once(None)
+            .chain(others.into_iter().map(Some))
+            .collect(),
+        made_before: before(now, age),
+    };
+    let taken = take(&mut tx, now, &source, Mark::lend(now, claim), limit).await?;
     commit(tx).await?;
-    Ok(taken.segments)
+    Ok(taken)
 }
 
 /// Takes segments of a line whose hints are lost.
@@ -155,25 +164,17 @@ pub(super) async fn lost_offers(
     limit: usize,
 ) -> Result<Vec<Segment>> {
     let (mut tx, now) = store.write().await?;
-    let mut taken = Taken::new(limit);
-    while let Some(rest) = taken.rest() {
-        let rows = sqlx::query_as(LOST)
-            .bind(line.queue.as_str())
-            .bind(line.priority.number())
-            .bind(taken.after)
-            .bind(epoch.0)
-            .bind(before(now, age).0)
-            .bind(first.map(|entry| number(entry.ms)))
-            .bind(first.map(|entry| number(entry.seq)))
-            .bind(rest)
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(fault)?;
-        taken.add(&mut tx, rows).await?;
-    }
-    mark(&mut tx, WITHDRAW, &taken.segments, None).await?;
+    let source = Source::Offers {
+        line,
+        epoch,
+        first: first.map_or((i64::MAX, i64::MAX), |entry| {
+            (number(entry.ms), number(entry.seq))
+        }),
+        offered_before: before(now, age),
+    };
+    let taken = take(&mut tx, now, &source, Mark::Withdraw, limit).await?;
     commit(tx).await?;
-    Ok(taken.segments)
+    Ok(taken)
 }
 
 /// Lends segments of lines to one caller.
@@ -184,27 +185,130 @@ pub(super) async fn claim(
     limit: usize,
 ) -> Result<Vec<Segment>> {
     // A line that is named twice would be lent twice.
-    let lines: HashSet<_> = lines
-        .iter()
-        .map(|line| (line.queue.as_str(), line.priority.number()))
-        .collect();
-    let lines = batch(&lines.into_iter().collect::<Vec<_>>())?;
+    let lines: BTreeSet<&Line> = lines.iter().collect();
     let (mut tx, now) = store.write().await?;
-    let mut taken = Taken::new(limit);
-    while let Some(rest) = taken.rest() {
-        let rows = sqlx::query_as(CLAIMABLE)
-            .bind(&lines)
-            .bind(taken.after)
-            .bind(now.0)
-            .bind(rest)
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(fault)?;
-        taken.add(&mut tx, rows).await?;
-    }
-    mark(&mut tx, LEND, &taken.segments, Some(now.after(claim))).await?;
+    let mark = Mark::lend(now, claim);
+    let taken = take(&mut tx, now, &Source::Lines(lines), mark, limit).await?;
     commit(tx).await?;
-    Ok(taken.segments)
+    Ok(taken)
+}
+
+/// Where segments are taken from.
+enum Source<'a> {
+    /// Those last offered under these incarnations; `None`: never offered, or withdrawn.
+    Epochs {
+        epochs: Vec<Option<Uuid>>,
+        made_before: Timestamp,
+    },
+    /// Those of a line that were offered below an entry.
+    Offers {
+        line: &'a Line,
+        epoch: Epoch,
+        first: (i64, i64),
+        offered_before: Timestamp,
+    },
+    /// Those of these lines.
+    Lines(BTreeSet<&'a Line>),
+}
+
+/// What is written into a segment that is taken, and keeps it from being taken again.
+#[derive(Clone, Copy)]
+enum Mark {
+    Lend(Timestamp),
+    Withdraw,
+}
+
+/// Takes segments that have QUEUED jobs, oldest first, and drops those that have none on the way.
+async fn take(
+    tx: &mut Tx,
+    now: Timestamp,
+    source: &Source<'_>,
+    mark: Mark,
+    limit: usize,
+) -> Result<Vec<Segment>> {
+    let mut taken: Vec<Segment> = Vec::new();
+    for _ in 0..ROUNDS_MAX {
+        let rest = limit.saturating_sub(taken.len());
+        let rows = source.read(tx, now, rest).await?;
+        let is_end = rows.len() < rest;
+        let (live, spent) = trim(tx, rows).await?;
+        drop_spent(tx, &spent).await?;
+        mark.write(tx, &live).await?;
+        taken.extend(live);
+        if is_end || taken.len() >= limit {
+            break;
+        }
+    }
+    Ok(taken)
+}
+
+impl Source<'_> {
+    /// Reads the oldest rows that are there to take, of all parts of the source together.
+    async fn read(&self, tx: &mut Tx, now: Timestamp, limit: usize) -> Result<Vec<SegmentRow>> {
+        let mut rows: Vec<SegmentRow> = Vec::new();
+        match self {
+            Self::Epochs {
+                epochs,
+                made_before,
+            } => {
+                for epoch in epochs {
+                    let query = sqlx::query_as(OF_EPOCH)
+                        .bind(*epoch)
+                        .bind(made_before.0)
+                        .bind(now.0)
+                        .bind(rows_max(limit));
+                    rows.extend(query.fetch_all(&mut **tx).await.map_err(fault)?);
+                }
+            }
+            Self::Offers {
+                line,
+                epoch,
+                first,
+                offered_before,
+            } => {
+                let query = sqlx::query_as(LOST)
+                    .bind(line.queue.as_str())
+                    .bind(line.priority.number())
+                    .bind(epoch.0)
+                    .bind(offered_before.0)
+                    .bind(first.0)
+                    .bind(first.1)
+                    .bind(rows_max(limit));
+                rows.extend(query.fetch_all(&mut **tx).await.map_err(fault)?);
+            }
+            Self::Lines(lines) => {
+                for line in lines {
+                    let query = sqlx::query_as(OF_LINE)
+                        .bind(line.queue.as_str())
+                        .bind(line.priority.number())
+                        .bind(now.0)
+                        .bind(rows_max(limit));
+                    rows.extend(query.fetch_all(&mut **tx).await.map_err(fault)?);
+                }
+            }
+        }
+        rows.sort_unstable_by_key(|row| row.id);
+        rows.truncate(limit);
+        Ok(rows)
+    }
+}
+
+impl Mark {
+    /// Lends for at least so long that the same call does not take it twice.
+    fn lend(now: Timestamp, claim: Duration) -> Self {
+        Self::Lend(now.after(claim.max(Duration::from_micros(1))))
+    }
+
+    async fn write(self, connection: &mut SqliteConnection, segments: &[Segment]) -> Result<()> {
+        let ids: Vec<i64> = segments.iter().map(|segment| segment.id).collect();
+        let ids = batch(&ids)?;
+        let query = match self {
+            Self::Lend(until) => sqlx::query(LEND).bind(ids).bind(until.0),
+            Self::Withdraw => sqlx::query(WITHDRAW).bind(ids),
+        };
+        query.execute(connection).await.map_err(fault)?;
+        Ok(())
+    }
 }
 
 /// Splits segments into those that still have QUEUED jobs, trimmed to them, and the numbers of the others. A job that
@@ -251,58 +355,6 @@ pub(super) async fn drop_spent(connection: &mut SqliteConnection, spent: &[i64])
         .execute(connection)
         .await
         .map_err(fault)?;
-    Ok(())
-}
-
-/// What a call has taken so far, and from where it goes on.
-struct Taken {
-    segments: Vec<Segment>,
-    after: i64,
-    limit: usize,
-    rounds: usize,
-    is_end: bool,
-}
-
-impl Taken {
-    fn new(limit: usize) -> Self {
-        Self {
-            segments: Vec::new(),
-            after: 0,
-            limit,
-            rounds: 0,
-            is_end: false,
-        }
-    }
-
-    /// How many rows the next round reads; `None`: it was the last.
-    fn rest(&self) -> Option<i64> {
-        let rest = self.limit.saturating_sub(self.segments.len());
-        (rest > 0 && self.rounds < ROUNDS_MAX && !self.is_end).then(|| rows_max(rest))
-    }
-
-    async fn add(&mut self, tx: &mut Tx, rows: Vec<SegmentRow>) -> Result<()> {
-        self.rounds += 1;
-        self.is_end = rows.len() < self.limit.saturating_sub(self.segments.len());
-        self.after = rows.last().map_or(self.after, |row| row.id);
-        let (live, spent) = trim(tx, rows).await?;
-        drop_spent(tx, &spent).await?;
-        self.segments.extend(live);
-        Ok(())
-    }
-}
-
-async fn mark(
-    connection: &mut SqliteConnection,
-    statement: &'static str,
-    segments: &[Segment],
-    until: Option<Timestamp>,
-) -> Result<()> {
-    let ids: Vec<i64> = segments.iter().map(|segment| segment.id).collect();
-    let mut query = sqlx::query(statement).bind(batch(&ids)?);
-    if let Some(until) = until {
-        query = query.bind(until.0);
-    }
-    query.execute(connection).await.map_err(fault)?;
     Ok(())
 }
 

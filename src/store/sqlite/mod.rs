@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{ConnectOptions, Executor, Sqlite, Transaction};
+use sqlx::{ConnectOptions, Connection, Executor, Sqlite, Transaction};
 
 use super::{
     Ask, Attached, Cancelled, EnqueueAnswer, Epoch, Expired, FinishAnswer, Granted, JobFilter,
@@ -37,6 +37,9 @@ mod row;
 mod session;
 mod signals;
 mod sweep;
+
+#[cfg(test)]
+mod plans;
 
 /// How long a statement waits for a lock of another process on the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -84,11 +87,12 @@ impl SqliteStore {
             .acquire_timeout(TURN_TIMEOUT)
             .test_before_acquire(false)
             // A `begin` whose caller went away can leave its transaction open in the pool (sqlx #4385, #4393), and
-            // what is "committed" in it later would be gone. A connection that is in none answers with an error.
+            // what is "committed" in it later would be gone. A connection that is in none answers with an error; one
+            // that still believes in a transaction afterwards is closed.
             .after_release(|connection, _| {
                 Box::pin(async move {
                     let _ = connection.execute("ROLLBACK").await;
-                    Ok(true)
+                    Ok(!connection.is_in_transaction())
                 })
             })
             .connect_with(options.clone())

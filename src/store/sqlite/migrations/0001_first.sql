@@ -92,6 +92,8 @@ CREATE TABLE backlog (
   jobs BLOB NOT NULL
 ) STRICT;
 CREATE INDEX backlog_by_line ON backlog (queue, priority, id);
+CREATE INDEX backlog_by_epoch ON backlog (epoch, id);
+CREATE INDEX backlog_by_offer ON backlog (queue, priority, epoch, last_ms, last_seq) WHERE epoch IS NOT NULL;
 
 CREATE TABLE sessions (
   id BLOB NOT NULL PRIMARY KEY,

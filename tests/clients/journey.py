@@ -1,0 +1,152 @@
+"""A client and a worker in Python that know nothing of leasehold but its address: all messages come by reflection.
+
+Enqueues jobs, runs them over LeaseJobs, and reads their results. Prints one line for each thing it has seen; exits
+with 1 and the reason when something is not as promised.
+"""
+
+import queue
+import sys
+import time
+
+import grpc
+from google.protobuf import descriptor_pool, message_factory
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+PACKAGE = "leasehold.v1."
+JOBS = 20
+
+
+class Api:
+    """The server's services and messages, as reflection tells them."""
+
+    def __init__(self, channel):
+        self.channel = channel
+        self.database = ProtoReflectionDescriptorDatabase(channel)
+        self.pool = descriptor_pool.DescriptorPool(self.database)
+
+    def message(self, name, **fields):
+        descriptor = self.pool.FindMessageTypeByName(PACKAGE + name)
+        return message_factory.GetMessageClass(descriptor)(**fields)
+
+    def method(self, service, name):
+        descriptor = self.pool.FindServiceByName(PACKAGE + service)
+        method = descriptor.methods_by_name[name]
+        answer = message_factory.GetMessageClass(method.output_type)
+        path = f"/{PACKAGE}{service}/{name}"
+        kind = self.channel.stream_stream if method.client_streaming else self.channel.unary_unary
+        return kind(path, request_serializer=lambda m: m.SerializeToString(), response_deserializer=answer.FromString)
+
+
+def services(api):
+    names = set(api.database.get_services())
+    wanted = {
+        "leasehold.v1.JobService",
+        "leasehold.v1.WorkerService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+    assert wanted <= names, f"reflection lists {names}"
+    print("services", len(names))
+
+
+def healthy(channel):
+    check = channel.unary_unary("/grpc.health.v1.Health/Check")
+    for service in ("", "leasehold.v1.JobService", "leasehold.v1.WorkerService"):
+        request = bytes([0x0A, len(service)]) + service.encode() if service else b""
+        assert check(request, timeout=10) == b"\x08\x01", f"{service} is SERVING"
+    print("serving")
+
+
+def refused(api):
+    try:
+        api.method("JobService", "Enqueue")(api.message("EnqueueRequest"), timeout=10)
+    except grpc.RpcError as error:
+        assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, error
+        assert any(key == "grpc-status-details-bin" for key, _ in error.trailing_metadata()), "details"
+        print("refused")
+    else:
+        raise AssertionError("an empty request is refused")
+
+
+def enqueue(api):
+    call = api.method("JobService", "Enqueue")
+    ids = []
+    for n in range(JOBS):
+        spec = api.message("JobSpec", queue="python", kind="double", payload=api.message("Payload", text=str(n)))
+        ids.append(call(api.message("EnqueueRequest", job=spec), timeout=10).job.id)
+    assert len(set(ids)) == JOBS
+    print("enqueued", JOBS)
+    return ids
+
+
+def work(api):
+    """A worker as the rules of the stream have it, one message at a time."""
+    outgoing = queue.Queue()
+    send = lambda **message: outgoing.put(api.message("LeaseJobsRequest", **message))
+    subscription = api.message("QueueSubscription", queue="python")
+    send(hello=api.message("Hello", protocol=1, worker="python", queues=[subscription], kinds=["double"],
+                           max_in_flight=4, sdk="python by hand"))
+    held, beats, taken, recorded, said_goodbye = {}, 0, set(), 0, False
+    stream = api.method("WorkerService", "LeaseJobs")(iter(outgoing.get, None), timeout=60)
+    for answer in stream:
+        kind = answer.WhichOneof("message")
+        if kind == "welcome":
+            assert answer.welcome.resume_token and answer.welcome.lease_ttl.seconds == 30
+            beats += 1
+            send(heartbeat=api.message("Heartbeat", sequence=beats))
+        elif kind == "heartbeat_ack":
+            assert answer.heartbeat_ack.sequence == beats
+            print("renewed")
+        elif kind == "jobs":
+            results = []
+            for job in answer.jobs.jobs:
+                key = (job.lease.job_id, job.lease.attempt)
+                assert key not in taken, "each attempt comes once"
+                taken.add(key)
+                held[key] = job.lease
+                output = api.message("Payload", text=str(2 * int(job.payload.text)))
+                results.append(api.message("Result", lease=job.lease, success=api.message("Success", output=output)))
+            assert len(held) <= 4, "never more than the window"
+            send(results=api.message("Results", results=results))
+        elif kind == "receipts":
+            for receipt in answer.receipts.receipts:
+                assert receipt.status == 1, f"RECORDED, not {receipt}"
+                del held[(receipt.lease.job_id, receipt.lease.attempt)]
+                recorded += 1
+            if recorded == JOBS and not said_goodbye:
+                said_goodbye = True
+                send(goodbye=api.message("Goodbye"))
+        elif kind == "capacity_applied" and answer.capacity_applied.goodbye:
+            outgoing.put(None)  # half-close
+    assert stream.code() == grpc.StatusCode.OK, stream.code()
+    assert recorded == JOBS
+    print("recorded", recorded)
+
+
+def results(api, ids):
+    call = api.method("JobService", "GetJob")
+    for n, job_id in enumerate(ids):
+        request = api.message("GetJobRequest", job_id=job_id)
+        request.wait.seconds = 10
+        job = call(request, timeout=20).job
+        assert (job.state, job.output.text, job.attempt, job.worker) == (4, str(2 * n), 1, "python"), job
+    print("results", len(ids))
+
+
+def main():
+    channel = grpc.insecure_channel(sys.argv[1])
+    grpc.channel_ready_future(channel).result(timeout=30)
+    api = Api(channel)
+    begun = time.monotonic()
+    services(api)
+    healthy(channel)
+    refused(api)
+    ids = enqueue(api)
+    work(api)
+    results(api, ids)
+    print(f"done in {time.monotonic() - begun:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
