@@ -7,13 +7,18 @@ use axum::extract::Request;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use serde_json::value::RawValue;
 
 use super::members::{Members, items};
 use super::problem::{Problem, Refusal};
 use crate::error::{Error, Violation};
 use crate::job::limits::{BATCH_MAX, BODY_WITHIN, JSON_DEPTH_MAX};
+
+/// Bytes beyond the limit that are read and dropped.
+const DISCARDED_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Dropping them takes no longer.
+const DISCARD_WITHIN: Duration = Duration::from_secs(2);
 
 /// Whether a call can do without a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,8 +46,7 @@ pub async fn read(request: Request, need: Need, max: usize) -> Result<String, Pr
     if !json {
         return Err(Refusal::ContentType.into());
     }
-    // Bytes without a second owner become a vector without a copy.
-    String::from_utf8(bytes.into()).map_err(|broken| {
+    String::from_utf8(bytes).map_err(|broken| {
         let at = broken.utf8_error().valid_up_to();
         let field = field_at(&String::from_utf8_lossy(broken.as_bytes()), at);
         Error::field(field, "is not UTF-8").into()
@@ -94,20 +98,50 @@ pub fn depth(json: &[u8]) -> usize {
     most
 }
 
-async fn collect(body: Body, max: usize, within: Duration) -> Result<Bytes, Problem> {
+async fn collect(body: Body, max: usize, within: Duration) -> Result<Vec<u8>, Problem> {
     // A body that says how long it is need not be read to be refused.
     let said = axum::body::HttpBody::size_hint(&body).lower();
-    if usize::try_from(said).is_ok_and(|said| said > max) {
+    if usize::try_from(said).is_ok_and(|said| said > max + DISCARDED_BYTES_MAX) {
         return Err(Refusal::BodyTooLarge(max).into());
     }
     // Cancel safe: what was read of the body belongs to this call alone.
-    let read = tokio::time::timeout(within, Limited::new(body, max).collect());
-    match read.await {
+    match tokio::time::timeout(within, up_to(body, max)).await {
+        Ok(read) => Ok(read?),
         Err(_) => Err(Refusal::BodyTimeout(within).into()),
-        Ok(Err(why)) if why.is::<LengthLimitError>() => Err(Refusal::BodyTooLarge(max).into()),
-        Ok(Err(_)) => Err(Refusal::BodyBroken.into()),
-        Ok(Ok(whole)) => Ok(whole.to_bytes()),
     }
+}
+
+async fn up_to(mut body: Body, max: usize) -> Result<Vec<u8>, Refusal> {
+    // Grows with what has come, not with what was announced.
+    let mut whole = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| Refusal::BodyBroken)?;
+        let data = frame.into_data().unwrap_or_default();
+        if whole.len().saturating_add(data.len()) > max {
+            drop(whole);
+            discard(body).await;
+            return Err(Refusal::BodyTooLarge(max));
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(whole)
+}
+
+/// Lets a client that sends somewhat too much come to its end: one that is cut off in the middle often loses the answer
+/// that says why.
+async fn discard(mut body: Body) {
+    let rest = async {
+        let mut left = DISCARDED_BYTES_MAX;
+        while let Some(Ok(frame)) = body.frame().await {
+            let size = frame.data_ref().map_or(0, Bytes::len);
+            match left.checked_sub(size) {
+                Some(less) => left = less,
+                None => break,
+            }
+        }
+    };
+    // Whether it came to its end or not, the answer is the same.
+    let _ = tokio::time::timeout(DISCARD_WITHIN, rest).await;
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

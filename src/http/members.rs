@@ -15,6 +15,9 @@ use crate::job::draft::RawSpan;
 /// Members of one object that are looked at. No object here has nearly as many.
 const MEMBERS_MAX: usize = 200;
 
+/// Letters of a caller's own key that are shown.
+const WORD_SHOWN: usize = 128;
+
 /// The members of an object that nobody has asked for yet, and what is wrong with those that were.
 pub struct Members<'a> {
     path: String,
@@ -112,21 +115,34 @@ impl<'a> Members<'a> {
         self.read(key, time, TIME_SHAPE)
     }
 
-    /// An object of texts.
+    /// An object of texts. What is wrong with it is a fault of the whole, as over gRPC, and says which key.
     pub fn words(&mut self, key: &str) -> BTreeMap<String, String> {
-        let Some(mut inner) = self.object(key) else {
+        let Some(inner) = self.object(key) else {
             return BTreeMap::new();
         };
-        let keys: Vec<String> = inner.left.keys().cloned().collect();
+        let Members {
+            path,
+            left,
+            mut faults,
+        } = inner;
         let mut words = BTreeMap::new();
-        for key in keys {
-            if let Some(text) = inner.left.remove(&key).and_then(text_of) {
-                words.insert(key, text);
-            } else {
-                inner.fault(&key, "must be a text");
+        for (word, raw) in left {
+            match text_of(raw) {
+                Some(text) => {
+                    words.insert(word, text);
+                }
+                None => faults.push(Violation::field(format!("{path}{word}"), "must be a text")),
             }
         }
-        self.faults.append(&mut inner.faults);
+        for Violation { field, why, .. } in faults {
+            match field.strip_prefix(&path) {
+                Some(word) if !word.is_empty() => {
+                    let word: String = word.chars().take(WORD_SHOWN).collect();
+                    self.fault(key, format!("at {word:?}: {why}"));
+                }
+                _ => self.fault(key, why),
+            }
+        }
         words
     }
 

@@ -226,7 +226,12 @@ async fn a_body_over_the_limit_is_refused_unread_and_while_it_is_read() {
         chunked.extend(std::iter::repeat_n(b' ', 0x10_0000));
         chunked.extend_from_slice(b"\r\n");
     }
+    chunked.extend_from_slice(b"0\r\n\r\n");
     assert_eq!(raw(address, &chunked).await.problem().0, 413);
+
+    // Read to its end, so that the one who sends it is still there for the answer.
+    let large = post(address, "/jobs", vec![b' '; 16 << 20]).await;
+    assert_eq!(large.problem().1, "PAYLOAD_TOO_LARGE");
 }
 
 #[tokio::test]
