@@ -52,6 +52,7 @@ impl NewJob {
 
     fn of(kind: String, payload: proto::Payload) -> Self {
         let spec = proto::JobSpec {
+            queue: "default".into(),
             kind,
             payload: Some(payload),
             ..Default::default()
