@@ -1,6 +1,10 @@
 //! The ready-list: which QUEUED jobs to hand out next, fast. It holds ids, never payloads, and no authority: a hint may
 //! be lost, doubled or stale, and the store's guards decide. Everything in it can be lost at any moment.
 
+pub mod memory;
+pub mod observed;
+pub mod redis;
+
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -62,7 +66,8 @@ pub trait ReadyList: Send + Sync + 'static {
     /// The present incarnation. A new one begins when the list finds that it was wiped, restarted without its data, or
     /// replaced; whatever was offered before is then to be offered again.
     async fn epoch(&self) -> Result<Epoch>;
-    /// Adds jobs at the ends of their lines, in order. One answer a line.
+    /// Adds jobs at the ends of their lines, in order. One answer a line; for one without jobs the lowest place. After
+    /// an error some may have been added.
     async fn offer(&self, lines: Vec<(Line, Vec<JobId>)>) -> Result<Vec<Placed>>;
     /// Waits until something is added to one of `lines`, a nudge comes, or `wait` (at most 2 s) is over. It may ring
     /// for nothing; it misses nothing that was added after the last `take` found a line empty. One call at a time.
@@ -72,9 +77,11 @@ pub trait ReadyList: Send + Sync + 'static {
     async fn take(&self, wants: Vec<Want>) -> Result<Vec<Hint>>;
     /// Forgets hints: their jobs were handed out, or seen not QUEUED.
     async fn settle(&self, hints: Vec<Hint>) -> Result<()>;
-    /// Gives hints back for anybody to take.
+    /// Gives hints back for anybody to take, at the places they had. It rings the other takers' doorbells.
     async fn put_back(&self, hints: Vec<Hint>) -> Result<()>;
-    /// Takes over hints that another taker has had for `idle` without settling them, at most `limit` a line.
+    /// Takes over hints that a taker has had for `idle` without settling them, at most `limit` a line, oldest first.
+    /// Its own are among them, since it may have lost them with a call that was dropped: who still holds such a hint
+    /// gets it a second time, with the same entry.
     async fn steal(&self, lines: Vec<Line>, idle: Duration, limit: usize) -> Result<Vec<Hint>>;
     /// Looks at lines.
     async fn probe(&self, lines: Vec<Line>) -> Result<Vec<Probe>>;
@@ -82,4 +89,8 @@ pub trait ReadyList: Send + Sync + 'static {
     async fn nudge(&self) -> Result<()>;
     /// One cheap round trip. The answer names the server and its version.
     async fn ping(&self) -> Result<String>;
+    /// The taker leaves: what it has should be settled or put back before. Without it, nothing is lost either.
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
 }

@@ -1,4 +1,75 @@
-//! Client and worker for leasehold.
+//! Client and worker for leasehold, the background-job service.
+//!
+//! A whole worker:
+//!
+//! ```no_run
+//! use worker_sdk::{Error, Worker};
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Error> {
+//!     Worker::builder("http://127.0.0.1:7070")
+//!         .queue("default")
+//!         .concurrency(8)
+//!         .handler("greet", |ctx, name: String| async move {
+//!             println!("attempt {} of job {}", ctx.attempt(), ctx.job_id());
+//!             Ok(format!("hello, {name}"))
+//!         })
+//!         .build()?
+//!         .run()
+//!         .await
+//! }
+//! ```
+//!
+//! Enqueue a job and wait for its result:
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), worker_sdk::Error> {
+//! use std::time::Duration;
+//! use worker_sdk::{Client, NewJob};
+//!
+//! let client = Client::connect("http://127.0.0.1:7070").await?;
+//! let accepted = client.enqueue(NewJob::new("greet", "Ada")?.queue("default")).await?;
+//! let job = client.wait(&accepted.job.id, Duration::from_secs(60)).await?;
+//! println!("{}", job.output_as::<String>()?);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What is promised
+//! A job that was accepted runs at least once, and exactly one result of it is
+//! recorded. It may run more than once: a worker that was cut off is told to
+//! stop, but what it did until then it did. [`Context::attempt`] is a fencing
+//! number by which a system downstream can refuse the older attempt.
+//!
+//! # The map
+//! | where | what |
+//! |---|---|
+//! | [`Client`], [`NewJob`] | enqueue, get, list, wait, cancel, retry |
+//! | [`Worker`], [`WorkerBuilder`] | handlers by kind; run, shut down, health |
+//! | [`Context`] | what a handler knows: job, attempt, deadline, cancellation |
+//! | [`JobError`], [`Retry`], [`Permanent`], [`Snooze`] | how a handler ends without an output |
+//! | [`session`] | the worker's half of the lease stream: a pure state machine, all decisions |
+//! | `connection.rs` | the pump that carries them out, on a thread of its own |
+//! | [`proto`] | the wire |
+
+mod client;
+mod connection;
+mod context;
+mod endpoint;
+mod error;
+mod failure;
+mod handler;
+mod new_job;
+pub mod session;
+mod worker;
+
+pub use client::{Client, Enqueued};
+pub use context::Context;
+pub use error::{CallError, Error, FieldViolation};
+pub use failure::{JobError, Permanent, Retry, Snooze};
+pub use new_job::NewJob;
+pub use proto::{Job, JobFilter, JobState, ListJobsRequest, ListJobsResponse, Payload, Priority, View};
+pub use worker::{Health, Worker, WorkerBuilder};
 
 /// The wire: messages and clients generated from `proto/leasehold/v1`.
 #[allow(

@@ -1,0 +1,253 @@
+//! The ready-list in Redis: a stream for each line, one consumer group, a consumer for each node.
+//!
+//! | key | holds |
+//! |---|---|
+//! | `{prefix}:epoch` | the marker: the epoch, and the run id of the server that it began on |
+//! | `{prefix}:{epoch}:{queue}:{priority}` | a line: entries with one job id each |
+//! | `{prefix}:streams` | names of all streams there are, so that those of old epochs can be removed |
+//! | `{prefix}:bell` | wakes doorbells: nudges, hints put back, a new epoch |
+//!
+//! Redis may be away, wiped or replaced at any moment. No call panics, waits long or goes on trying: it says
+//! `Unavailable`, and the next one starts afresh. No Lua, no blocking but the doorbell's.
+
+mod check;
+mod doorbell;
+mod epoch;
+mod offer;
+mod probe;
+mod reply;
+mod steal;
+mod take;
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use deadpool_redis::{Connection, Hook, Manager, Pool, Runtime, Timeouts};
+use redis::aio::ConnectionLike;
+use redis::{AsyncConnectionConfig, Client, Pipeline, Value};
+
+pub use check::{Check, Eviction};
+
+use self::epoch::Marker;
+use super::{Hint, Placed, Probe, ReadyList, Ring, Want};
+use crate::error::{Error, Result};
+use crate::job::{JobId, NodeId};
+use crate::store::{Epoch, Line};
+
+/// No call but the doorbell takes longer.
+const CALL_MAX: Duration = Duration::from_secs(1);
+/// Connections for everything but the doorbell. Each carries one batch at a time.
+const CONNECTIONS: usize = 8;
+/// Commands of one MULTI, and ids of one command: a millisecond or two in which Redis serves nobody else.
+const CHUNK: usize = 1_000;
+/// Lines that are remembered as known to Redis; past it, they are made sure of again.
+const KNOWN_MAX: usize = 10_000;
+/// A call that finds a stream or the epoch gone begins again so often, then it is `Unavailable`.
+const TRIES: usize = 3;
+/// The one consumer group.
+const GROUP: &str = "nodes";
+/// The consumer that holds what was put back.
+const SHELF: &str = "put-back";
+
+/// What a node must know of its Redis.
+#[derive(Debug, Clone)]
+pub struct RedisOptions {
+    /// All keys begin with it; nodes that share a database share it. Default by convention: `leasehold`.
+    pub prefix: String,
+    /// Whose hints these are.
+    pub node: NodeId,
+}
+
+/// A ready-list in Redis 7.0 or newer, or Valkey.
+pub struct RedisReady {
+    keys: Keys,
+    node: NodeId,
+    client: Client,
+    pool: Pool,
+    seen: Arc<Mutex<Seen>>,
+    doorbell: doorbell::Doorbell,
+    reaped: Mutex<Option<Instant>>,
+}
+
+/// What this node last saw of Redis. Forgotten with each new connection, since another server may be behind it.
+#[derive(Debug, Default)]
+struct Seen {
+    marker: Option<Marker>,
+    /// Lines whose stream and group exist under the epoch `known_in`.
+    known: HashSet<Line>,
+    known_in: Option<Epoch>,
+}
+
+impl RedisReady {
+    /// Prepares for the Redis at `url` (`redis://[user:password@]host[:port][/db]`, or `unix:` and a path). Connects
+    /// only when it is first used, so a server starts while Redis is away. Errors: `InvalidArgument` for the URL.
+    pub fn connect(url: &str, options: RedisOptions) -> Result<Self> {
+        let client = Client::open(url).map_err(|_| bad_url())?;
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CALL_MAX))
+            .set_response_timeout(Some(CALL_MAX));
+        let manager = Manager::new_with_config(url, config).map_err(|_| bad_url())?;
+        let seen = Arc::<Mutex<Seen>>::default();
+        let forget = Arc::clone(&seen);
+        let pool = Pool::builder(manager)
+            .max_size(CONNECTIONS)
+            .runtime(Runtime::Tokio1)
+            .timeouts(Timeouts {
+                wait: Some(CALL_MAX),
+                create: Some(CALL_MAX),
+                recycle: Some(CALL_MAX),
+            })
+            .post_create(Hook::sync_fn(move |_, _| {
+                lock(&forget).marker = None;
+                Ok(())
+            }))
+            .build()
+            .map_err(Error::internal)?;
+        Ok(Self {
+            keys: Keys {
+                prefix: options.prefix,
+            },
+            node: options.node,
+            client,
+            pool,
+            seen,
+            doorbell: doorbell::Doorbell::default(),
+            reaped: Mutex::default(),
+        })
+    }
+
+    async fn connection(&self) -> Result<Connection> {
+        self.pool.get().await.map_err(|cause| {
+            tracing::debug!(%cause, "redis: no connection");
+            away()
+        })
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        lock(&self.seen)
+    }
+
+    fn consumer(&self) -> String {
+        self.node.to_string()
+    }
+}
+
+/// A lock is never held while something may panic, so a poisoned one is no reason to stop.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[async_trait]
+impl ReadyList for RedisReady {
+    async fn epoch(&self) -> Result<Epoch> {
+        bounded(self.epoch_now()).await
+    }
+
+    async fn offer(&self, lines: Vec<(Line, Vec<JobId>)>) -> Result<Vec<Placed>> {
+        bounded(self.offer_lines(&lines)).await
+    }
+
+    async fn doorbell(&self, lines: Vec<Line>, wait: Duration) -> Result<Ring> {
+        self.wait_for_ring(&lines, wait).await
+    }
+
+    async fn take(&self, wants: Vec<Want>) -> Result<Vec<Hint>> {
+        bounded(self.take_hints(&wants)).await
+    }
+
+    async fn settle(&self, hints: Vec<Hint>) -> Result<()> {
+        bounded(self.settle_hints(&hints)).await
+    }
+
+    async fn put_back(&self, hints: Vec<Hint>) -> Result<()> {
+        bounded(self.put_hints_back(&hints)).await
+    }
+
+    async fn steal(&self, lines: Vec<Line>, idle: Duration, limit: usize) -> Result<Vec<Hint>> {
+        bounded(self.steal_hints(&lines, idle, limit)).await
+    }
+
+    async fn probe(&self, lines: Vec<Line>) -> Result<Vec<Probe>> {
+        bounded(self.probe_lines(&lines)).await
+    }
+
+    async fn nudge(&self) -> Result<()> {
+        bounded(self.nudge_all()).await
+    }
+
+    async fn ping(&self) -> Result<String> {
+        bounded(async { Ok(self.look().await?.server) }).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        bounded(self.leave()).await
+    }
+}
+
+/// The names of the keys.
+#[derive(Debug)]
+struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    fn marker(&self) -> String {
+        format!("{}:epoch", self.prefix)
+    }
+
+    fn streams(&self) -> String {
+        format!("{}:streams", self.prefix)
+    }
+
+    fn bell(&self) -> String {
+        format!("{}:bell", self.prefix)
+    }
+
+    fn line(&self, epoch: Epoch, line: &Line) -> String {
+        let level = line.priority.number();
+        format!("{}{}:{level}", self.of_epoch(epoch), line.queue)
+    }
+
+    /// What the names of all streams of an epoch begin with.
+    fn of_epoch(&self, epoch: Epoch) -> String {
+        format!("{}:{}:", self.prefix, epoch.0.simple())
+    }
+}
+
+fn away() -> Error {
+    Error::unavailable("redis")
+}
+
+fn bad_url() -> Error {
+    Error::field(
+        "redis_url",
+        "must be redis://[user:password@]host[:port][/db]",
+    )
+}
+
+async fn bounded<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(CALL_MAX, call)
+        .await
+        .unwrap_or_else(|_| Err(away()))
+}
+
+/// Sends commands in one go. One answer a command, in order; an error of the server is an answer too.
+async fn ask(conn: &mut (impl ConnectionLike + Send), pipe: &Pipeline) -> Result<Vec<Value>> {
+    if pipe.is_empty() {
+        return Ok(Vec::new());
+    }
+    let answers = conn
+        .req_packed_commands(pipe, 0, pipe.len())
+        .await
+        .map_err(|cause| {
+            tracing::debug!(%cause, "redis: call failed");
+            away()
+        })?;
+    if answers.len() == pipe.len() {
+        Ok(answers)
+    } else {
+        Err(away())
+    }
+}

@@ -1,0 +1,140 @@
+//! What Redis answers, read with distrust: an answer of another shape is no answer, never a panic.
+
+use redis::Value;
+use uuid::Uuid;
+
+use super::away;
+use crate::error::Result;
+use crate::job::JobId;
+use crate::store::EntryId;
+
+/// An entry of a line, with its job.
+pub(super) type Entry = (EntryId, JobId);
+
+/// What an error of the server means to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// The stream or its group is not there, or the key is something else.
+    Gone,
+    /// The group is there already.
+    Exists,
+    /// Anything else: out of memory, read only, loading, no permission.
+    Other,
+}
+
+/// The error that an answer is, if it is one.
+pub(super) fn fault(answer: &Value) -> Option<Fault> {
+    let Value::ServerError(error) = answer else {
+        return None;
+    };
+    let no_key = || {
+        error
+            .details()
+            .is_some_and(|details| details.contains("no such key"))
+    };
+    Some(match error.code() {
+        "NOGROUP" | "WRONGTYPE" => Fault::Gone,
+        "BUSYGROUP" => Fault::Exists,
+        "ERR" | "ResponseError" if no_key() => Fault::Gone,
+        _ => Fault::Other,
+    })
+}
+
+/// Fails for any error but the ones that mean that something is gone.
+pub(super) fn refuse_other(answer: &Value) -> Result<()> {
+    match fault(answer) {
+        Some(Fault::Other) => {
+            tracing::debug!(?answer, "redis: refused");
+            Err(away())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The answers inside the answer to EXEC.
+pub(super) fn transaction(answer: Option<Value>) -> Result<Vec<Value>> {
+    match answer {
+        Some(Value::Array(answers)) => Ok(answers),
+        answer => {
+            tracing::debug!(?answer, "redis: transaction refused");
+            Err(away())
+        }
+    }
+}
+
+/// The bytes of a string; `None` for anything else.
+pub(super) fn bytes(value: &Value) -> Option<&[u8]> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes),
+        Value::SimpleString(text) | Value::VerbatimString { text, .. } => Some(text.as_bytes()),
+        _ => None,
+    }
+}
+
+/// The text of a string.
+pub(super) fn text(value: &Value) -> Option<&str> {
+    std::str::from_utf8(bytes(value)?).ok()
+}
+
+/// An entry's place, `ms-seq`.
+pub(super) fn entry_id(value: &Value) -> Option<EntryId> {
+    let (ms, seq) = text(value)?.split_once('-')?;
+    Some(EntryId {
+        ms: ms.parse().ok()?,
+        seq: seq.parse().ok()?,
+    })
+}
+
+/// How Redis writes a place.
+pub(super) fn written(entry: EntryId) -> String {
+    format!("{}-{}", entry.ms, entry.seq)
+}
+
+/// What a list holds; nothing for anything else.
+pub(super) fn items(value: &Value) -> &[Value] {
+    match value {
+        Value::Array(items) | Value::Set(items) => items,
+        _ => &[],
+    }
+}
+
+/// The value of a name in a map, or in the list of pairs that older protocols send.
+pub(super) fn named<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
+    match value {
+        Value::Map(pairs) => pairs
+            .iter()
+            .find(|(key, _)| text(key) == Some(name))
+            .map(|(_, value)| value),
+        _ => items(value).chunks_exact(2).find_map(|pair| match pair {
+            [key, value] if text(key) == Some(name) => Some(value),
+            _ => None,
+        }),
+    }
+}
+
+/// The entries of one stream; deleted ones, and those that are not ours, are left out.
+pub(super) fn entries(value: &Value) -> Vec<Entry> {
+    items(value).iter().filter_map(entry).collect()
+}
+
+/// The streams of an XREAD or XREADGROUP: name and entries.
+pub(super) fn streams(value: &Value) -> Vec<(&Value, &Value)> {
+    match value {
+        Value::Map(pairs) => pairs.iter().map(|(name, list)| (name, list)).collect(),
+        _ => items(value)
+            .iter()
+            .filter_map(|stream| match items(stream) {
+                [name, list] => Some((name, list)),
+                _ => None,
+            })
+            .collect(),
+    }
+}
+
+fn entry(value: &Value) -> Option<Entry> {
+    let [place, fields] = items(value) else {
+        return None;
+    };
+    let id = Uuid::from_slice(bytes(named(fields, super::offer::FIELD)?)?).ok()?;
+    Some((entry_id(place)?, JobId::from_store(id)))
+}

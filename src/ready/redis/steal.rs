@@ -1,0 +1,152 @@
+//! Takes over hints that nobody sees to, and removes consumers that nobody is.
+
+use std::time::{Duration, Instant};
+
+use deadpool_redis::Connection;
+use redis::pipe;
+
+use super::reply::{self, Fault};
+use super::take::{hints_of, pending};
+use super::{CHUNK, GROUP, Hint, RedisReady, SHELF, TRIES, ask, away, lock};
+use crate::error::Result;
+use crate::store::{Epoch, Line};
+
+/// A consumer that asked for nothing in so long, and has nothing, is that of a node that is no more.
+const CONSUMER_IDLE_MIN: Duration = Duration::from_secs(60 * 60);
+/// How often a node looks for such consumers.
+const REAP_EVERY: Duration = Duration::from_secs(60);
+
+impl RedisReady {
+    pub(super) async fn steal_hints(
+        &self,
+        lines: &[Line],
+        idle: Duration,
+        limit: usize,
+    ) -> Result<Vec<Hint>> {
+        let mut conn = self.connection().await?;
+        for _ in 0..TRIES {
+            let epoch = self.epoch_seen(&mut conn).await?;
+            if !self.make_sure(&mut conn, epoch, lines.iter()).await? {
+                continue;
+            }
+            let mut claim = pipe();
+            claim.cmd("GET").arg(self.keys.marker());
+            for line in lines {
+                claim
+                    .cmd("XAUTOCLAIM")
+                    .arg(self.keys.line(epoch, line))
+                    .arg(GROUP)
+                    .arg(self.consumer())
+                    .arg(u64::try_from(idle.as_millis()).unwrap_or(u64::MAX / 2))
+                    .arg("0-0")
+                    .arg("COUNT")
+                    .arg(limit.clamp(1, CHUNK));
+            }
+            let mut answers = ask(&mut conn, &claim).await?.into_iter();
+            if !self.still(epoch, answers.next().as_ref()) {
+                continue;
+            }
+            let mut hints = Vec::new();
+            let mut gone = false;
+            for (line, answer) in lines.iter().zip(answers) {
+                reply::refuse_other(&answer)?;
+                gone |= reply::fault(&answer) == Some(Fault::Gone);
+                // Where it got to, the entries, and those that were deleted meanwhile.
+                if let [_, entries, ..] = reply::items(&answer) {
+                    hints.extend(hints_of(epoch, line, reply::entries(entries)));
+                }
+            }
+            if gone {
+                self.vanished(&mut conn, epoch).await?;
+                continue;
+            }
+            if self.time_to_reap() {
+                self.reap(&mut conn, epoch, lines).await?;
+            }
+            return Ok(hints);
+        }
+        Err(away())
+    }
+
+    /// Removes the consumers of this node that have nothing.
+    pub(super) async fn leave(&self) -> Result<()> {
+        let (epoch, lines) = {
+            let seen = self.seen();
+            let Some(epoch) = seen.known_in else {
+                return Ok(());
+            };
+            (epoch, seen.known.iter().cloned().collect::<Vec<Line>>())
+        };
+        let mut conn = self.connection().await?;
+        for lines in lines.chunks(CHUNK) {
+            let mut look = pipe();
+            for line in lines {
+                look.cmd("XPENDING")
+                    .arg(self.keys.line(epoch, line))
+                    .arg(GROUP)
+                    .arg("-")
+                    .arg("+")
+                    .arg(CHUNK)
+                    .arg(self.consumer());
+            }
+            let held = ask(&mut conn, &look).await?;
+            let mut remove = pipe();
+            for (line, held) in lines.iter().zip(&held) {
+                // One that still holds hints is left to be stolen from: removing it would forget them.
+                if reply::fault(held).is_none() && pending(held).is_empty() {
+                    remove
+                        .cmd("XGROUP")
+                        .arg("DELCONSUMER")
+                        .arg(self.keys.line(epoch, line))
+                        .arg(GROUP)
+                        .arg(self.consumer());
+                }
+            }
+            ask(&mut conn, &remove).await?;
+        }
+        Ok(())
+    }
+
+    fn time_to_reap(&self) -> bool {
+        let mut reaped = lock(&self.reaped);
+        let due = reaped.is_none_or(|last| last.elapsed() >= REAP_EVERY);
+        if due {
+            *reaped = Some(Instant::now());
+        }
+        due
+    }
+
+    /// Between the look and the removal a consumer may come back and take something. Then that hint is lost, and found
+    /// again by reconcile as any other.
+    async fn reap(&self, conn: &mut Connection, epoch: Epoch, lines: &[Line]) -> Result<()> {
+        let mut look = pipe();
+        for line in lines {
+            look.cmd("XINFO")
+                .arg("CONSUMERS")
+                .arg(self.keys.line(epoch, line))
+                .arg(GROUP);
+        }
+        let answers = ask(conn, &look).await?;
+        let mut remove = pipe();
+        for (line, answer) in lines.iter().zip(&answers) {
+            let over = reply::items(answer).iter().filter_map(|row| {
+                let number =
+                    |name| redis::from_redis_value_ref::<u64>(reply::named(row, name)?).ok();
+                let idle = Duration::from_millis(number("idle")?);
+                let name = reply::text(reply::named(row, "name")?)?;
+                let spare = name != SHELF && name != self.consumer();
+                (spare && number("pending")? == 0 && idle > CONSUMER_IDLE_MIN).then_some(name)
+            });
+            for name in over.take(CHUNK) {
+                remove
+                    .cmd("XGROUP")
+                    .arg("DELCONSUMER")
+                    .arg(self.keys.line(epoch, line))
+                    .arg(GROUP)
+                    .arg(name);
+            }
+        }
+        ask(conn, &remove).await?;
+        Ok(())
+    }
+}

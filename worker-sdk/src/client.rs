@@ -1,0 +1,265 @@
+//! For those who enqueue jobs and ask how they went.
+
+use std::future::Future;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+
+use crate::endpoint::endpoint;
+use crate::error::{CallError, Error};
+use crate::handler::from_json;
+use crate::new_job::NewJob;
+use crate::proto;
+use proto::job_service_client::JobServiceClient;
+use proto::{Job, JobState};
+
+/// One try of a call; a server that has not answered by then is asked again.
+const TRY_TIMEOUT: Duration = Duration::from_secs(10);
+const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// One call of GetJob waits at most this long for the final state.
+const WAIT_MAX: Duration = Duration::from_secs(30);
+/// Between calls of GetJob when the server answers before the job is final.
+const WAIT_PAUSE: Duration = Duration::from_millis(200);
+/// A page of 1,000 jobs with payloads is large.
+const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// A client of one server. Cheap to clone: all clones share the connection,
+/// which is made again whenever it breaks.
+///
+/// Each call is repeated while the server is away (UNAVAILABLE, no answer in
+/// time, a lost connection), with growing pauses that honour what the server
+/// asks for, until the client's deadline is over. Enqueueing is safe to repeat
+/// because each job carries its id.
+#[derive(Clone, Debug)]
+pub struct Client {
+    jobs: JobServiceClient<Channel>,
+    deadline: Duration,
+}
+
+/// An accepted job.
+#[derive(Clone, Debug)]
+pub struct Enqueued {
+    /// The job as it is now, without payload and output.
+    pub job: Job,
+    /// It was there before: this call, or an earlier one with the same id, was repeated.
+    pub existed: bool,
+}
+
+/// May a call be repeated when it is not known whether it was carried out?
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    Yes,
+    /// Only when the server itself says that it was not.
+    IfRefused,
+}
+
+impl Client {
+    /// Connects to the server at this URL (`http://host:port`).
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a bad URL; [`Error::Call`] when nobody answers there.
+    pub async fn connect(url: &str) -> Result<Self, Error> {
+        let connected = endpoint(url)?.connect().await;
+        let channel = connected.map_err(|error| Error::from(Status::from_error(Box::new(error))))?;
+        Ok(Self::of(channel))
+    }
+
+    /// A client that connects with its first call. Call it within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a bad URL.
+    pub fn connect_lazy(url: &str) -> Result<Self, Error> {
+        Ok(Self::of(endpoint(url)?.connect_lazy()))
+    }
+
+    fn of(channel: Channel) -> Self {
+        let jobs = JobServiceClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        Self { jobs, deadline: Duration::from_secs(30) }
+    }
+
+    /// How long one call may take with all its tries. Default 30 s.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Accepts a job. When this returns `Ok`, the job is durable and will reach
+    /// a final state.
+    ///
+    /// # Errors
+    /// [`Error::Call`], among others with reason `FIELD_INVALID`, `PAYLOAD_TOO_LARGE`,
+    /// `ID_CONFLICT` (the id names a job of another request) or `STORE_UNAVAILABLE`.
+    pub async fn enqueue(&self, job: NewJob) -> Result<Enqueued, Error> {
+        let request = job.into_request()?;
+        let answer = self.call(Repeat::Yes, self.deadline, TRY_TIMEOUT, request, |mut jobs, request| async move {
+            jobs.enqueue(request).await
+        });
+        Ok(enqueued(answer.await?))
+    }
+
+    /// Accepts up to 1,000 jobs and 4 MiB, all or none, in the order given.
+    ///
+    /// # Errors
+    /// As for [`enqueue`](Self::enqueue); a bad item is named by its index, as
+    /// `requests[17].job.queue`.
+    pub async fn enqueue_batch(&self, batch: impl IntoIterator<Item = NewJob>) -> Result<Vec<Enqueued>, Error> {
+        let requests = batch.into_iter().map(NewJob::into_request).collect::<Result<_, _>>()?;
+        let request = proto::EnqueueBatchRequest { requests };
+        let answer = self.call(Repeat::Yes, self.deadline, TRY_TIMEOUT, request, |mut jobs, request| async move {
+            jobs.enqueue_batch(request).await
+        });
+        Ok(answer.await?.responses.into_iter().map(enqueued).collect())
+    }
+
+    /// The job as it is now, with payload, output and attempts.
+    ///
+    /// # Errors
+    /// [`Error::Call`] with reason `JOB_NOT_FOUND`.
+    pub async fn get(&self, id: &str) -> Result<Job, Error> {
+        self.look(id, Duration::ZERO, self.deadline).await
+    }
+
+    /// The job as soon as it is final.
+    ///
+    /// # Errors
+    /// [`Error::NotFinal`] with the job when it is not within `deadline`; else as
+    /// [`get`](Self::get).
+    pub async fn wait(&self, id: &str, deadline: Duration) -> Result<Job, Error> {
+        let end = Instant::now() + deadline;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let wait = left.min(WAIT_MAX);
+            let asked = Instant::now();
+            let job = self.look(id, wait, left.max(self.deadline)).await?;
+            if job.is_final() {
+                return Ok(job);
+            }
+            if Instant::now() >= end {
+                return Err(Error::NotFinal(Box::new(job)));
+            }
+            // A server that is about to leave answers at once: do not spin.
+            if asked.elapsed() < wait {
+                tokio::time::sleep(WAIT_PAUSE.min(end.saturating_duration_since(Instant::now()))).await;
+            }
+        }
+    }
+
+    async fn look(&self, id: &str, wait: Duration, deadline: Duration) -> Result<Job, Error> {
+        let request = proto::GetJobRequest {
+            job_id: id.to_owned(),
+            view: proto::View::Full.into(),
+            wait: prost_types::Duration::try_from(wait).ok().filter(|_| !wait.is_zero()),
+        };
+        let answer = self.call(Repeat::Yes, deadline, wait + TRY_TIMEOUT, request, |mut jobs, request| async move {
+            jobs.get_job(request).await
+        });
+        Ok(answer.await?.job.unwrap_or_default())
+    }
+
+    /// One page of jobs, newest first, with the token of the next page. A page
+    /// may be short, or empty, and still have a next one.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn list(&self, request: proto::ListJobsRequest) -> Result<proto::ListJobsResponse, Error> {
+        self.call(Repeat::Yes, self.deadline, TRY_TIMEOUT, request, |mut jobs, request| async move {
+            jobs.list_jobs(request).await
+        })
+        .await
+    }
+
+    /// Cancels a job, at once and finally. If it runs, its handler is told to
+    /// stop. Cancelling a cancelled job is fine.
+    ///
+    /// # Errors
+    /// [`Error::Call`] with reason `JOB_NOT_FOUND`, or `JOB_STATE` when it has
+    /// succeeded or failed.
+    pub async fn cancel(&self, id: &str, reason: &str) -> Result<Job, Error> {
+        let request = proto::CancelJobRequest { job_id: id.to_owned(), reason: reason.to_owned() };
+        let answer = self.call(Repeat::Yes, self.deadline, TRY_TIMEOUT, request, |mut jobs, request| async move {
+            jobs.cancel_job(request).await
+        });
+        Ok(answer.await?.job.unwrap_or_default())
+    }
+
+    /// Brings a failed or cancelled job back under its own id. Not repeated when
+    /// the outcome of a try is unknown: look at the job then.
+    ///
+    /// # Errors
+    /// [`Error::Call`] with reason `JOB_NOT_FOUND`, or `JOB_STATE` in any other state.
+    pub async fn retry(&self, id: &str, delay: Option<Duration>) -> Result<Job, Error> {
+        let delay = delay.and_then(|delay| prost_types::Duration::try_from(delay).ok());
+        let request = proto::RetryJobRequest { job_id: id.to_owned(), delay };
+        let answer = self.call(Repeat::IfRefused, self.deadline, TRY_TIMEOUT, request, |mut jobs, request| async move {
+            jobs.retry_job(request).await
+        });
+        Ok(answer.await?.job.unwrap_or_default())
+    }
+
+    /// One call with its tries, until it is answered, refused or out of time.
+    async fn call<Q, A, F, Fut>(&self, repeat: Repeat, deadline: Duration, each: Duration, request: Q, ask: F) -> Result<A, Error>
+    where
+        Q: Clone,
+        F: Fn(JobServiceClient<Channel>, Request<Q>) -> Fut,
+        Fut: Future<Output = Result<tonic::Response<A>, Status>>,
+    {
+        let end = Instant::now() + deadline;
+        let mut tries = 0;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let mut attempt = Request::new(request.clone());
+            attempt.set_timeout(each.min(left).max(Duration::from_millis(1)));
+            let status = match ask(self.jobs.clone(), attempt).await {
+                Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) => status,
+            };
+            let error = CallError::from(&status);
+            let pause = backoff(tries).max(error.retry_after.unwrap_or_default());
+            if !worth_a_retry(&status, &error, repeat) || Instant::now() + pause >= end {
+                return Err(Error::Call(Box::new(error)));
+            }
+            tracing::debug!(%error, ?pause, "call failed, trying again");
+            tokio::time::sleep(pause).await;
+            tries += 1;
+        }
+    }
+}
+
+impl Job {
+    /// True when it will not run any more, unless retried by hand.
+    pub fn is_final(&self) -> bool {
+        matches!(self.state(), JobState::Succeeded | JobState::Failed | JobState::Cancelled)
+    }
+
+    /// What its handler returned, read as JSON; no output is `null`.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] when it is something else.
+    pub fn output_as<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        from_json(self.output.as_ref().unwrap_or(&proto::Payload::default())).map_err(Error::Decode)
+    }
+}
+
+fn enqueued(answer: proto::EnqueueResponse) -> Enqueued {
+    Enqueued { job: answer.job.unwrap_or_default(), existed: answer.existed }
+}
+
+/// A status with a source was made on this side: the connection broke.
+fn worth_a_retry(status: &Status, error: &CallError, repeat: Repeat) -> bool {
+    let refused = error.retry_after.is_some() && matches!(status.code(), Code::Unavailable | Code::ResourceExhausted);
+    let lost = std::error::Error::source(status).is_some() && matches!(status.code(), Code::Unknown | Code::Internal | Code::Cancelled);
+    refused || repeat == Repeat::Yes && (lost || matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded))
+}
+
+/// Half of the exponential step, and as much again at random.
+fn backoff(tries: u32) -> Duration {
+    let step = BACKOFF_FIRST.saturating_mul(1 << tries.min(10)).min(BACKOFF_MAX);
+    step / 2 + (step / 2).mul_f64(rand::random::<f64>())
+}

@@ -1,0 +1,314 @@
+//! The async pump of a worker: it carries out what `session.rs` decides and
+//! tells it what happened. No decision is made here.
+//!
+//! It runs on a thread and runtime of its own, so that handlers that spin on
+//! the caller's runtime cannot hold up a heartbeat.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::context::Context;
+use crate::error::{CallError, Error, chain};
+use crate::handler::{Handlers, Run};
+use crate::proto;
+use crate::session::{Action, End, Event, Note, SessionNo, Sessions, Ticket};
+use proto::worker_service_client::WorkerServiceClient;
+
+/// Largest message in either direction: the wire's 4 MiB, and room for framing.
+const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024 + 64 * 1024;
+/// Messages read and not yet looked at, over all streams.
+const EVENTS_MAX: usize = 64;
+/// Handler ends that are taken in one go before anything else is looked at.
+const FINISHED_AT_ONCE: usize = 256;
+/// One call of `ReportResults`.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest sleep; an idle worker wakes up so often for nothing.
+const SLEEP_MAX: Duration = Duration::from_secs(3600);
+
+/// What the owner of a worker tells it.
+pub(crate) enum Command {
+    Shutdown(Duration),
+    Hurry,
+}
+
+/// When the session was renewed last, for `Worker::health`.
+#[derive(Debug)]
+pub(crate) struct Renewal {
+    pub(crate) start: Instant,
+    /// Milliseconds from `start`; `NEVER` while there is no session.
+    pub(crate) at: AtomicU64,
+}
+
+pub(crate) const NEVER: u64 = u64::MAX;
+
+pub(crate) struct Pump {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) sessions: Sessions,
+    pub(crate) concurrency: usize,
+    pub(crate) handlers: Arc<Handlers>,
+    /// The caller's runtime, where handlers run.
+    pub(crate) runtime: Handle,
+    pub(crate) renewal: Arc<Renewal>,
+}
+
+struct Running {
+    endpoint: Endpoint,
+    /// For `ReportResults`, apart from the streams' connections.
+    reports: Channel,
+    handlers: Arc<Handlers>,
+    runtime: Handle,
+    events: mpsc::Sender<Event>,
+    finished: mpsc::Sender<Event>,
+    streams: HashMap<SessionNo, Stream>,
+    attempts: HashMap<Ticket, Attempt>,
+    /// Each completes when a stream's writer has passed its message on.
+    written: FuturesUnordered<BoxFuture<'static, SessionNo>>,
+    /// Readers, reports and stop timers; all end with the pump.
+    tasks: JoinSet<()>,
+}
+
+struct Stream {
+    /// One message; `None` once half-closed.
+    writer: Option<mpsc::Sender<proto::LeaseJobsRequest>>,
+    reader: AbortHandle,
+}
+
+struct Attempt {
+    stop: CancellationToken,
+    drop: CancellationToken,
+}
+
+impl Pump {
+    /// Runs until the sessions are over, or at once to nothing when the owner
+    /// has gone (its end of `commands` is dropped).
+    pub(crate) async fn run(self, mut commands: mpsc::Receiver<Command>) -> Result<(), Error> {
+        let Self { endpoint, mut sessions, concurrency, handlers, runtime, renewal } = self;
+        let (events, mut received) = mpsc::channel(EVENTS_MAX);
+        // Room for every handler that can run: none ever waits to be heard.
+        let (finished, mut ends) = mpsc::channel(concurrency.max(1));
+        let mut running = Running {
+            reports: endpoint.connect_lazy(),
+            endpoint,
+            handlers,
+            runtime,
+            events,
+            finished,
+            streams: HashMap::new(),
+            attempts: HashMap::new(),
+            written: FuturesUnordered::new(),
+            tasks: JoinSet::new(),
+        };
+        let start = renewal.start;
+        let mut event = Event::Tick;
+        loop {
+            let mut more = FINISHED_AT_ONCE;
+            loop {
+                if let Event::Finished(ticket, _) = &event {
+                    running.attempts.remove(ticket);
+                }
+                for action in sessions.handle(start.elapsed(), event) {
+                    if let Action::End(why) = action {
+                        renewal.at.store(NEVER, Ordering::Relaxed);
+                        return why.map_or(Ok(()), |why| Err(Error::Refused(why)));
+                    }
+                    running.perform(action);
+                }
+                match ends.try_recv() {
+                    Ok(next) if more > 0 => event = next,
+                    Ok(next) => {
+                        event = next;
+                        more = FINISHED_AT_ONCE;
+                        tokio::task::yield_now().await;
+                    }
+                    Err(_) => break,
+                }
+                more = more.saturating_sub(1);
+            }
+            let renewed = sessions.renewed().map_or(NEVER, |at| u64::try_from(at.as_millis()).unwrap_or(NEVER));
+            renewal.at.store(renewed, Ordering::Relaxed);
+            let wake = sessions.deadline().unwrap_or(SLEEP_MAX).saturating_sub(start.elapsed()).min(SLEEP_MAX);
+            // Cancel safety: receiving from a channel, the next of a set and a
+            // sleep all lose nothing when another branch wins.
+            event = tokio::select! {
+                biased;
+                command = commands.recv() => match command {
+                    Some(Command::Shutdown(grace)) => Event::Shutdown(grace),
+                    Some(Command::Hurry) => Event::Hurry,
+                    None => return Ok(()),
+                },
+                Some(event) = ends.recv() => event,
+                Some(event) = received.recv() => event,
+                Some(no) = running.written.next(), if !running.written.is_empty() => Event::Written(no),
+                Some(_) = running.tasks.join_next(), if !running.tasks.is_empty() => Event::Tick,
+                () = tokio::time::sleep(wake) => Event::Tick,
+            };
+            if let Event::Ended(no, _) = &event {
+                running.streams.remove(no);
+            }
+        }
+    }
+}
+
+impl Running {
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Open(no, hello) => self.open(no, hello),
+            Action::Send(no, message) => self.send(no, message),
+            Action::HalfClose(no) => {
+                if let Some(stream) = self.streams.get_mut(&no) {
+                    stream.writer = None;
+                }
+            }
+            Action::Cut(no) => {
+                if let Some(stream) = self.streams.remove(&no) {
+                    stream.reader.abort();
+                }
+            }
+            Action::Run(ticket, job) => self.start(ticket, *job),
+            Action::Stop(ticket, reason, grace) => {
+                tracing::debug!(?reason, "handler told to stop");
+                if let Some(attempt) = self.attempts.get(&ticket) {
+                    attempt.stop.cancel();
+                    let drop = attempt.drop.clone();
+                    self.tasks.spawn(async move {
+                        tokio::time::sleep(grace).await;
+                        drop.cancel();
+                    });
+                }
+            }
+            Action::Report(no, request) => self.report(no, request),
+            Action::Note(note) => log(note),
+            Action::End(_) => {}
+        }
+    }
+
+    /// Each stream has a connection of its own: a node that drains is left by it.
+    fn open(&mut self, no: SessionNo, hello: proto::LeaseJobsRequest) {
+        let (writer, outgoing) = mpsc::channel(1);
+        let (endpoint, events) = (self.endpoint.clone(), self.events.clone());
+        let reader = self.tasks.spawn(async move {
+            let end = match read(no, &endpoint, outgoing, &events).await {
+                Ok(()) => End { message: "the server ended the stream".to_owned(), ..End::default() },
+                Err(end) => end,
+            };
+            // Fails only when the pump is gone.
+            let _ = events.send(Event::Ended(no, end)).await;
+        });
+        self.streams.insert(no, Stream { writer: Some(writer), reader });
+        self.send(no, hello);
+    }
+
+    fn send(&mut self, no: SessionNo, message: proto::LeaseJobsRequest) {
+        let Some(writer) = self.streams.get(&no).and_then(|stream| stream.writer.clone()) else { return };
+        // There is room: the sessions send only after `Written`. A closed
+        // channel means that the stream ended, which its reader tells.
+        if writer.try_send(message).is_ok() {
+            self.written.push(Box::pin(async move {
+                let _ = writer.reserve().await;
+                no
+            }));
+        }
+    }
+
+    fn start(&mut self, ticket: Ticket, mut job: proto::LeasedJob) {
+        let Some(handler) = self.handlers.get(&job.kind).cloned() else { return };
+        let attempt = Attempt { stop: CancellationToken::new(), drop: CancellationToken::new() };
+        let run = Run {
+            ticket,
+            handler,
+            payload: job.payload.take().unwrap_or_default(),
+            context: Context::new(&mut job, attempt.stop.clone()),
+            drop: attempt.drop.clone(),
+            finished: self.finished.clone(),
+        };
+        self.attempts.insert(ticket, attempt);
+        // Owned by the sessions: they count it until it has reported its end.
+        self.runtime.spawn(run.run());
+    }
+
+    fn report(&mut self, no: SessionNo, request: proto::ReportResultsRequest) {
+        let mut client = client(self.reports.clone());
+        let events = self.events.clone();
+        self.tasks.spawn(async move {
+            let answer = tokio::time::timeout(REPORT_TIMEOUT, client.report_results(request)).await;
+            let answer = match answer {
+                Ok(Ok(response)) => Ok(response.into_inner().receipts),
+                Ok(Err(status)) => {
+                    tracing::debug!(error = %CallError::from(&status), "results not reported yet");
+                    Err(())
+                }
+                Err(_) => Err(()),
+            };
+            let _ = events.send(Event::Reported(no, answer)).await;
+        });
+    }
+}
+
+/// Connects and reads one stream to its end. It never waits for the writer.
+async fn read(
+    no: SessionNo,
+    endpoint: &Endpoint,
+    outgoing: mpsc::Receiver<proto::LeaseJobsRequest>,
+    events: &mpsc::Sender<Event>,
+) -> Result<(), End> {
+    let channel = endpoint.connect().await.map_err(|error| End { message: chain(&error), ..End::default() })?;
+    let answer = client(channel).lease_jobs(ReceiverStream::new(outgoing)).await;
+    let mut stream = answer.map_err(|status| end(&status))?.into_inner();
+    while let Some(message) = stream.message().await.map_err(|status| end(&status))? {
+        if events.send(Event::Received(no, message)).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn client(channel: Channel) -> WorkerServiceClient<Channel> {
+    WorkerServiceClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+fn end(status: &tonic::Status) -> End {
+    use tonic::Code;
+    let error = CallError::from(status);
+    let fatal = matches!(
+        error.code,
+        Code::InvalidArgument
+            | Code::FailedPrecondition
+            | Code::Unimplemented
+            | Code::Unauthenticated
+            | Code::PermissionDenied
+    );
+    End { fatal, message: error.to_string(), retry_after: error.retry_after }
+}
+
+fn log(note: Note) {
+    match note {
+        Note::Connected { session, node } => tracing::info!(session, node, "session began"),
+        Note::Reconnecting { why, pause } => tracing::warn!(why, ?pause, "stream ended, opening another"),
+        Note::Draining => tracing::info!("the node drains"),
+        Note::Unrenewed => tracing::warn!("session not renewed in time, stopping its handlers"),
+        Note::UnknownKind(kind) => tracing::warn!(kind, "no handler for this kind, giving its jobs back"),
+        Note::Rejected(lease, why) => {
+            tracing::error!(job_id = lease.job_id, attempt = lease.attempt, why, "result refused, failing the job");
+        }
+        Note::Stale(lease, why) => {
+            tracing::info!(job_id = lease.job_id, attempt = lease.attempt, why, "result came too late to count");
+        }
+        Note::GaveUp(lease) => {
+            tracing::error!(job_id = lease.job_id, attempt = lease.attempt, "no verdict on this attempt");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The attempts this worker has and owes a verdict for: running, or finished
+//! without a receipt.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use prost::Message;
+
+use super::{SessionNo, StopReason, Ticket};
+use crate::proto;
+
+/// One attempt, from its Jobs frame to its receipt.
+pub(super) struct Held {
+    pub(super) session: SessionNo,
+    pub(super) lease: proto::Lease,
+    pub(super) state: State,
+}
+
+pub(super) enum State {
+    /// Its handler runs; `stop` is why it was told to end, if it was.
+    Running { stop: Option<StopReason> },
+    /// Its result waits for a receipt.
+    Finished(Finished),
+}
+
+pub(super) struct Finished {
+    pub(super) result: proto::Result,
+    /// Encoded size of the result.
+    pub(super) bytes: usize,
+    /// When the handler ended.
+    pub(super) since: Duration,
+    /// How many of its results were refused.
+    pub(super) rejections: u32,
+    /// It waits in the outbox of its session.
+    pub(super) queued: bool,
+}
+
+/// All held attempts, in the order in which they came.
+#[derive(Default)]
+pub(super) struct Book {
+    held: BTreeMap<Ticket, Held>,
+    by_lease: HashMap<(SessionNo, proto::Lease), Ticket>,
+    last: u64,
+    running: usize,
+    finished_bytes: usize,
+}
+
+impl Book {
+    /// Takes a lease in as running.
+    pub(super) fn take(&mut self, session: SessionNo, lease: proto::Lease) -> Ticket {
+        self.last += 1;
+        let ticket = Ticket(self.last);
+        self.by_lease.insert((session, lease.clone()), ticket);
+        self.running += 1;
+        let state = State::Running { stop: None };
+        self.held.insert(ticket, Held { session, lease, state });
+        ticket
+    }
+
+    pub(super) fn find(&self, session: SessionNo, lease: &proto::Lease) -> Option<Ticket> {
+        self.by_lease.get(&(session, lease.clone())).copied()
+    }
+
+    pub(super) fn get(&self, ticket: Ticket) -> Option<&Held> {
+        self.held.get(&ticket)
+    }
+
+    pub(super) fn get_mut(&mut self, ticket: Ticket) -> Option<&mut Held> {
+        self.held.get_mut(&ticket)
+    }
+
+    /// Puts a result in the place of the handler, or of an earlier result.
+    pub(super) fn finish(&mut self, ticket: Ticket, outcome: proto::result::Outcome, now: Duration) {
+        let Some(held) = self.held.get_mut(&ticket) else { return };
+        let result = proto::Result { lease: Some(held.lease.clone()), outcome: Some(outcome) };
+        let bytes = result.encoded_len();
+        let (since, rejections) = match &held.state {
+            State::Running { .. } => {
+                self.running = self.running.saturating_sub(1);
+                (now, 0)
+            }
+            State::Finished(old) => {
+                self.finished_bytes = self.finished_bytes.saturating_sub(old.bytes);
+                (old.since, old.rejections + 1)
+            }
+        };
+        self.finished_bytes = self.finished_bytes.saturating_add(bytes);
+        held.state = State::Finished(Finished { result, bytes, since, rejections, queued: false });
+    }
+
+    /// Forgets an attempt, with whatever state it is in.
+    pub(super) fn remove(&mut self, ticket: Ticket) -> Option<Held> {
+        let held = self.held.remove(&ticket)?;
+        self.by_lease.remove(&(held.session, held.lease.clone()));
+        match &held.state {
+            State::Running { .. } => self.running = self.running.saturating_sub(1),
+            State::Finished(finished) => {
+                self.finished_bytes = self.finished_bytes.saturating_sub(finished.bytes);
+            }
+        }
+        Some(held)
+    }
+
+    /// Handlers that have not ended, told to stop or not.
+    pub(super) fn running(&self) -> usize {
+        self.running
+    }
+
+    /// Results without a receipt, and their size.
+    pub(super) fn finished(&self) -> (usize, usize) {
+        (self.held.len() - self.running, self.finished_bytes)
+    }
+
+    /// Everything a session holds.
+    pub(super) fn of(&self, session: SessionNo) -> impl Iterator<Item = (Ticket, &Held)> {
+        self.held.iter().filter(move |(_, held)| held.session == session).map(|(ticket, held)| (*ticket, held))
+    }
+
+    /// Everything that runs, in whatever session.
+    pub(super) fn all_running(&self) -> Vec<Ticket> {
+        self.held
+            .iter()
+            .filter(|(_, held)| matches!(held.state, State::Running { .. }))
+            .map(|(ticket, _)| *ticket)
+            .collect()
+    }
+}
+
+impl Held {
+    pub(super) fn is_running(&self) -> bool {
+        matches!(self.state, State::Running { .. })
+    }
+
+    pub(super) fn finished(&self) -> Option<&Finished> {
+        match &self.state {
+            State::Finished(finished) => Some(finished),
+            State::Running { .. } => None,
+        }
+    }
+
+    pub(super) fn finished_mut(&mut self) -> Option<&mut Finished> {
+        match &mut self.state {
+            State::Finished(finished) => Some(finished),
+            State::Running { .. } => None,
+        }
+    }
+}
