@@ -11,6 +11,9 @@
 
 pub mod held;
 pub mod message;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may")]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
