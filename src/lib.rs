@@ -1,6 +1,7 @@
 //! leasehold.
 
 pub mod clock;
+pub mod config;
 pub mod engine;
 pub mod error;
 pub mod grpc;

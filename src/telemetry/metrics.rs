@@ -22,9 +22,7 @@ const SECONDS: &[f64] = &[
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0,
     300.0, 600.0,
 ];
-const SIZES: &[f64] = &[
-    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0,
-];
+const SIZES: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
 
 /// All metrics of a process. Methods never fail and never block for long.
 #[derive(Debug)]
@@ -193,7 +191,13 @@ impl Metrics {
         elapsed: Duration,
         failed: Option<&'static str>,
     ) {
-        observe(&self.store_seconds, &self.store_errors, verb, elapsed, failed);
+        observe(
+            &self.store_seconds,
+            &self.store_errors,
+            verb,
+            elapsed,
+            failed,
+        );
     }
 
     /// One call of the ready-list; `failed` is the error's stable word.
@@ -203,7 +207,13 @@ impl Metrics {
         elapsed: Duration,
         failed: Option<&'static str>,
     ) {
-        observe(&self.ready_seconds, &self.ready_errors, verb, elapsed, failed);
+        observe(
+            &self.ready_seconds,
+            &self.ready_errors,
+            verb,
+            elapsed,
+            failed,
+        );
     }
 
     /// Whether the ready-list is away.
