@@ -1,12 +1,15 @@
 //! leasehold.
 
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod engine;
 pub mod error;
 pub mod grpc;
+pub mod http;
 pub mod job;
 pub mod ready;
+pub mod server;
 pub mod session;
 pub mod store;
 pub mod telemetry;
