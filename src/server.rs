@@ -3,6 +3,7 @@
 //! The accept loop is our own, as neither axum's nor tonic's exposes every timeout that hostile clients call for.
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,6 @@ use http::{Request, Response, header};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -63,12 +63,7 @@ pub async fn serve(
     let faces = Faces { grpc: grpc.routes.into_axum_router(), http: http_face::router(engine.clone()) };
     let closing = CancellationToken::new();
     let connections = TaskTracker::new();
-    let graceful = GracefulShutdown::new();
-    let accepting = {
-        let accept = accept(listener, faces, graceful.watcher(), connections.clone());
-        let closing = closing.clone();
-        tokio::spawn(async move { closing.run_until_cancelled(accept).await })
-    };
+    let accepting = tokio::spawn(accept(listener, faces, connections.clone(), closing.clone()));
 
     let mut health = tokio::time::interval(Duration::from_secs(1));
     // Cancel safe: both branches only wait.
@@ -81,7 +76,7 @@ pub async fn serve(
     closing.cancel();
     let _ = accepting.await;
     connections.close();
-    if tokio::time::timeout(CLOSE_WITHIN, graceful.shutdown()).await.is_err() {
+    if tokio::time::timeout(CLOSE_WITHIN, connections.wait()).await.is_err() {
         warn!(connections = connections.len(), "connections are cut: their peers do not answer");
     }
     engine.stop().await;
@@ -104,10 +99,11 @@ impl Faces {
     }
 }
 
-async fn accept(listener: TcpListener, faces: Faces, watcher: Watcher, connections: TaskTracker) {
+async fn accept(listener: TcpListener, faces: Faces, connections: TaskTracker, closing: CancellationToken) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let (stream, peer) = match listener.accept().await {
+    // Cancel safe: a connection that was not accepted yet stays in the kernel's queue.
+    while let Some(accepted) = closing.run_until_cancelled(listener.accept()).await {
+        let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 warn!(%error, "no connection accepted");
@@ -117,14 +113,14 @@ async fn accept(listener: TcpListener, faces: Faces, watcher: Watcher, connectio
         };
         match places.clone().try_acquire_owned() {
             Ok(place) => {
-                connections.spawn(connection(stream, faces.clone(), watcher.clone(), place));
+                connections.spawn(connection(stream, faces.clone(), closing.clone(), place));
             }
             Err(_) => debug!(%peer, "connection refused: too many"),
         }
     }
 }
 
-async fn connection(stream: TcpStream, faces: Faces, watcher: Watcher, _place: OwnedSemaphorePermit) {
+async fn connection(stream: TcpStream, faces: Faces, closing: CancellationToken, _place: OwnedSemaphorePermit) {
     let _ = stream.set_nodelay(true);
     // Which protocol it is shows with the first byte; whoever sends none is not waited for.
     if !matches!(tokio::time::timeout(FIRST_BYTE_WITHIN, stream.peek(&mut [0])).await, Ok(Ok(1))) {
@@ -132,8 +128,16 @@ async fn connection(stream: TcpStream, faces: Faces, watcher: Watcher, _place: O
     }
     let service = TowerToHyperService::new(tower::service_fn(move |request| faces.clone().call(request)));
     let builder = builder();
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = watcher.watch(connection.into_owned()).await {
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    // Cancel safe: the connection is pinned outside and only polled here.
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = closing.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
         debug!(%error, "connection ends");
     }
 }

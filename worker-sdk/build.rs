@@ -1,4 +1,6 @@
 //! Compiles the wire protocol without protoc. `proto` is a link to the server's, so that a published package is whole.
+//!
+//! The server's traits are generated too: they cost nothing, and let the tests (and a user's) be a real server.
 
 use std::error::Error;
 
@@ -12,7 +14,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(FILES, ["proto"])?;
     tonic_prost_build::configure()
-        .build_server(false)
         .bytes(".leasehold.v1.Payload.data")
         .compile_fds(descriptors)?;
     Ok(())

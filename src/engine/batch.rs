@@ -16,7 +16,9 @@ pub struct Batcher<T> {
 // By hand: a derived one would ask for `T: Clone`.
 impl<T> Clone for Batcher<T> {
     fn clone(&self) -> Self {
-        Self { queue: self.queue.clone() }
+        Self {
+            queue: self.queue.clone(),
+        }
     }
 }
 
@@ -41,7 +43,10 @@ impl<T: Send + 'static> Batcher<T> {
         Fut: Future<Output = ()> + Send + 'static,
     {
         let (queue, inbox) = mpsc::channel(bounds.waiting);
-        let inbox = Arc::new(Mutex::new(Inbox { queue: inbox, held_over: None }));
+        let inbox = Arc::new(Mutex::new(Inbox {
+            queue: inbox,
+            held_over: None,
+        }));
         let flush = Arc::new(flush);
         for _ in 0..bounds.lanes {
             tasks.flusher(lane(inbox.clone(), bounds, size, flush.clone()));
@@ -63,8 +68,12 @@ struct Inbox<T> {
     held_over: Option<T>,
 }
 
-async fn lane<T, F, Fut>(inbox: Arc<Mutex<Inbox<T>>>, bounds: Bounds, size: fn(&T) -> usize, flush: Arc<F>)
-where
+async fn lane<T, F, Fut>(
+    inbox: Arc<Mutex<Inbox<T>>>,
+    bounds: Bounds,
+    size: fn(&T) -> usize,
+    flush: Arc<F>,
+) where
     F: Fn(Vec<T>) -> Fut,
     Fut: Future<Output = ()>,
 {
@@ -74,7 +83,11 @@ where
     }
 }
 
-async fn next_batch<T>(inbox: &mut Inbox<T>, bounds: Bounds, size: fn(&T) -> usize) -> Option<Vec<T>> {
+async fn next_batch<T>(
+    inbox: &mut Inbox<T>,
+    bounds: Bounds,
+    size: fn(&T) -> usize,
+) -> Option<Vec<T>> {
     let first = match inbox.held_over.take() {
         Some(item) => item,
         None => inbox.queue.recv().await?,
@@ -82,7 +95,9 @@ async fn next_batch<T>(inbox: &mut Inbox<T>, bounds: Bounds, size: fn(&T) -> usi
     let mut bytes = size(&first);
     let mut batch = vec![first];
     while batch.len() < bounds.items {
-        let Ok(item) = inbox.queue.try_recv() else { break };
+        let Ok(item) = inbox.queue.try_recv() else {
+            break;
+        };
         bytes += size(&item);
         if bytes > bounds.bytes {
             inbox.held_over = Some(item);

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
@@ -69,9 +69,19 @@ pub(super) fn start(tasks: &Tasks, core: Arc<Core>) {
     let hungry = Arc::new(Hungry::default());
     let lanes = (0..LANES)
         .map(|_| {
-            let bounds = Bounds { lanes: 1, waiting: UNDER_WAY_MAX, items: BATCH_MAX, bytes: usize::MAX };
+            let bounds = Bounds {
+                lanes: 1,
+                waiting: UNDER_WAY_MAX,
+                items: BATCH_MAX,
+                bytes: usize::MAX,
+            };
             let core = core.clone();
-            Batcher::start(tasks, bounds, |_| 0, move |batch| grant(core.clone(), batch))
+            Batcher::start(
+                tasks,
+                bounds,
+                |_| 0,
+                move |batch| grant(core.clone(), batch),
+            )
         })
         .collect();
     let dispatcher = Dispatcher {
@@ -88,32 +98,35 @@ pub(super) fn start(tasks: &Tasks, core: Arc<Core>) {
     tasks.spawn(doorbell(tasks.clone(), core, hungry));
 }
 
-/// Slots are free that nothing was found for: only then is the doorbell of any use.
+/// The lines with free slots that nothing was found for: only for these is the doorbell of any use. It would ring at
+/// once, and for nothing, for a line whose sessions are full.
 #[derive(Debug, Default)]
 struct Hungry {
-    yes: std::sync::atomic::AtomicBool,
+    lines: Mutex<Vec<Line>>,
     changed: Notify,
 }
 
 impl Hungry {
-    fn set(&self, yes: bool) {
-        if self.yes.swap(yes, std::sync::atomic::Ordering::SeqCst) != yes {
+    fn set(&self, lines: Vec<Line>) {
+        let mut now = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if *now != lines {
+            *now = lines;
             self.changed.notify_one();
         }
     }
 
-    fn get(&self) -> bool {
-        self.yes.load(std::sync::atomic::Ordering::SeqCst)
+    fn get(&self) -> Vec<Line> {
+        self.lines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
 /// Waits at the ready-list's door for as long as there is hunger, and for nudges always.
 async fn doorbell(tasks: Tasks, core: Arc<Core>, hungry: Arc<Hungry>) {
     while !tasks.stopping().is_cancelled() {
-        let lines = match hungry.get() {
-            true => core.sessions.lines(),
-            false => Vec::new(),
-        };
+        let lines = hungry.get();
         // Cancel safe: a doorbell takes nothing, and the other branches only wait.
         let ring = tokio::select! {
             () = tasks.stopping().cancelled() => return,
@@ -125,7 +138,7 @@ async fn doorbell(tasks: Tasks, core: Arc<Core>, hungry: Arc<Hungry>) {
                 core.ready_answered();
                 if ring.work {
                     // Quiet until the loop has looked and found that it is still hungry.
-                    hungry.yes.store(false, std::sync::atomic::Ordering::SeqCst);
+                    hungry.set(Vec::new());
                     core.wake.notify_one();
                 }
                 if ring.nudge {
@@ -135,7 +148,10 @@ async fn doorbell(tasks: Tasks, core: Arc<Core>, hungry: Arc<Hungry>) {
             Err(error) => {
                 debug!(%error, "no doorbell");
                 core.ready_failed();
-                if !tasks.sleep(Duration::from_millis(500 + rand::random_range(0..500))).await {
+                if !tasks
+                    .sleep(Duration::from_millis(500 + rand::random_range(0..500)))
+                    .await
+                {
                     return;
                 }
             }
@@ -176,13 +192,13 @@ impl Dispatcher {
     /// One round: as many jobs as there are free slots, if there are as many.
     async fn look(&mut self) -> Looked {
         if self.core.is_draining() || self.core.store_is_away() {
-            self.hungry.set(false);
+            self.hungry.set(Vec::new());
             return Looked::Fault;
         }
         let mut slots = Slots::count(&self.core, self.turn);
         self.turn = self.turn.wrapping_add(1);
         if slots.is_empty() {
-            self.hungry.set(false);
+            self.hungry.set(Vec::new());
             return Looked::Nothing;
         }
         let candidates = match self.candidates(&slots).await {
@@ -201,11 +217,12 @@ impl Dispatcher {
             }
         }
         give_back(&self.core, surplus).await;
-        self.hungry.set(!found);
-        match found {
-            true => Looked::Found,
-            false => Looked::Nothing,
+        if found {
+            return Looked::Found;
         }
+        self.hungry
+            .set(lines_of(slots.wanted().into_keys().collect()));
+        Looked::Nothing
     }
 
     async fn candidates(&mut self, slots: &Slots) -> Result<Vec<Candidate>, Error> {
@@ -234,14 +251,19 @@ impl Dispatcher {
         Ok(found)
     }
 
-    async fn take_hints(&mut self, wanted: &mut BTreeMap<QueueName, usize>) -> Result<Vec<Hint>, Error> {
+    async fn take_hints(
+        &mut self,
+        wanted: &mut BTreeMap<QueueName, usize>,
+    ) -> Result<Vec<Hint>, Error> {
         let ready = &self.core.ready;
         let mut hints = Vec::new();
         let queues: Vec<_> = wanted.keys().cloned().collect();
         if self.stolen_at.elapsed() >= STEAL_EVERY {
             self.stolen_at = Instant::now();
             let most = wanted.values().copied().max().unwrap_or(0).min(TAKE_MAX);
-            hints = ready.steal(lines_of(queues.clone()), STEAL_IDLE, most).await?;
+            hints = ready
+                .steal(lines_of(queues.clone()), STEAL_IDLE, most)
+                .await?;
             count_off(wanted, hints.iter().map(|hint| &hint.line.queue));
         }
         // All lines of one level in one round trip, and the next level with what is still free then.
@@ -269,11 +291,18 @@ impl Dispatcher {
         let limit = 2 + total.div_ceil(BATCH_MAX).min(8);
         let lines = lines_of(wanted.keys().cloned().collect());
         let segments = self.core.store.claim(lines, CLAIM_FOR, limit).await?;
-        self.core.metrics.direct_claims(segments.iter().map(|s| s.jobs.len()).sum());
+        self.core
+            .metrics
+            .direct_claims(segments.iter().map(|s| s.jobs.len()).sum());
         self.claim_until = Instant::now() + CLAIM_FOR;
         for segment in segments {
-            let candidate = |job| Candidate { job, line: segment.line.clone(), source: Source::Claim };
-            self.claimed.extend(segment.jobs.iter().copied().map(candidate));
+            let candidate = |job| Candidate {
+                job,
+                line: segment.line.clone(),
+                source: Source::Claim,
+            };
+            self.claimed
+                .extend(segment.jobs.iter().copied().map(candidate));
         }
         Ok(())
     }
@@ -283,13 +312,20 @@ impl Dispatcher {
             return;
         };
         let lane = self.lanes.get(lane_of(&to));
-        let promise = Promise { candidate, to, _under_way: under_way };
+        let promise = Promise {
+            candidate,
+            to,
+            _under_way: under_way,
+        };
         // A lane has room for all that may be under way.
         if let Some(lane) = lane
             && let Err(promise) = lane.push(promise)
         {
             let missed = vec![promise.candidate.line.queue.clone()];
-            promise.to.feed(Event::Granted { jobs: Vec::new(), missed });
+            promise.to.feed(Event::Granted {
+                jobs: Vec::new(),
+                missed,
+            });
             give_back(&self.core, vec![promise.candidate]).await;
         }
     }
@@ -303,7 +339,11 @@ enum Looked {
 
 impl From<Hint> for Candidate {
     fn from(hint: Hint) -> Self {
-        Self { job: hint.job, line: hint.line.clone(), source: Source::Hint(hint) }
+        Self {
+            job: hint.job,
+            line: hint.line.clone(),
+            source: Source::Hint(hint),
+        }
     }
 }
 
@@ -324,7 +364,10 @@ impl Slots {
             for queue in live.queues() {
                 let free = live.free(&queue);
                 if free > 0 {
-                    let takers = queues.entry(queue).or_insert(Takers { sessions: Vec::new(), next: turn });
+                    let takers = queues.entry(queue).or_insert(Takers {
+                        sessions: Vec::new(),
+                        next: turn,
+                    });
                     takers.sessions.push((live.clone(), free));
                 }
             }
@@ -339,7 +382,10 @@ impl Slots {
     /// How many jobs of each queue could be placed.
     fn wanted(&self) -> BTreeMap<QueueName, usize> {
         let free = |takers: &Takers| takers.sessions.iter().map(|(_, free)| *free as usize).sum();
-        self.queues.iter().map(|(queue, takers)| (queue.clone(), free(takers))).collect()
+        self.queues
+            .iter()
+            .map(|(queue, takers)| (queue.clone(), free(takers)))
+            .collect()
     }
 
     /// Reserves the next free slot of a queue, going round its sessions.
@@ -378,7 +424,10 @@ fn take_claimed(
     *claimed = kept;
 }
 
-fn count_off<'a>(wanted: &mut BTreeMap<QueueName, usize>, queues: impl Iterator<Item = &'a QueueName>) {
+fn count_off<'a>(
+    wanted: &mut BTreeMap<QueueName, usize>,
+    queues: impl Iterator<Item = &'a QueueName>,
+) {
     for queue in queues {
         if let Some(count) = wanted.get_mut(queue) {
             *count = count.saturating_sub(1);
@@ -394,7 +443,13 @@ fn lane_of(live: &Live) -> usize {
 
 /// One flush of a lane: leases by one guarded write, then a frame for each session that got some.
 async fn grant(core: Arc<Core>, batch: Vec<Promise>) {
-    let asks = batch.iter().map(|p| Ask { job: p.candidate.job, to: p.to.attached() }).collect();
+    let asks = batch
+        .iter()
+        .map(|p| Ask {
+            job: p.candidate.job,
+            to: p.to.attached(),
+        })
+        .collect();
     let answers = match core.store.grant(core.node, asks).await {
         Ok(answers) => answers,
         Err(error) => {
@@ -408,7 +463,9 @@ async fn grant(core: Arc<Core>, batch: Vec<Promise>) {
     let mut returned = Vec::new();
     for (promise, answer) in batch.into_iter().zip(answers) {
         let id = promise.to.attached().session;
-        let (_, outcome) = sessions.entry(id).or_insert_with(|| (promise.to.clone(), Outcome::default()));
+        let (_, outcome) = sessions
+            .entry(id)
+            .or_insert_with(|| (promise.to.clone(), Outcome::default()));
         let queue = promise.candidate.line.queue.clone();
         match answer {
             Granted::Lease(job) => {
@@ -433,7 +490,10 @@ async fn grant(core: Arc<Core>, batch: Vec<Promise>) {
         }
     }
     for (live, outcome) in sessions.into_values() {
-        live.feed(Event::Granted { jobs: outcome.jobs, missed: outcome.missed });
+        live.feed(Event::Granted {
+            jobs: outcome.jobs,
+            missed: outcome.missed,
+        });
         if outcome.lost {
             live.feed(Event::SessionLost);
         }

@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tracing::debug;
 
+use super::Core;
 use super::batch::{Batcher, Bounds};
 use super::jobs::Accepted;
 use super::offer::Offers;
 use super::tasks::Tasks;
-use super::Core;
 use crate::error::{Error, Limit, Result};
 use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX};
 use crate::job::{JobId, NewJob};
@@ -35,27 +35,42 @@ struct Waiting {
 
 impl Enqueues {
     pub(super) fn start(tasks: &Tasks, core: Arc<Core>, offers: Offers) -> Self {
-        let bounds = Bounds { lanes: 2, waiting: 10_000, items: BATCH_MAX, bytes: BATCH_BYTES_MAX };
+        let bounds = Bounds {
+            lanes: 2,
+            waiting: 10_000,
+            items: BATCH_MAX,
+            bytes: BATCH_BYTES_MAX,
+        };
         let size = |waiting: &Waiting| size(&waiting.job);
         let (flush_core, flush_offers) = (core.clone(), offers.clone());
         let flush = move |batch| flush(flush_core.clone(), flush_offers.clone(), batch);
-        Self { core, offers, batcher: Batcher::start(tasks, bounds, size, flush) }
+        Self {
+            core,
+            offers,
+            batcher: Batcher::start(tasks, bounds, size, flush),
+        }
     }
 
     /// Accepts one job, together with whatever else arrives.
     pub async fn one(&self, job: NewJob, field: impl Fn(&str) -> String) -> Result<Accepted> {
         let id = job.id;
         let (answer, answered) = oneshot::channel();
-        self.batcher.push(Waiting { job, answer }).map_err(|_| Error::LimitReached {
-            limit: Limit::Busy,
-            retry_after: Duration::from_secs(1),
-        })?;
+        self.batcher
+            .push(Waiting { job, answer })
+            .map_err(|_| Error::LimitReached {
+                limit: Limit::Busy,
+                retry_after: Duration::from_secs(1),
+            })?;
         let enqueued = answered.await.map_err(Error::internal)??;
         accepted(enqueued, id, field)?.ok_or_else(|| Error::internal("a single job was not tried"))
     }
 
     /// Accepts all jobs or none. `field` names the field of the i-th one.
-    pub async fn all(&self, jobs: Vec<NewJob>, field: impl Fn(usize, &str) -> String) -> Result<Vec<Accepted>> {
+    pub async fn all(
+        &self,
+        jobs: Vec<NewJob>,
+        field: impl Fn(usize, &str) -> String,
+    ) -> Result<Vec<Accepted>> {
         let jobs: Arc<[NewJob]> = jobs.into();
         let (core, offers, unit) = (self.core.clone(), self.offers.clone(), jobs.clone());
         // In a task of its own: a caller that leaves stops nothing half-way (I10).
@@ -98,7 +113,9 @@ async fn flush(core: Arc<Core>, offers: Offers, batch: Vec<Waiting>) {
                 open.push((back.into(), half));
                 open.push((front.into(), answers));
             }
-            Err(error) => answers.into_iter().for_each(|waiting| drop(waiting.send(Err(error.clone())))),
+            Err(error) => answers
+                .into_iter()
+                .for_each(|waiting| drop(waiting.send(Err(error.clone())))),
         }
     }
 }
@@ -139,23 +156,39 @@ fn count(core: &Core, answers: &[Enqueued]) {
     }
 }
 
-fn accepted(enqueued: Enqueued, id: JobId, field: impl Fn(&str) -> String) -> Result<Option<Accepted>> {
+fn accepted(
+    enqueued: Enqueued,
+    id: JobId,
+    field: impl Fn(&str) -> String,
+) -> Result<Option<Accepted>> {
     match enqueued {
-        Enqueued::Created(job) => Ok(Some(Accepted { job, existed: false })),
+        Enqueued::Created(job) => Ok(Some(Accepted {
+            job,
+            existed: false,
+        })),
         Enqueued::Existed(job) => Ok(Some(Accepted { job, existed: true })),
         Enqueued::Conflict => Err(Error::IdConflict(id)),
         Enqueued::IdOutOfTime => {
-            let why = format!("must have been made within the last {ID_AGE_MAX:?} and not {ID_AHEAD_MAX:?} ahead");
+            let why = format!(
+                "must have been made within the last {ID_AGE_MAX:?} and not {ID_AHEAD_MAX:?} ahead"
+            );
             Err(Error::field(field("job_id"), why))
         }
-        Enqueued::StartTooFar => {
-            Err(Error::field(field("run_time"), format!("must be at most {SPAN_MAX:?} ahead")))
-        }
+        Enqueued::StartTooFar => Err(Error::field(
+            field("run_time"),
+            format!("must be at most {SPAN_MAX:?} ahead"),
+        )),
         Enqueued::NotTried => Ok(None),
     }
 }
 
 fn size(job: &NewJob) -> usize {
-    let words: usize = job.spec.labels.iter().chain(&job.spec.headers).map(|(k, v)| k.len() + v.len()).sum();
+    let words: usize = job
+        .spec
+        .labels
+        .iter()
+        .chain(&job.spec.headers)
+        .map(|(k, v)| k.len() + v.len())
+        .sum();
     job.payload.data.len() + words + 200
 }

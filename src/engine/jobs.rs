@@ -48,7 +48,14 @@ impl Engine {
         let until = Instant::now() + wait;
         let change = self.core.watches.watch(id);
         loop {
-            let found = self.core.store.get(vec![id], view).await?.into_iter().next().flatten();
+            let found = self
+                .core
+                .store
+                .get(vec![id], view)
+                .await?
+                .into_iter()
+                .next()
+                .flatten();
             let job = found.ok_or_else(|| Error::JobNotFound(id.to_string()))?;
             if wait.is_zero() || job.state.is_final() || Instant::now() >= until {
                 return Ok(job);
@@ -62,7 +69,13 @@ impl Engine {
     ///
     /// # Errors
     /// The store's.
-    pub async fn list(&self, filter: JobFilter, before: Option<JobId>, size: usize, view: View) -> Result<JobPage> {
+    pub async fn list(
+        &self,
+        filter: JobFilter,
+        before: Option<JobId>,
+        size: usize,
+        view: View,
+    ) -> Result<JobPage> {
         self.core.store.list(filter, before, size, view).await
     }
 
@@ -84,7 +97,11 @@ impl Engine {
                 Ok(job)
             }
             Cancelled::Already(job) => Ok(job),
-            Cancelled::WrongState(is) => Err(Error::WrongState { job: id, is, verb: "cancel" }),
+            Cancelled::WrongState(is) => Err(Error::WrongState {
+                job: id,
+                is,
+                verb: "cancel",
+            }),
             Cancelled::NotFound => Err(Error::JobNotFound(id.to_string())),
         }
     }
@@ -100,7 +117,11 @@ impl Engine {
                 self.offers.offer(segments);
                 Ok(job)
             }
-            Retried::WrongState(is) => Err(Error::WrongState { job: id, is, verb: "retry" }),
+            Retried::WrongState(is) => Err(Error::WrongState {
+                job: id,
+                is,
+                verb: "retry",
+            }),
             Retried::NotFound => Err(Error::JobNotFound(id.to_string())),
         }
     }

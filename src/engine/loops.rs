@@ -31,7 +31,9 @@ pub(super) fn start(tasks: &Tasks, core: Arc<Core>, offers: &Offers) {
     macro_rules! start {
         ($name:literal, $every:expr, $run:expr) => {{
             let (core, offers) = (step(&core), offers.clone());
-            tasks.spawn(supervise(tasks.clone(), $name, $every, move || $run(core.clone(), offers.clone())));
+            tasks.spawn(supervise(tasks.clone(), $name, $every, move || {
+                $run(core.clone(), offers.clone())
+            }));
         }};
     }
     start!("promote", ms(200), promote);
@@ -57,7 +59,10 @@ where
 {
     let mut wait = every;
     loop {
-        if !tasks.sleep(wait.mul_f64(rand::random_range(0.8..1.2))).await {
+        if !tasks
+            .sleep(wait.mul_f64(rand::random_range(0.8..1.2)))
+            .await
+        {
             return;
         }
         wait = match step().await {
@@ -86,7 +91,12 @@ async fn pulse(core: Arc<Core>, _: Offers) -> Result<More> {
 async fn expire(core: Arc<Core>, offers: Offers) -> Result<More> {
     let expired = core.store.expire(BATCH_MAX).await?;
     if expired.sessions > 0 || expired.jobs > 0 {
-        info!(sessions = expired.sessions, jobs = expired.jobs, failed = expired.failed, "leases lost");
+        info!(
+            sessions = expired.sessions,
+            jobs = expired.jobs,
+            failed = expired.failed,
+            "leases lost"
+        );
         core.metrics.expired(expired.sessions, expired.jobs);
     }
     offers.offer(expired.segments);
@@ -112,7 +122,10 @@ async fn reconcile(core: Arc<Core>, _: Offers) -> Result<More> {
         // The doorbell and the health loop report it.
         return Ok(false);
     };
-    let unoffered = core.store.unoffered(epoch, UNOFFERED_AGE, REOFFER_CLAIM, REOFFER_MAX).await?;
+    let unoffered = core
+        .store
+        .unoffered(epoch, UNOFFERED_AGE, REOFFER_CLAIM, REOFFER_MAX)
+        .await?;
     let mut more = unoffered.len() == REOFFER_MAX;
     more &= offer_again(&core, unoffered).await?;
 
@@ -121,7 +134,10 @@ async fn reconcile(core: Arc<Core>, _: Offers) -> Result<More> {
         return Ok(false);
     };
     for (line, probe) in lines.into_iter().zip(probes) {
-        let lost = core.store.lost_offers(epoch, line, probe.first, UNOFFERED_AGE, REOFFER_MAX).await?;
+        let lost = core
+            .store
+            .lost_offers(epoch, line, probe.first, UNOFFERED_AGE, REOFFER_MAX)
+            .await?;
         more |= lost.len() == REOFFER_MAX;
         more &= offer_again(&core, lost).await?;
     }
@@ -155,7 +171,8 @@ async fn health(core: Arc<Core>, _: Offers) -> Result<More> {
     let sessions = core.sessions.all();
     core.metrics.sessions(sessions.len());
     core.metrics.streams(sessions.len());
-    core.metrics.in_flight(sessions.iter().map(|live| live.in_flight() as usize).sum());
+    core.metrics
+        .in_flight(sessions.iter().map(|live| live.in_flight() as usize).sum());
     // A store that is away is looked at as often as one that is not.
     Ok(false)
 }
@@ -175,7 +192,8 @@ async fn watch(core: Arc<Core>, _: Offers) -> Result<More> {
 
 async fn stats(core: Arc<Core>, _: Offers) -> Result<More> {
     let stats = core.store.stats(METRIC_NAMES_MAX).await?;
-    core.metrics.queues(stats.iter().map(|s| (&s.queue, s.counts, s.oldest_wait)));
+    core.metrics
+        .queues(stats.iter().map(|s| (&s.queue, s.counts, s.oldest_wait)));
     Ok(false)
 }
 
@@ -192,7 +210,11 @@ async fn signals(tasks: Tasks, core: Arc<Core>) {
         if core.sessions.count() == 0 {
             continue;
         }
-        match core.store.signals(core.node, SIGNALS_WINDOW, BATCH_MAX).await {
+        match core
+            .store
+            .signals(core.node, SIGNALS_WINDOW, BATCH_MAX)
+            .await
+        {
             Ok(signals) => {
                 let window = signals.iter().map(|signal| signal.id).collect();
                 for signal in signals.iter().filter(|signal| !seen.contains(&signal.id)) {

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 pub use jobs::Accepted;
@@ -62,7 +62,10 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { node_name: "leasehold".into(), lease_ttl: LEASE_TTL_DEFAULT }
+        Self {
+            node_name: "leasehold".into(),
+            lease_ttl: LEASE_TTL_DEFAULT,
+        }
     }
 }
 
@@ -106,13 +109,17 @@ pub(crate) struct Core {
 
 impl std::fmt::Debug for Core {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Core").field("node", &self.node).finish_non_exhaustive()
+        f.debug_struct("Core")
+            .field("node", &self.node)
+            .finish_non_exhaustive()
     }
 }
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine").field("node", &self.core.node).finish_non_exhaustive()
+        f.debug_struct("Engine")
+            .field("node", &self.core.node)
+            .finish_non_exhaustive()
     }
 }
 
@@ -146,7 +153,14 @@ impl Engine {
         dispatch::start(&tasks, core.clone());
         loops::start(&tasks, core.clone(), &offers);
         info!(node = %node, name = options.node_name, "node starts");
-        Arc::new(Self { core, options, tasks, enqueues, offers, outlets: Outlets { results, renewals } })
+        Arc::new(Self {
+            core,
+            options,
+            tasks,
+            enqueues,
+            offers,
+            outlets: Outlets { results, renewals },
+        })
     }
 
     /// A new id for a job whose caller sent none.
@@ -177,8 +191,13 @@ impl Engine {
             return Err(Error::Draining);
         }
         // In a task of its own: a caller that leaves must not leave half a session behind.
-        let (core, outlets, options) = (self.core.clone(), self.outlets.clone(), self.options.clone());
-        let opening = tokio::spawn(async move { sessions::open(&core, outlets, &options, hello).await });
+        let (core, outlets, options) = (
+            self.core.clone(),
+            self.outlets.clone(),
+            self.options.clone(),
+        );
+        let opening =
+            tokio::spawn(async move { sessions::open(&core, outlets, &options, hello).await });
         let live = opening.await.map_err(Error::internal)??;
         if self.core.is_draining() {
             live.feed(Event::Drain(Duration::from_secs(1)));
@@ -195,10 +214,16 @@ impl Engine {
     ///
     /// # Errors
     /// The store's.
-    pub async fn report(&self, token: &[u8], results: Vec<(Lease, Outcome)>) -> Result<Vec<Verdict>> {
+    pub async fn report(
+        &self,
+        token: &[u8],
+        results: Vec<(Lease, Outcome)>,
+    ) -> Result<Vec<Verdict>> {
         let session = SessionId::of_token(token);
-        let endings: Vec<Ending> =
-            results.into_iter().map(|(lease, outcome)| results::ending(lease, session, outcome)).collect();
+        let endings: Vec<Ending> = results
+            .into_iter()
+            .map(|(lease, outcome)| results::ending(lease, session, outcome))
+            .collect();
         let (core, offers) = (self.core.clone(), self.offers.clone());
         let recording = tokio::spawn(async move { results::record(&core, &offers, endings).await });
         recording.await.map_err(Error::internal)?
@@ -226,6 +251,9 @@ impl Engine {
     pub async fn stop(&self) {
         if !self.tasks.stop(STOP_WITHIN).await {
             warn!("some tasks did not end in time");
+        }
+        if let Err(error) = self.core.ready.close().await {
+            debug!(%error, "the ready-list was not told; it forgets this node by itself");
         }
         info!(node = %self.core.node, "node stopped");
     }
@@ -278,6 +306,11 @@ impl Core {
 
 /// The lines of some queues, those that are handed out first in front.
 fn lines_of(queues: Vec<QueueName>) -> Vec<Line> {
-    let of = |priority: Priority| queues.iter().map(move |queue| Line { queue: queue.clone(), priority });
+    let of = |priority: Priority| {
+        queues.iter().map(move |queue| Line {
+            queue: queue.clone(),
+            priority,
+        })
+    };
     Priority::ALL.into_iter().flat_map(of).collect()
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use tracing::debug;
 
+use super::Core;
 use super::batch::{Batcher, Bounds};
 use super::tasks::Tasks;
-use super::Core;
 use crate::store::{Offer, Segment};
 
 /// Where new segments go.
@@ -19,13 +19,31 @@ pub struct Offers {
 
 impl Offers {
     pub(super) fn start(tasks: &Tasks, core: Arc<Core>) -> Self {
-        let marks = Bounds { lanes: 1, waiting: 10_000, items: 1_000, bytes: usize::MAX };
+        let marks = Bounds {
+            lanes: 1,
+            waiting: 10_000,
+            items: 1_000,
+            bytes: usize::MAX,
+        };
         let marker = core.clone();
-        let marks = Batcher::start(tasks, marks, |_| 0, move |batch| mark(marker.clone(), batch));
-        let bounds = Bounds { lanes: 2, waiting: 1_000, items: 100, bytes: 4_000 };
+        let marks = Batcher::start(
+            tasks,
+            marks,
+            |_| 0,
+            move |batch| mark(marker.clone(), batch),
+        );
+        let bounds = Bounds {
+            lanes: 2,
+            waiting: 1_000,
+            items: 100,
+            bytes: 4_000,
+        };
         let offerer = core.clone();
         let flush = move |batch| offer_batch(offerer.clone(), marks.clone(), batch);
-        Self { core, batcher: Batcher::start(tasks, bounds, |segment: &Segment| segment.jobs.len(), flush) }
+        Self {
+            core,
+            batcher: Batcher::start(tasks, bounds, |segment: &Segment| segment.jobs.len(), flush),
+        }
     }
 
     /// Passes segments on. Without a ready-list, or when too many wait, they are left to direct claims and reconcile.
@@ -41,12 +59,23 @@ impl Offers {
 
 /// Offers segments now and returns whether the ready-list took them.
 pub async fn offer_now(core: &Core, segments: Vec<Segment>) -> Option<Vec<Offer>> {
-    let lines = segments.iter().map(|s| (s.line.clone(), s.jobs.clone())).collect();
+    let lines = segments
+        .iter()
+        .map(|s| (s.line.clone(), s.jobs.clone()))
+        .collect();
     match core.ready.offer(lines).await {
         Ok(placed) => {
             core.ready_answered();
             let offers = segments.iter().zip(placed);
-            Some(offers.map(|(s, p)| Offer { segment: s.id, epoch: p.epoch, last: p.last }).collect())
+            Some(
+                offers
+                    .map(|(s, p)| Offer {
+                        segment: s.id,
+                        epoch: p.epoch,
+                        last: p.last,
+                    })
+                    .collect(),
+            )
         }
         Err(error) => {
             debug!(%error, segments = segments.len(), "segments not offered");

@@ -27,7 +27,10 @@ struct Inner {
 
 impl Outbox {
     pub(super) fn new(core: Arc<Core>) -> Self {
-        Self { inner: Mutex::default(), core }
+        Self {
+            inner: Mutex::default(),
+            core,
+        }
     }
 
     /// Adds a message. `false`: the worker reads too slowly for that.
@@ -77,7 +80,10 @@ impl Outbox {
     }
 
     /// The next message; `None` when the stream ends in order. For the one task that writes to the worker.
-    pub fn poll_next(&self, context: &mut Context<'_>) -> Poll<Option<Result<ServerMessage, Error>>> {
+    pub fn poll_next(
+        &self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<ServerMessage, Error>>> {
         let mut inner = self.lock();
         if let Some(message) = inner.messages.pop_front() {
             let before = inner.bytes;

@@ -49,16 +49,35 @@ impl RawPage {
         let mut found = Vec::new();
         let mut names = |field: &str, count: usize, shaped: bool| {
             if count > FILTER_NAMES_MAX {
-                found.push(Violation::field(field, format!("must be at most {FILTER_NAMES_MAX}")));
+                found.push(Violation::field(
+                    field,
+                    format!("must be at most {FILTER_NAMES_MAX}"),
+                ));
             } else if !shaped {
                 found.push(Violation::field(field, format!("must match {NAME_SHAPE}")));
             }
         };
-        let parsed: Vec<_> = self.queues.iter().filter_map(|name| QueueName::parse(name)).collect();
+        let parsed: Vec<_> = self
+            .queues
+            .iter()
+            .filter_map(|name| QueueName::parse(name))
+            .collect();
         names(queues, self.queues.len(), parsed.len() == self.queues.len());
-        let kinds_parsed: Vec<_> = self.kinds.iter().filter_map(|name| Kind::parse(name)).collect();
-        names(kinds, self.kinds.len(), kinds_parsed.len() == self.kinds.len());
-        let mut filter = JobFilter { queues: parsed, kinds: kinds_parsed, states: Vec::new() };
+        let kinds_parsed: Vec<_> = self
+            .kinds
+            .iter()
+            .filter_map(|name| Kind::parse(name))
+            .collect();
+        names(
+            kinds,
+            self.kinds.len(),
+            kinds_parsed.len() == self.kinds.len(),
+        );
+        let mut filter = JobFilter {
+            queues: parsed,
+            kinds: kinds_parsed,
+            states: Vec::new(),
+        };
         for state in self.states {
             match state {
                 Ok(state) if !filter.states.contains(&state) => filter.states.push(state),
@@ -82,7 +101,11 @@ impl RawPage {
             size => usize::try_from(size).unwrap_or(PAGE_MAX).min(PAGE_MAX),
         };
         match found.is_empty() {
-            true => Ok(PageRequest { filter, before, size }),
+            true => Ok(PageRequest {
+                filter,
+                before,
+                size,
+            }),
             false => Err(found),
         }
     }
@@ -108,7 +131,9 @@ fn digest(filter: &JobFilter) -> [u8; 8] {
     let mut queues: Vec<_> = filter.queues.iter().map(QueueName::as_str).collect();
     let mut kinds: Vec<_> = filter.kinds.iter().map(Kind::as_str).collect();
     let mut states: Vec<_> = filter.states.iter().map(|state| state.name()).collect();
-    [&mut queues, &mut kinds, &mut states].into_iter().for_each(|list| list.sort_unstable());
+    [&mut queues, &mut kinds, &mut states]
+        .into_iter()
+        .for_each(|list| list.sort_unstable());
     let text = format!("{queues:?}{kinds:?}{states:?}");
     let hash: [u8; 32] = Sha256::digest(text).into();
     let mut short = [0; 8];
@@ -124,15 +149,23 @@ mod tests {
 
     #[test]
     fn a_token_is_good_for_its_own_filter_only() {
-        let filter = JobFilter { queues: QueueName::parse("a").into_iter().collect(), ..JobFilter::default() };
-        let Some(next) = JobId::parse("01890a5d-ac96-774b-bcce-b302099a8057") else { panic!("an id") };
+        let filter = JobFilter {
+            queues: QueueName::parse("a").into_iter().collect(),
+            ..JobFilter::default()
+        };
+        let Some(next) = JobId::parse("01890a5d-ac96-774b-bcce-b302099a8057") else {
+            panic!("an id")
+        };
         let token = write_token(next, &filter);
         let with = |queue: &str, token: &str| RawPage {
             queues: vec![queue.into()],
             token: token.into(),
             ..RawPage::default()
         };
-        assert_eq!(with("a", &token).check(FIELDS).map(|page| page.before), Ok(Some(next)));
+        assert_eq!(
+            with("a", &token).check(FIELDS).map(|page| page.before),
+            Ok(Some(next))
+        );
         for (queue, token) in [("b", token.as_str()), ("a", "x"), ("a", &token[1..])] {
             let found = with(queue, token).check(FIELDS).map(|_| ()).unwrap_err();
             assert_eq!(found[0].field, "page_token");

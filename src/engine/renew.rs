@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use tracing::warn;
 
+use super::Core;
 use super::batch::{Batcher, Bounds};
 use super::sessions::Live;
 use super::tasks::Tasks;
-use super::Core;
 use crate::job::limits::{BATCH_MAX, STREAMS_MAX};
 use crate::session::Event;
 
@@ -18,8 +18,18 @@ pub struct Renewals(Batcher<Arc<Live>>);
 impl Renewals {
     pub(super) fn start(tasks: &Tasks, core: Arc<Core>) -> Self {
         // A session has one renewal under way at most, so this queue cannot fill.
-        let bounds = Bounds { lanes: 1, waiting: 2 * STREAMS_MAX, items: BATCH_MAX, bytes: usize::MAX };
-        Self(Batcher::start(tasks, bounds, |_| 0, move |batch| flush(core.clone(), batch)))
+        let bounds = Bounds {
+            lanes: 1,
+            waiting: 2 * STREAMS_MAX,
+            items: BATCH_MAX,
+            bytes: usize::MAX,
+        };
+        Self(Batcher::start(
+            tasks,
+            bounds,
+            |_| 0,
+            move |batch| flush(core.clone(), batch),
+        ))
     }
 
     pub(super) fn renew(&self, live: Arc<Live>) {
@@ -36,7 +46,11 @@ async fn flush(core: Arc<Core>, batch: Vec<Arc<Live>>) {
     match core.store.renew(sessions).await {
         Ok(alive) => {
             for (live, alive) in batch.into_iter().zip(alive) {
-                live.feed(if alive { Event::Renewed } else { Event::SessionLost });
+                live.feed(if alive {
+                    Event::Renewed
+                } else {
+                    Event::SessionLost
+                });
             }
         }
         Err(error) => {

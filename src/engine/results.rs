@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use tracing::{debug, warn};
 
+use super::Core;
 use super::batch::{Batcher, Bounds};
 use super::offer::Offers;
 use super::sessions::Live;
 use super::tasks::Tasks;
-use super::Core;
 use crate::error::{Error, Result};
 use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX};
 use crate::job::{Ending, Lease, Outcome, SessionId, Verdict};
@@ -36,11 +36,19 @@ enum By {
 
 impl RecordRequest {
     pub(super) fn worker(live: Arc<Live>, endings: Vec<(Lease, Outcome)>) -> Self {
-        Self { live, endings, by: By::Worker }
+        Self {
+            live,
+            endings,
+            by: By::Worker,
+        }
     }
 
     pub(super) fn timeout(live: Arc<Live>, lease: Lease) -> Self {
-        Self { live, endings: vec![(lease, Outcome::TimedOut)], by: By::Timeout }
+        Self {
+            live,
+            endings: vec![(lease, Outcome::TimedOut)],
+            by: By::Timeout,
+        }
     }
 
     fn failed(self) {
@@ -50,16 +58,25 @@ impl RecordRequest {
                 let leases = leases.collect();
                 self.live.feed(Event::RecordFailed(leases));
             }
-            By::Timeout => leases.for_each(|lease| self.live.feed(Event::TimeoutRecorded(lease, false))),
+            By::Timeout => {
+                leases.for_each(|lease| self.live.feed(Event::TimeoutRecorded(lease, false)))
+            }
         }
     }
 
     fn answered(self, verdicts: Vec<Verdict>) {
-        let judged: Vec<_> = self.endings.iter().map(|(lease, _)| *lease).zip(verdicts).collect();
+        let judged: Vec<_> = self
+            .endings
+            .iter()
+            .map(|(lease, _)| *lease)
+            .zip(verdicts)
+            .collect();
         match self.by {
             By::Worker => self.live.feed(Event::Verdicts(judged)),
             By::Timeout => {
-                judged.into_iter().for_each(|(lease, _)| self.live.feed(Event::TimeoutRecorded(lease, true)));
+                judged
+                    .into_iter()
+                    .for_each(|(lease, _)| self.live.feed(Event::TimeoutRecorded(lease, true)));
             }
         }
     }
@@ -67,9 +84,16 @@ impl RecordRequest {
 
 impl Results {
     pub(super) fn start(tasks: &Tasks, core: Arc<Core>, offers: Offers) -> Self {
-        let bounds = Bounds { lanes: 2, waiting: 4 * BATCH_MAX, items: BATCH_MAX, bytes: BATCH_BYTES_MAX };
+        let bounds = Bounds {
+            lanes: 2,
+            waiting: 4 * BATCH_MAX,
+            items: BATCH_MAX,
+            bytes: BATCH_BYTES_MAX,
+        };
         let flush = move |batch| flush(core.clone(), offers.clone(), batch);
-        Self { batcher: Batcher::start(tasks, bounds, size, flush) }
+        Self {
+            batcher: Batcher::start(tasks, bounds, size, flush),
+        }
     }
 
     /// Takes a request; it is answered by an event to its session. When too many wait, it is answered as failed, and
@@ -139,12 +163,20 @@ fn chunks(batch: Vec<RecordRequest>) -> Vec<Vec<RecordRequest>> {
 
 fn endings(request: &RecordRequest) -> impl Iterator<Item = Ending> + '_ {
     let session = request.live.attached().session;
-    request.endings.iter().map(move |(lease, outcome)| ending(*lease, session, outcome.clone()))
+    request
+        .endings
+        .iter()
+        .map(move |(lease, outcome)| ending(*lease, session, outcome.clone()))
 }
 
 /// An ending with its chance for the backoff.
 pub fn ending(lease: Lease, session: SessionId, outcome: Outcome) -> Ending {
-    Ending { lease, session, outcome, chance: rand::random() }
+    Ending {
+        lease,
+        session,
+        outcome,
+        chance: rand::random(),
+    }
 }
 
 fn size(request: &RecordRequest) -> usize {
@@ -155,4 +187,3 @@ fn size(request: &RecordRequest) -> usize {
     };
     request.endings.iter().map(|(_, o)| outcome(o) + 64).sum()
 }
-

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use tracing::{debug, info};
 
 use super::outbox::Outbox;
-use super::results::{RecordRequest, Results};
 use super::renew::Renewals;
+use super::results::{RecordRequest, Results};
 use super::{Core, Options};
 use crate::error::{Error, Limit, Result};
 use crate::job::limits::{OUTBOX_BYTES_SOFT, STREAMS_MAX};
@@ -106,20 +106,34 @@ impl Live {
         match action {
             Action::Send(message) => {
                 if !self.outbox.push(message) {
-                    let error = Error::LimitReached { limit: Limit::Outbox, retry_after: Duration::from_secs(1) };
+                    let error = Error::LimitReached {
+                        limit: Limit::Outbox,
+                        retry_after: Duration::from_secs(1),
+                    };
                     self.close(Some(error));
                 }
             }
             Action::Renew => self.outlets.renewals.renew(self.clone()),
-            Action::Record(endings) => self.outlets.results.record(RecordRequest::worker(self.clone(), endings)),
-            Action::RecordTimeout(lease) => self.outlets.results.record(RecordRequest::timeout(self.clone(), lease)),
+            Action::Record(endings) => self
+                .outlets
+                .results
+                .record(RecordRequest::worker(self.clone(), endings)),
+            Action::RecordTimeout(lease) => self
+                .outlets
+                .results
+                .record(RecordRequest::timeout(self.clone(), lease)),
             Action::LookForJobs => return true,
             Action::Ended(ended) => {
                 debug!(
                     job_id = %ended.lease.job, attempt = ended.lease.attempt, queue = %ended.queue, kind = %ended.kind,
                     session = %self.attached.session, outcome = ended.outcome.name(), "attempt ended"
                 );
-                self.core.metrics.finished(&ended.queue, &ended.kind, ended.outcome, Some(ended.ran));
+                self.core.metrics.finished(
+                    &ended.queue,
+                    &ended.kind,
+                    ended.outcome,
+                    Some(ended.ran),
+                );
             }
             Action::EndSession => {
                 let (core, attached) = (self.core.clone(), self.attached);
@@ -180,8 +194,7 @@ impl Registry {
 
     /// Every line that some session takes jobs of.
     pub fn lines(&self) -> Vec<Line> {
-        let mut queues: Vec<QueueName> =
-            self.all().iter().flat_map(|live| live.queues()).collect();
+        let mut queues: Vec<QueueName> = self.all().iter().flat_map(|live| live.queues()).collect();
         queues.sort_unstable();
         queues.dedup();
         super::lines_of(queues)
@@ -195,7 +208,12 @@ impl Registry {
 impl Live {
     /// The queues that it takes jobs of.
     pub fn queues(&self) -> Vec<QueueName> {
-        self.lock().hello().queues.iter().map(|s| s.queue.clone()).collect()
+        self.lock()
+            .hello()
+            .queues
+            .iter()
+            .map(|s| s.queue.clone())
+            .collect()
     }
 }
 
@@ -203,7 +221,12 @@ impl Live {
 ///
 /// # Errors
 /// What the Hello's check says; `LimitReached` when the node has all the streams it takes; the store's.
-pub async fn open(core: &Arc<Core>, outlets: Outlets, options: &Options, hello: Hello) -> Result<Arc<Live>> {
+pub async fn open(
+    core: &Arc<Core>,
+    outlets: Outlets,
+    options: &Options,
+    hello: Hello,
+) -> Result<Arc<Live>> {
     let started = Instant::now();
     let session = Session::open(Duration::ZERO, hello, options.lease_ttl)?;
     let _turn = Turn::take(&core.sessions)?;
@@ -228,7 +251,10 @@ pub async fn open(core: &Arc<Core>, outlets: Outlets, options: &Options, hello: 
         max_in_flight: session.hello().max_in_flight,
     };
     let live = Arc::new(Live {
-        attached: Attached { session: id, attach: 1 },
+        attached: Attached {
+            session: id,
+            attach: 1,
+        },
         started,
         session: Mutex::new(session),
         outbox: Outbox::new(core.clone()),
@@ -250,7 +276,10 @@ impl<'a> Turn<'a> {
         let opening = registry.opening.fetch_add(1, Ordering::SeqCst);
         match opening + registry.count() < STREAMS_MAX {
             true => Ok(turn),
-            false => Err(Error::LimitReached { limit: Limit::Streams, retry_after: Duration::from_secs(5) }),
+            false => Err(Error::LimitReached {
+                limit: Limit::Streams,
+                retry_after: Duration::from_secs(5),
+            }),
         }
     }
 }

@@ -31,7 +31,11 @@ impl Watches {
     /// Begins to wait for changes of a job.
     pub fn watch(&self, job: JobId) -> Watch<'_> {
         let watched = self.lock().entry(job).or_default().clone();
-        Watch { watches: self, job, watched }
+        Watch {
+            watches: self,
+            job,
+            watched,
+        }
     }
 
     /// Wakes who waits for this job.

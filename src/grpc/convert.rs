@@ -7,12 +7,12 @@ use prost_types::{Duration as ProtoDuration, Timestamp as ProtoTimestamp};
 use crate::error::Violation;
 use crate::job::draft::{Draft, RawBackoff, RawSpan, RawStart, is_storable, span};
 use crate::job::limits::{
-    ATTEMPT_SPAN_MAX, FAILURE_DETAIL_BYTES_MAX, FAILURE_MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX, REASON_BYTES_MAX,
-    SPAN_MAX, WORD_BYTES_MAX,
+    ATTEMPT_SPAN_MAX, FAILURE_DETAIL_BYTES_MAX, FAILURE_MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX,
+    REASON_BYTES_MAX, SPAN_MAX, WORD_BYTES_MAX,
 };
 use crate::job::{
-    AttemptRecord, Failure, Job, JobSpec, JobState, Lease, LeasedJob, Outcome, Payload, Priority, RetryPolicy,
-    Timestamp, Verdict, View,
+    AttemptRecord, Failure, Job, JobSpec, JobState, Lease, LeasedJob, Outcome, Payload, Priority,
+    RetryPolicy, Timestamp, Verdict, View,
 };
 use crate::proto as pb;
 
@@ -26,12 +26,20 @@ pub fn draft(request: pb::EnqueueRequest) -> Draft {
         payload: spec.payload.map(payload),
         priority: match spec.priority {
             0 => None,
-            number => Some(i16::try_from(number).ok().and_then(Priority::from_number).ok_or(number)),
+            number => Some(
+                i16::try_from(number)
+                    .ok()
+                    .and_then(Priority::from_number)
+                    .ok_or(number),
+            ),
         },
         start: match spec.start {
             None => RawStart::Now,
             Some(pb::job_spec::Start::Delay(delay)) => RawStart::Delay(raw_span(delay)),
-            Some(pb::job_spec::Start::RunTime(at)) => RawStart::At(RawSpan { seconds: at.seconds, nanos: at.nanos }),
+            Some(pb::job_spec::Start::RunTime(at)) => RawStart::At(RawSpan {
+                seconds: at.seconds,
+                nanos: at.nanos,
+            }),
         },
         max_attempts: spec.max_attempts,
         backoff: spec.backoff.map(|backoff| RawBackoff {
@@ -57,7 +65,10 @@ pub fn view(number: i32, default: View) -> Option<View> {
 
 /// A duration as it came.
 pub fn raw_span(span: ProtoDuration) -> RawSpan {
-    RawSpan { seconds: span.seconds, nanos: span.nanos }
+    RawSpan {
+        seconds: span.seconds,
+        nanos: span.nanos,
+    }
 }
 
 /// A duration to send. The domain's are all far below the wire's bound.
@@ -116,13 +127,19 @@ pub fn leased_job(job: LeasedJob) -> pb::LeasedJob {
 
 /// A lease to send.
 pub fn proto_lease(lease: Lease) -> pb::Lease {
-    pb::Lease { job_id: lease.job.to_string(), attempt: lease.attempt }
+    pb::Lease {
+        job_id: lease.job.to_string(),
+        attempt: lease.attempt,
+    }
 }
 
 /// A lease that came; `None` if it cannot be one.
 pub fn lease(lease: Option<&pb::Lease>) -> Option<Lease> {
     let lease = lease?;
-    Some(Lease { job: crate::job::JobId::parse(&lease.job_id)?, attempt: lease.attempt })
+    Some(Lease {
+        job: crate::job::JobId::parse(&lease.job_id)?,
+        attempt: lease.attempt,
+    })
 }
 
 /// What a worker says of an attempt, when it is to be recorded. `None`: nothing, its handler was stopped.
@@ -138,7 +155,10 @@ pub fn outcome(outcome: Option<pb::result::Outcome>) -> Result<Option<Outcome>, 
         Some(pb::result::Outcome::Release(release)) => {
             text("release.reason", &release.reason, REASON_BYTES_MAX)?;
             let delay = bounded("release.delay", release.delay, SPAN_MAX)?.unwrap_or_default();
-            Ok(Some(Outcome::Release { delay, reason: release.reason }))
+            Ok(Some(Outcome::Release {
+                delay,
+                reason: release.reason,
+            }))
         }
     }
 }
@@ -146,20 +166,43 @@ pub fn outcome(outcome: Option<pb::result::Outcome>) -> Result<Option<Outcome>, 
 /// A verdict to send.
 pub fn receipt(lease: pb::Lease, verdict: Verdict) -> pb::Receipt {
     use pb::ReceiptStatus::{Recorded, Rejected, Stale, Unknown};
-    let problem = |reason: &str, message: String, field: String| Some(pb::Problem { reason: reason.into(), message, field });
+    let problem = |reason: &str, message: String, field: String| {
+        Some(pb::Problem {
+            reason: reason.into(),
+            message,
+            field,
+        })
+    };
     let (status, problem, at) = match verdict {
         Verdict::Recorded(at) => (Recorded, None, Some(at)),
         Verdict::Stale(reason, at) => {
             let message = format!("the job is {}", at.name());
-            (Stale, problem(reason.name(), message, String::new()), Some(at))
+            (
+                Stale,
+                problem(reason.name(), message, String::new()),
+                Some(at),
+            )
         }
         Verdict::Rejected(violation) => {
             let error = crate::error::Error::InvalidArgument(vec![violation.clone()]);
-            (Rejected, problem(error.code().reason, violation.why, violation.field), None)
+            (
+                Rejected,
+                problem(error.code().reason, violation.why, violation.field),
+                None,
+            )
         }
-        Verdict::Unknown => (Unknown, problem("UNKNOWN_JOB", "there is no such job".into(), String::new()), None),
+        Verdict::Unknown => (
+            Unknown,
+            problem("UNKNOWN_JOB", "there is no such job".into(), String::new()),
+            None,
+        ),
     };
-    pb::Receipt { lease: Some(lease), status: status.into(), problem, state: at.map_or(0, state) }
+    pb::Receipt {
+        lease: Some(lease),
+        status: status.into(),
+        problem,
+        state: at.map_or(0, state),
+    }
 }
 
 fn success_outcome(success: pb::Success) -> Result<Outcome, Violation> {
@@ -167,15 +210,27 @@ fn success_outcome(success: pb::Success) -> Result<Outcome, Violation> {
         return Ok(Outcome::Success(None));
     };
     if output.data.len() > PAYLOAD_BYTES_MAX {
-        return Err(Violation::too_large("success.output", output.data.len(), PAYLOAD_BYTES_MAX));
+        return Err(Violation::too_large(
+            "success.output",
+            output.data.len(),
+            PAYLOAD_BYTES_MAX,
+        ));
     }
-    text("success.output.content_type", &output.content_type, WORD_BYTES_MAX)?;
+    text(
+        "success.output.content_type",
+        &output.content_type,
+        WORD_BYTES_MAX,
+    )?;
     Ok(Outcome::Success(Some(output)))
 }
 
 fn failure_outcome(failure: pb::Failure) -> Result<Outcome, Violation> {
     text("failure.type", &failure.r#type, WORD_BYTES_MAX)?;
-    text("failure.message", &failure.message, FAILURE_MESSAGE_BYTES_MAX)?;
+    text(
+        "failure.message",
+        &failure.message,
+        FAILURE_MESSAGE_BYTES_MAX,
+    )?;
     text("failure.detail", &failure.detail, FAILURE_DETAIL_BYTES_MAX)?;
     Ok(Outcome::Failure(Failure {
         retry_after: bounded("failure.retry_after", failure.retry_after, ATTEMPT_SPAN_MAX)?,
@@ -189,12 +244,22 @@ fn failure_outcome(failure: pb::Failure) -> Result<Outcome, Violation> {
 fn text(field: &str, text: &str, max: usize) -> Result<(), Violation> {
     match text.len() <= max && is_storable(text) {
         true => Ok(()),
-        false => Err(Violation::field(field, format!("must have at most {max} bytes and no U+0000"))),
+        false => Err(Violation::field(
+            field,
+            format!("must have at most {max} bytes and no U+0000"),
+        )),
     }
 }
 
-fn bounded(field: &str, raw: Option<ProtoDuration>, max: Duration) -> Result<Option<Duration>, Violation> {
-    raw.map(|raw| span(raw_span(raw), Duration::ZERO, max).map_err(|why| Violation::field(field, why))).transpose()
+fn bounded(
+    field: &str,
+    raw: Option<ProtoDuration>,
+    max: Duration,
+) -> Result<Option<Duration>, Violation> {
+    raw.map(|raw| {
+        span(raw_span(raw), Duration::ZERO, max).map_err(|why| Violation::field(field, why))
+    })
+    .transpose()
 }
 
 fn payload(payload: pb::Payload) -> Payload {
@@ -210,16 +275,26 @@ fn payload(payload: pb::Payload) -> Payload {
             false => "application/octet-stream".into(),
         };
     }
-    Payload { content_type, data, is_text }
+    Payload {
+        content_type,
+        data,
+        is_text,
+    }
 }
 
 fn proto_payload(payload: Payload) -> pb::Payload {
-    let text = payload.is_text.then(|| std::str::from_utf8(&payload.data).ok().map(str::to_owned)).flatten();
+    let text = payload
+        .is_text
+        .then(|| std::str::from_utf8(&payload.data).ok().map(str::to_owned))
+        .flatten();
     let body = match text {
         Some(text) => pb::payload::Body::Text(text),
         None => pb::payload::Body::Data(payload.data),
     };
-    pb::Payload { content_type: payload.content_type, body: Some(body) }
+    pb::Payload {
+        content_type: payload.content_type,
+        body: Some(body),
+    }
 }
 
 fn spec(spec: JobSpec, payload: Option<Payload>) -> pb::JobSpec {
@@ -239,7 +314,11 @@ fn spec(spec: JobSpec, payload: Option<Payload>) -> pb::JobSpec {
 }
 
 fn backoff(retry: RetryPolicy) -> pb::Backoff {
-    pb::Backoff { initial: Some(duration(retry.initial)), max: Some(duration(retry.max)), factor: retry.factor }
+    pb::Backoff {
+        initial: Some(duration(retry.initial)),
+        max: Some(duration(retry.max)),
+        factor: retry.factor,
+    }
 }
 
 fn proto_failure(failure: Failure) -> pb::Failure {

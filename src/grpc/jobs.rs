@@ -21,7 +21,10 @@ pub struct Jobs(pub Arc<Engine>);
 
 #[tonic::async_trait]
 impl pb::job_service_server::JobService for Jobs {
-    async fn enqueue(&self, request: Request<pb::EnqueueRequest>) -> Result<Response<pb::EnqueueResponse>, Status> {
+    async fn enqueue(
+        &self,
+        request: Request<pb::EnqueueRequest>,
+    ) -> Result<Response<pb::EnqueueResponse>, Status> {
         answer(self.enqueue_one(request.into_inner()).await)
     }
 
@@ -32,11 +35,17 @@ impl pb::job_service_server::JobService for Jobs {
         answer(self.enqueue_all(request.into_inner().requests).await)
     }
 
-    async fn get_job(&self, request: Request<pb::GetJobRequest>) -> Result<Response<pb::GetJobResponse>, Status> {
+    async fn get_job(
+        &self,
+        request: Request<pb::GetJobRequest>,
+    ) -> Result<Response<pb::GetJobResponse>, Status> {
         answer(self.get(request.into_inner()).await)
     }
 
-    async fn list_jobs(&self, request: Request<pb::ListJobsRequest>) -> Result<Response<pb::ListJobsResponse>, Status> {
+    async fn list_jobs(
+        &self,
+        request: Request<pb::ListJobsRequest>,
+    ) -> Result<Response<pb::ListJobsResponse>, Status> {
         answer(self.list(request.into_inner()).await)
     }
 
@@ -47,7 +56,10 @@ impl pb::job_service_server::JobService for Jobs {
         answer(self.cancel(request.into_inner()).await)
     }
 
-    async fn retry_job(&self, request: Request<pb::RetryJobRequest>) -> Result<Response<pb::RetryJobResponse>, Status> {
+    async fn retry_job(
+        &self,
+        request: Request<pb::RetryJobRequest>,
+    ) -> Result<Response<pb::RetryJobResponse>, Status> {
         answer(self.retry(request.into_inner()).await)
     }
 }
@@ -58,23 +70,41 @@ fn answer<T>(result: Result<T>) -> Result<Response<T>, Status> {
 
 impl Jobs {
     async fn enqueue_one(&self, request: pb::EnqueueRequest) -> Result<pb::EnqueueResponse> {
-        let fields = Fields { item: String::new(), spec: "job." };
-        let job = convert::draft(request).check(&fields, self.0.fresh_id()).map_err(Error::InvalidArgument)?;
+        let fields = Fields {
+            item: String::new(),
+            spec: "job.",
+        };
+        let job = convert::draft(request)
+            .check(&fields, self.0.fresh_id())
+            .map_err(Error::InvalidArgument)?;
         Ok(enqueued(self.0.enqueue(job, fields_of).await?))
     }
 
-    async fn enqueue_all(&self, requests: Vec<pb::EnqueueRequest>) -> Result<pb::EnqueueBatchResponse> {
+    async fn enqueue_all(
+        &self,
+        requests: Vec<pb::EnqueueRequest>,
+    ) -> Result<pb::EnqueueBatchResponse> {
         if !(1..=BATCH_MAX).contains(&requests.len()) {
-            return Err(Error::field("requests", format!("must be from 1 to {BATCH_MAX}")));
+            return Err(Error::field(
+                "requests",
+                format!("must be from 1 to {BATCH_MAX}"),
+            ));
         }
         let bytes: usize = requests.iter().map(prost::Message::encoded_len).sum();
         if bytes > BATCH_BYTES_MAX {
-            return Err(Error::InvalidArgument(vec![Violation::too_large("requests", bytes, BATCH_BYTES_MAX)]));
+            return Err(Error::InvalidArgument(vec![Violation::too_large(
+                "requests",
+                bytes,
+                BATCH_BYTES_MAX,
+            )]));
         }
         let mut jobs = Vec::with_capacity(requests.len());
         let mut found = Vec::new();
         for (i, request) in requests.into_iter().enumerate() {
-            let fields = Fields { item: format!("requests[{i}]."), spec: "job." };
+            let fields = Fields {
+                item: format!("requests[{i}]."),
+                spec: "job.",
+            };
             match convert::draft(request).check(&fields, self.0.fresh_id()) {
                 Ok(job) => jobs.push(job),
                 Err(violations) => found.extend(violations),
@@ -85,7 +115,9 @@ impl Jobs {
         }
         let field = |i: usize, name: &str| format!("requests[{i}].{}", fields_of(name));
         let accepted = self.0.enqueue_batch(jobs, field).await?;
-        Ok(pb::EnqueueBatchResponse { responses: accepted.into_iter().map(enqueued).collect() })
+        Ok(pb::EnqueueBatchResponse {
+            responses: accepted.into_iter().map(enqueued).collect(),
+        })
     }
 
     async fn get(&self, request: pb::GetJobRequest) -> Result<pb::GetJobResponse> {
@@ -93,10 +125,13 @@ impl Jobs {
         let view = view(request.view, View::Full)?;
         let wait = match request.wait {
             None => Duration::ZERO,
-            Some(raw) => span(convert::raw_span(raw), Duration::ZERO, WAIT_MAX).map_err(|why| Error::field("wait", why))?,
+            Some(raw) => span(convert::raw_span(raw), Duration::ZERO, WAIT_MAX)
+                .map_err(|why| Error::field("wait", why))?,
         };
         let job = self.0.get(id, view, wait).await?;
-        Ok(pb::GetJobResponse { job: Some(convert::job(job)) })
+        Ok(pb::GetJobResponse {
+            job: Some(convert::job(job)),
+        })
     }
 
     async fn list(&self, request: pb::ListJobsRequest) -> Result<pb::ListJobsResponse> {
@@ -106,14 +141,26 @@ impl Jobs {
         let raw = RawPage {
             queues: filter.queues,
             kinds: filter.kinds,
-            states: filter.states.iter().map(|n| state(n).ok_or_else(|| n.to_string())).collect(),
+            states: filter
+                .states
+                .iter()
+                .map(|n| state(n).ok_or_else(|| n.to_string()))
+                .collect(),
             size: request.page_size,
             token: request.page_token,
         };
-        let page = raw.check(["filter.queues", "filter.kinds", "filter.states"]).map_err(Error::InvalidArgument)?;
-        let listed = self.0.list(page.filter.clone(), page.before, page.size, view).await?;
+        let page = raw
+            .check(["filter.queues", "filter.kinds", "filter.states"])
+            .map_err(Error::InvalidArgument)?;
+        let listed = self
+            .0
+            .list(page.filter.clone(), page.before, page.size, view)
+            .await?;
         Ok(pb::ListJobsResponse {
-            next_page_token: listed.next.map(|next| write_token(next, &page.filter)).unwrap_or_default(),
+            next_page_token: listed
+                .next
+                .map(|next| write_token(next, &page.filter))
+                .unwrap_or_default(),
             jobs: listed.jobs.into_iter().map(convert::job).collect(),
         })
     }
@@ -125,17 +172,22 @@ impl Jobs {
             return Err(Error::field("reason", why));
         }
         let job = self.0.cancel(id, request.reason).await?;
-        Ok(pb::CancelJobResponse { job: Some(convert::job(job)) })
+        Ok(pb::CancelJobResponse {
+            job: Some(convert::job(job)),
+        })
     }
 
     async fn retry(&self, request: pb::RetryJobRequest) -> Result<pb::RetryJobResponse> {
         let id = job_id(&request.job_id)?;
         let delay = match request.delay {
             None => Duration::ZERO,
-            Some(raw) => span(convert::raw_span(raw), Duration::ZERO, SPAN_MAX).map_err(|why| Error::field("delay", why))?,
+            Some(raw) => span(convert::raw_span(raw), Duration::ZERO, SPAN_MAX)
+                .map_err(|why| Error::field("delay", why))?,
         };
         let job = self.0.retry(id, delay).await?;
-        Ok(pb::RetryJobResponse { job: Some(convert::job(job)) })
+        Ok(pb::RetryJobResponse {
+            job: Some(convert::job(job)),
+        })
     }
 }
 
@@ -148,13 +200,18 @@ fn fields_of(name: &str) -> String {
 }
 
 fn enqueued(accepted: Accepted) -> pb::EnqueueResponse {
-    pb::EnqueueResponse { job: Some(convert::job(accepted.job)), existed: accepted.existed }
+    pb::EnqueueResponse {
+        job: Some(convert::job(accepted.job)),
+        existed: accepted.existed,
+    }
 }
 
 fn job_id(text: &str) -> Result<JobId> {
-    JobId::parse(text).ok_or_else(|| Error::field("job_id", "must be a UUIDv7 in its 36-character form"))
+    JobId::parse(text)
+        .ok_or_else(|| Error::field("job_id", "must be a UUIDv7 in its 36-character form"))
 }
 
 fn view(number: i32, default: View) -> Result<View> {
-    convert::view(number, default).ok_or_else(|| Error::field("view", format!("has no value {number}")))
+    convert::view(number, default)
+        .ok_or_else(|| Error::field("view", format!("has no value {number}")))
 }

@@ -21,7 +21,9 @@ use crate::proto as pb;
 use crate::proto::lease_jobs_request::Message as In;
 use crate::proto::lease_jobs_response::Message as Out;
 use crate::session::Event;
-use crate::session::message::{CancelReason, ClientMessage, Hello, Reported, ServerMessage, Subscription, Welcome};
+use crate::session::message::{
+    CancelReason, ClientMessage, Hello, Reported, ServerMessage, Subscription, Welcome,
+};
 
 /// What a worker can receive when it does not say.
 const FRAME_BYTES_DEFAULT: u32 = 4 << 20;
@@ -56,10 +58,16 @@ impl pb::worker_service_server::WorkerService for Leases {
 impl Leases {
     async fn report(&self, request: pb::ReportResultsRequest) -> Result<Vec<pb::Receipt>> {
         if request.results.len() > BATCH_MAX {
-            return Err(Error::field("results", format!("must be at most {BATCH_MAX}")));
+            return Err(Error::field(
+                "results",
+                format!("must be at most {BATCH_MAX}"),
+            ));
         }
         if !(16..=64).contains(&request.resume_token.len()) {
-            return Err(Error::field("resume_token", "must be the token of a Welcome"));
+            return Err(Error::field(
+                "resume_token",
+                "must be the token of a Welcome",
+            ));
         }
         // A verdict that needs no store stands at once; the others are filled in by order.
         let mut receipts = Vec::with_capacity(request.results.len());
@@ -70,9 +78,10 @@ impl Leases {
             let verdict = match (convert::lease(Some(&raw)), convert::outcome(result.outcome)) {
                 (None, _) => Some(Verdict::Unknown),
                 (_, Err(violation)) => Some(Verdict::Rejected(violation)),
-                (_, Ok(None)) => {
-                    Some(Verdict::Rejected(Violation::field("outcome", "stopped is said on the stream only")))
-                }
+                (_, Ok(None)) => Some(Verdict::Rejected(Violation::field(
+                    "outcome",
+                    "stopped is said on the stream only",
+                ))),
                 (Some(lease), Ok(Some(outcome))) => {
                     places.push(receipts.len());
                     asked.push((lease, outcome));
@@ -91,7 +100,10 @@ impl Leases {
             }
         }
         let missing = || Error::internal("the store gave too few verdicts");
-        receipts.into_iter().map(|(raw, verdict)| Ok(convert::receipt(raw, verdict.ok_or_else(missing)?))).collect()
+        receipts
+            .into_iter()
+            .map(|(raw, verdict)| Ok(convert::receipt(raw, verdict.ok_or_else(missing)?)))
+            .collect()
     }
 }
 
@@ -162,10 +174,14 @@ async fn read(
 }
 
 async fn open(engine: &Engine, inbound: &mut Streaming<pb::LeaseJobsRequest>) -> Result<Arc<Live>> {
-    let first = tokio::time::timeout(HELLO_WITHIN, next_known(inbound)).await.map_err(|_| Error::HelloMissed)?;
+    let first = tokio::time::timeout(HELLO_WITHIN, next_known(inbound))
+        .await
+        .map_err(|_| Error::HelloMissed)?;
     match first.transpose().map_err(broken)? {
         Some(In::Hello(message)) => engine.open_session(hello(message)?).await,
-        Some(_) => Err(Error::ProtocolViolation("the first message must be Hello".into())),
+        Some(_) => Err(Error::ProtocolViolation(
+            "the first message must be Hello".into(),
+        )),
         None => Err(Error::HelloMissed),
     }
 }
@@ -198,7 +214,9 @@ async fn pump(live: &Arc<Live>, inbound: &mut Streaming<pb::LeaseJobsRequest>) {
 async fn next_known(inbound: &mut Streaming<pb::LeaseJobsRequest>) -> Option<Result<In, Status>> {
     loop {
         match inbound.next().await? {
-            Ok(pb::LeaseJobsRequest { message: Some(message) }) => return Some(Ok(message)),
+            Ok(pb::LeaseJobsRequest {
+                message: Some(message),
+            }) => return Some(Ok(message)),
             Ok(_) => debug!("message of no known variant ignored"),
             Err(error) => return Some(Err(error)),
         }
@@ -217,10 +235,17 @@ fn take(live: &Arc<Live>, message: In) {
         In::Heartbeat(beat) => ClientMessage::Heartbeat {
             sequence: beat.sequence,
             last_frame: beat.last_frame,
-            held: beat.held.iter().filter_map(|raw| convert::lease(Some(raw))).collect(),
+            held: beat
+                .held
+                .iter()
+                .filter_map(|raw| convert::lease(Some(raw)))
+                .collect(),
         },
         In::SetCapacity(set) => match subscriptions("set_capacity.queues", set.queues) {
-            Ok(queues) => ClientMessage::SetCapacity { max_in_flight: set.max_in_flight, queues },
+            Ok(queues) => ClientMessage::SetCapacity {
+                max_in_flight: set.max_in_flight,
+                queues,
+            },
             Err(error) => return live.outbox().close(Some(error)),
         },
         In::Results(results) => ClientMessage::Results(reported(live, results.results)),
@@ -233,7 +258,9 @@ fn reported(live: &Live, results: Vec<pb::Result>) -> Vec<(Lease, Reported)> {
     let mut named = Vec::with_capacity(results.len());
     for result in results {
         let Some(lease) = convert::lease(result.lease.as_ref()) else {
-            live.outbox().push(ServerMessage::Unreadable(result.lease.map(|raw| (raw.job_id, raw.attempt))));
+            live.outbox().push(ServerMessage::Unreadable(
+                result.lease.map(|raw| (raw.job_id, raw.attempt)),
+            ));
             continue;
         };
         let reported = match convert::outcome(result.outcome) {
@@ -250,7 +277,8 @@ fn hello(message: pb::Hello) -> Result<Hello> {
     let lease_ttl = match message.lease_ttl {
         None => None,
         Some(raw) => {
-            let span = crate::job::draft::span(convert::raw_span(raw), Default::default(), SPAN_MAX);
+            let span =
+                crate::job::draft::span(convert::raw_span(raw), Default::default(), SPAN_MAX);
             Some(span.map_err(|why| Error::field("hello.lease_ttl", why))?)
         }
     };
@@ -265,7 +293,11 @@ fn hello(message: pb::Hello) -> Result<Hello> {
             bytes => bytes,
         },
         lease_ttl,
-        held: message.held.iter().filter_map(|raw| convert::lease(Some(raw))).collect(),
+        held: message
+            .held
+            .iter()
+            .filter_map(|raw| convert::lease(Some(raw)))
+            .collect(),
         sdk: message.sdk,
         labels: message.labels.into_iter().collect(),
     })
@@ -273,10 +305,17 @@ fn hello(message: pb::Hello) -> Result<Hello> {
 
 fn subscriptions(field: &str, queues: Vec<pb::QueueSubscription>) -> Result<Vec<Subscription>> {
     let one = |(i, subscription): (usize, pb::QueueSubscription)| {
-        let queue = QueueName::parse(&subscription.queue)
-            .ok_or_else(|| Error::field(format!("{field}[{i}].queue"), format!("must match {NAME_SHAPE}")))?;
+        let queue = QueueName::parse(&subscription.queue).ok_or_else(|| {
+            Error::field(
+                format!("{field}[{i}].queue"),
+                format!("must match {NAME_SHAPE}"),
+            )
+        })?;
         let max_in_flight = (subscription.max_in_flight > 0).then_some(subscription.max_in_flight);
-        Ok(Subscription { queue, max_in_flight })
+        Ok(Subscription {
+            queue,
+            max_in_flight,
+        })
     };
     queues.into_iter().enumerate().map(one).collect()
 }
@@ -284,17 +323,22 @@ fn subscriptions(field: &str, queues: Vec<pb::QueueSubscription>) -> Result<Vec<
 fn response(message: ServerMessage) -> pb::LeaseJobsResponse {
     let message = match message {
         ServerMessage::Welcome(welcome) => Out::Welcome(proto_welcome(*welcome)),
-        ServerMessage::Jobs { frame, jobs } => {
-            Out::Jobs(pb::Jobs { frame, jobs: jobs.into_iter().map(convert::leased_job).collect() })
-        }
+        ServerMessage::Jobs { frame, jobs } => Out::Jobs(pb::Jobs {
+            frame,
+            jobs: jobs.into_iter().map(convert::leased_job).collect(),
+        }),
         ServerMessage::Receipts(receipts) => {
             let receipt = |(lease, verdict)| convert::receipt(convert::proto_lease(lease), verdict);
-            Out::Receipts(pb::Receipts { receipts: receipts.into_iter().map(receipt).collect() })
+            Out::Receipts(pb::Receipts {
+                receipts: receipts.into_iter().map(receipt).collect(),
+            })
         }
         ServerMessage::Unreadable(raw) => {
             let (job_id, attempt) = raw.unwrap_or_default();
             let receipt = convert::receipt(pb::Lease { job_id, attempt }, Verdict::Unknown);
-            Out::Receipts(pb::Receipts { receipts: vec![receipt] })
+            Out::Receipts(pb::Receipts {
+                receipts: vec![receipt],
+            })
         }
         ServerMessage::Cancels(cancels) => {
             let cancel = |(lease, reason)| pb::CancelAttempt {
@@ -305,22 +349,40 @@ fn response(message: ServerMessage) -> pb::LeaseJobsResponse {
                 }
                 .into(),
             };
-            Out::Cancels(pb::Cancels { cancels: cancels.into_iter().map(cancel).collect() })
+            Out::Cancels(pb::Cancels {
+                cancels: cancels.into_iter().map(cancel).collect(),
+            })
         }
-        ServerMessage::Lost(leases) => {
-            Out::Lost(pb::Lost { leases: leases.into_iter().map(convert::proto_lease).collect() })
-        }
-        ServerMessage::HeartbeatAck { sequence, lease_ttl } => {
-            Out::HeartbeatAck(pb::HeartbeatAck { sequence, lease_ttl: Some(convert::duration(lease_ttl)) })
-        }
-        ServerMessage::CapacityApplied { max_in_flight, last_frame, goodbye } => {
-            Out::CapacityApplied(pb::CapacityApplied { max_in_flight, last_frame, goodbye })
-        }
-        ServerMessage::Draining { close_after, reason } => {
-            Out::Draining(pb::Draining { close_after: Some(convert::duration(close_after)), reason })
-        }
+        ServerMessage::Lost(leases) => Out::Lost(pb::Lost {
+            leases: leases.into_iter().map(convert::proto_lease).collect(),
+        }),
+        ServerMessage::HeartbeatAck {
+            sequence,
+            lease_ttl,
+        } => Out::HeartbeatAck(pb::HeartbeatAck {
+            sequence,
+            lease_ttl: Some(convert::duration(lease_ttl)),
+        }),
+        ServerMessage::CapacityApplied {
+            max_in_flight,
+            last_frame,
+            goodbye,
+        } => Out::CapacityApplied(pb::CapacityApplied {
+            max_in_flight,
+            last_frame,
+            goodbye,
+        }),
+        ServerMessage::Draining {
+            close_after,
+            reason,
+        } => Out::Draining(pb::Draining {
+            close_after: Some(convert::duration(close_after)),
+            reason,
+        }),
     };
-    pb::LeaseJobsResponse { message: Some(message) }
+    pb::LeaseJobsResponse {
+        message: Some(message),
+    }
 }
 
 fn proto_welcome(welcome: Welcome) -> pb::Welcome {

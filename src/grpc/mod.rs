@@ -61,7 +61,11 @@ pub struct Serving(HealthReporter);
 impl Serving {
     /// Sets the status of all services.
     pub async fn set(&self, serving: bool) {
-        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let status = if serving {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
         for service in ["", job_service_name(), worker_service_name()] {
             self.0.set_service_status(service, status).await;
         }

@@ -23,7 +23,9 @@ pub fn status(failed: Error) -> Status {
     match &failed {
         Error::InvalidArgument(violations) => {
             let shown = violations.iter().take(VIOLATIONS_MAX);
-            let violations: Vec<_> = shown.map(|v| FieldViolation::new(cut(&v.field), cut(&v.why))).collect();
+            let violations: Vec<_> = shown
+                .map(|v| FieldViolation::new(cut(&v.field), cut(&v.why)))
+                .collect();
             details.set_bad_request(violations);
         }
         Error::JobNotFound(id) => {
@@ -48,9 +50,10 @@ pub fn status(failed: Error) -> Status {
 
 fn metadata(failed: &Error) -> HashMap<String, String> {
     match failed {
-        Error::ProtocolVersion { min, max, .. } => {
-            HashMap::from([("min".into(), min.to_string()), ("max".into(), max.to_string())])
-        }
+        Error::ProtocolVersion { min, max, .. } => HashMap::from([
+            ("min".into(), min.to_string()),
+            ("max".into(), max.to_string()),
+        ]),
         Error::WrongState { is, .. } => HashMap::from([("state".into(), is.name().into())]),
         Error::Unavailable { what, .. } => HashMap::from([("part".into(), (*what).into())]),
         _ => HashMap::new(),

@@ -60,11 +60,26 @@ impl Held {
         }
         *self.in_flight.entry(queue.clone()).or_default() += 1;
         let (kind, phase) = (job.kind.clone(), Phase::Running);
-        self.leases.insert(lease, Entry { queue, kind, since: now, phase, timeout, ending: None });
+        self.leases.insert(
+            lease,
+            Entry {
+                queue,
+                kind,
+                since: now,
+                phase,
+                timeout,
+                ending: None,
+            },
+        );
     }
 
     /// What to count when the end of a lease is recorded; `outcome` if no result of it has arrived.
-    pub fn ended(&self, now: Duration, lease: Lease, outcome: Option<AttemptOutcome>) -> Option<Ended> {
+    pub fn ended(
+        &self,
+        now: Duration,
+        lease: Lease,
+        outcome: Option<AttemptOutcome>,
+    ) -> Option<Ended> {
         let entry = self.leases.get(&lease)?;
         Some(Ended {
             lease,
@@ -146,7 +161,11 @@ impl Held {
 
     /// Running leases whose time is over at `now`.
     pub fn timed_out(&self, now: Duration) -> Vec<Lease> {
-        self.timeouts.iter().take_while(|(at, _)| *at <= now).map(|(_, lease)| *lease).collect()
+        self.timeouts
+            .iter()
+            .take_while(|(at, _)| *at <= now)
+            .map(|(_, lease)| *lease)
+            .collect()
     }
 
     fn leave(&mut self, queue: &QueueName) {

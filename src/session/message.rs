@@ -8,7 +8,8 @@ use bytes::Bytes;
 use crate::error::{Error, Violation};
 use crate::job::draft::{check_labels, is_storable};
 use crate::job::limits::{
-    FRAME_BYTES_MIN, HELD_MAX, KINDS_MAX, LEASE_TTL_MAX, LEASE_TTL_MIN, SUBSCRIPTIONS_MAX, WINDOW_MAX, WORD_BYTES_MAX,
+    FRAME_BYTES_MIN, HELD_MAX, KINDS_MAX, LEASE_TTL_MAX, LEASE_TTL_MIN, SUBSCRIPTIONS_MAX,
+    WINDOW_MAX, WORD_BYTES_MAX,
 };
 use crate::job::{Lease, LeasedJob, Outcome, QueueName, SessionId, Verdict};
 
@@ -94,10 +95,17 @@ impl Hello {
     /// `ProtocolVersion`, `FrameLimitTooSmall`, or `InvalidArgument` with every violation there is.
     pub fn check(&self) -> Result<(), Error> {
         if self.protocol != PROTOCOL {
-            return Err(Error::ProtocolVersion { got: self.protocol, min: PROTOCOL, max: PROTOCOL });
+            return Err(Error::ProtocolVersion {
+                got: self.protocol,
+                min: PROTOCOL,
+                max: PROTOCOL,
+            });
         }
         if (self.max_frame_bytes as usize) < FRAME_BYTES_MIN {
-            return Err(Error::FrameLimitTooSmall { got: self.max_frame_bytes, min: FRAME_BYTES_MIN as u32 });
+            return Err(Error::FrameLimitTooSmall {
+                got: self.max_frame_bytes,
+                min: FRAME_BYTES_MIN as u32,
+            });
         }
         let mut found = Vec::new();
         let mut require = |holds: bool, field: &str, why: String| {
@@ -109,12 +117,30 @@ impl Hello {
         let word_shape = || format!("must have at most {WORD_BYTES_MAX} bytes and no U+0000");
         require(word(&self.worker), "hello.worker", word_shape());
         require(word(&self.sdk), "hello.sdk", word_shape());
-        require(self.kinds.len() <= KINDS_MAX, "hello.kinds", format!("must be at most {KINDS_MAX}"));
-        require(self.held.len() <= HELD_MAX, "hello.held", format!("must be at most {HELD_MAX}"));
+        require(
+            self.kinds.len() <= KINDS_MAX,
+            "hello.kinds",
+            format!("must be at most {KINDS_MAX}"),
+        );
+        require(
+            self.held.len() <= HELD_MAX,
+            "hello.held",
+            format!("must be at most {HELD_MAX}"),
+        );
         let window = (1..=WINDOW_MAX).contains(&self.max_in_flight);
-        require(window, "hello.max_in_flight", format!("must be from 1 to {WINDOW_MAX}"));
-        let ttl = self.lease_ttl.is_none_or(|ttl| (LEASE_TTL_MIN..=LEASE_TTL_MAX).contains(&ttl));
-        require(ttl, "hello.lease_ttl", format!("must be a duration from {LEASE_TTL_MIN:?} to {LEASE_TTL_MAX:?}"));
+        require(
+            window,
+            "hello.max_in_flight",
+            format!("must be from 1 to {WINDOW_MAX}"),
+        );
+        let ttl = self
+            .lease_ttl
+            .is_none_or(|ttl| (LEASE_TTL_MIN..=LEASE_TTL_MAX).contains(&ttl));
+        require(
+            ttl,
+            "hello.lease_ttl",
+            format!("must be a duration from {LEASE_TTL_MIN:?} to {LEASE_TTL_MAX:?}"),
+        );
         if let Err(why) = check_labels(&self.labels) {
             require(false, "hello.labels", why);
         }

@@ -22,7 +22,10 @@ use crate::error::{Error, Limit, Violation};
 use crate::job::limits::{BATCH_MAX, FRAME_BYTES, HEARTBEATS_PER_TTL, HELD_MAX, WINDOW_MAX};
 use crate::job::{AttemptOutcome, Lease, LeasedJob, Outcome, QueueName, Verdict};
 use held::{Ended, Held, Phase};
-use message::{CancelReason, ClientMessage, Hello, Reported, ServerMessage, Subscription, Welcome, check_subscriptions};
+use message::{
+    CancelReason, ClientMessage, Hello, Reported, ServerMessage, Subscription, Welcome,
+    check_subscriptions,
+};
 
 /// After a verdict on a timeout could not be had, how long until it is asked again.
 const RECORD_AGAIN: Duration = Duration::from_secs(1);
@@ -173,7 +176,10 @@ impl Session {
     pub fn deadline(&self) -> Duration {
         let silence = self.heard + self.ttl;
         let again = self.unrecorded.first().map(|(at, _)| *at);
-        [self.drain_at, self.held.next_timeout(), again].into_iter().flatten().fold(silence, Duration::min)
+        [self.drain_at, self.held.next_timeout(), again]
+            .into_iter()
+            .flatten()
+            .fold(silence, Duration::min)
     }
 
     /// How many jobs of `queue` it can take now. None when the worker was not heard from within two heartbeats: it may
@@ -181,15 +187,28 @@ impl Session {
     pub fn free(&self, now: Duration, queue: &QueueName) -> u32 {
         let open = self.phase == SessionPhase::Live && self.drain_at.is_none() && !self.unconfirmed;
         let lively = now.saturating_sub(self.heard) <= 2 * self.heartbeat_interval();
-        let Some(subscription) = self.hello.queues.iter().find(|s| s.queue == *queue).filter(|_| open && lively) else {
+        let Some(subscription) = self
+            .hello
+            .queues
+            .iter()
+            .find(|s| s.queue == *queue)
+            .filter(|_| open && lively)
+        else {
             return 0;
         };
         let reserved = u32::try_from(self.reserved.len()).unwrap_or(u32::MAX);
-        let of_queue = u32::try_from(self.reserved.iter().filter(|q| *q == queue).count()).unwrap_or(u32::MAX);
-        let free = self.window.saturating_sub(self.held.in_flight()).saturating_sub(reserved);
+        let of_queue =
+            u32::try_from(self.reserved.iter().filter(|q| *q == queue).count()).unwrap_or(u32::MAX);
+        let free = self
+            .window
+            .saturating_sub(self.held.in_flight())
+            .saturating_sub(reserved);
         match subscription.max_in_flight {
             None => free,
-            Some(max) => free.min(max.saturating_sub(self.held.in_flight_of(queue)).saturating_sub(of_queue)),
+            Some(max) => free.min(
+                max.saturating_sub(self.held.in_flight_of(queue))
+                    .saturating_sub(of_queue),
+            ),
         }
     }
 
@@ -217,8 +236,12 @@ impl Session {
             Event::RenewFailed => self.renewing = None,
             Event::SessionLost => self.lost(out),
             Event::Verdicts(verdicts) => self.verdicts(now, verdicts, out),
-            Event::RecordFailed(leases) => self.recording = self.recording.saturating_sub(leases.len()),
-            Event::TimeoutRecorded(lease, recorded) => self.timeout_recorded(now, lease, recorded, out),
+            Event::RecordFailed(leases) => {
+                self.recording = self.recording.saturating_sub(leases.len())
+            }
+            Event::TimeoutRecorded(lease, recorded) => {
+                self.timeout_recorded(now, lease, recorded, out)
+            }
             Event::Cancel(lease) => self.cancel(lease, out),
             Event::Drain(close_after) => self.drain(now, close_after, out),
             Event::HalfClosed => self.half_closed = true,
@@ -238,9 +261,15 @@ impl Session {
         self.heard = now;
         match message {
             ClientMessage::Hello(_) => {
-                self.close(Some(Error::ProtocolViolation("Hello came twice".into())), out);
+                self.close(
+                    Some(Error::ProtocolViolation("Hello came twice".into())),
+                    out,
+                );
             }
-            ClientMessage::SetCapacity { max_in_flight, queues } => self.set_capacity(max_in_flight, queues, out),
+            ClientMessage::SetCapacity {
+                max_in_flight,
+                queues,
+            } => self.set_capacity(max_in_flight, queues, out),
             ClientMessage::Heartbeat { sequence, held, .. } => self.heartbeat(sequence, &held, out),
             ClientMessage::Results(results) => self.results(results, out),
             ClientMessage::Goodbye => {
@@ -253,11 +282,21 @@ impl Session {
         }
     }
 
-    fn set_capacity(&mut self, max_in_flight: u32, queues: Vec<Subscription>, out: &mut Vec<Action>) {
+    fn set_capacity(
+        &mut self,
+        max_in_flight: u32,
+        queues: Vec<Subscription>,
+        out: &mut Vec<Action>,
+    ) {
         let fault = match max_in_flight <= WINDOW_MAX {
-            false => Some(Violation::field("set_capacity.max_in_flight", format!("must be at most {WINDOW_MAX}"))),
+            false => Some(Violation::field(
+                "set_capacity.max_in_flight",
+                format!("must be at most {WINDOW_MAX}"),
+            )),
             true if queues.is_empty() => None,
-            true => check_subscriptions(&queues).err().map(|why| Violation::field("set_capacity.queues", why)),
+            true => check_subscriptions(&queues)
+                .err()
+                .map(|why| Violation::field("set_capacity.queues", why)),
         };
         if let Some(fault) = fault {
             return self.close(Some(Error::InvalidArgument(vec![fault])), out);
@@ -289,7 +328,11 @@ impl Session {
             return self.close(Some(Error::InvalidArgument(vec![fault])), out);
         }
         // A receipt may have crossed with this list, so only what is listed twice in a row is called lost.
-        let strangers: BTreeSet<Lease> = held.iter().copied().filter(|l| self.held.phase(*l).is_none()).collect();
+        let strangers: BTreeSet<Lease> = held
+            .iter()
+            .copied()
+            .filter(|l| self.held.phase(*l).is_none())
+            .collect();
         let lost: Vec<Lease> = strangers.intersection(&self.strangers).copied().collect();
         self.strangers = strangers;
         if !lost.is_empty() {
@@ -309,7 +352,10 @@ impl Session {
 
     fn renewed(&mut self, out: &mut Vec<Action>) {
         if let Some(sequence) = self.renewing.take() {
-            out.push(Action::Send(ServerMessage::HeartbeatAck { sequence, lease_ttl: self.ttl }));
+            out.push(Action::Send(ServerMessage::HeartbeatAck {
+                sequence,
+                lease_ttl: self.ttl,
+            }));
         }
         if let Some(sequence) = self.renew_next.take() {
             self.renewing = Some(sequence);
@@ -323,7 +369,10 @@ impl Session {
             return self.close(Some(Error::InvalidArgument(vec![fault])), out);
         }
         if self.recording + results.len() > RECORDING_MAX {
-            let error = Error::LimitReached { limit: Limit::Busy, retry_after: RECORD_AGAIN };
+            let error = Error::LimitReached {
+                limit: Limit::Busy,
+                retry_after: RECORD_AGAIN,
+            };
             return self.close(Some(error), out);
         }
         let mut record = Vec::new();
@@ -339,7 +388,13 @@ impl Session {
                 // Nobody runs it any more and nobody told the worker to stop it: then it is given back.
                 (Reported::Stopped, Some(Phase::Running)) => {
                     let reason = "STOPPED".to_owned();
-                    record.push((lease, Outcome::Release { delay: Duration::ZERO, reason }));
+                    record.push((
+                        lease,
+                        Outcome::Release {
+                            delay: Duration::ZERO,
+                            reason,
+                        },
+                    ));
                 }
                 (Reported::Stopped, Some(Phase::Stopping)) => self.held.remove(lease),
                 (Reported::Stopped, _) => {}
@@ -371,7 +426,13 @@ impl Session {
         out.push(Action::Send(ServerMessage::Receipts(verdicts)));
     }
 
-    fn granted(&mut self, now: Duration, jobs: Vec<LeasedJob>, missed: &[QueueName], out: &mut Vec<Action>) {
+    fn granted(
+        &mut self,
+        now: Duration,
+        jobs: Vec<LeasedJob>,
+        missed: &[QueueName],
+        out: &mut Vec<Action>,
+    ) {
         for queue in missed.iter().chain(jobs.iter().map(|job| &job.queue)) {
             if let Some(at) = self.reserved.iter().position(|reserved| reserved == queue) {
                 self.reserved.swap_remove(at);
@@ -385,7 +446,10 @@ impl Session {
             }
         }
         for jobs in frames(jobs, (self.hello.max_frame_bytes as usize).min(FRAME_BYTES)) {
-            out.push(Action::Send(ServerMessage::Jobs { frame: self.next_frame, jobs }));
+            out.push(Action::Send(ServerMessage::Jobs {
+                frame: self.next_frame,
+                jobs,
+            }));
             self.next_frame += 1;
         }
         if !cancels.is_empty() {
@@ -402,8 +466,12 @@ impl Session {
 
     fn cancel(&mut self, lease: Lease, out: &mut Vec<Action>) {
         if self.held.stop(lease) {
-            out.push(Action::Send(ServerMessage::Cancels(vec![(lease, CancelReason::Requested)])));
-        } else if self.held.phase(lease).is_none() && self.early_cancels.len() < self.reserved.len() {
+            out.push(Action::Send(ServerMessage::Cancels(vec![(
+                lease,
+                CancelReason::Requested,
+            )])));
+        } else if self.held.phase(lease).is_none() && self.early_cancels.len() < self.reserved.len()
+        {
             // Its grant may be under way: no Cancels comes before its Jobs frame.
             self.early_cancels.insert(lease);
         }
@@ -416,7 +484,12 @@ impl Session {
         if self.drain_at.is_some_and(|at| now >= at) {
             return self.close(Some(Error::Draining), out);
         }
-        while let Some((at, lease)) = self.unrecorded.first().copied().filter(|(at, _)| *at <= now) {
+        while let Some((at, lease)) = self
+            .unrecorded
+            .first()
+            .copied()
+            .filter(|(at, _)| *at <= now)
+        {
             self.unrecorded.remove(&(at, lease));
             out.push(Action::RecordTimeout(lease));
         }
@@ -432,9 +505,19 @@ impl Session {
         }
     }
 
-    fn timeout_recorded(&mut self, now: Duration, lease: Lease, recorded: bool, out: &mut Vec<Action>) {
+    fn timeout_recorded(
+        &mut self,
+        now: Duration,
+        lease: Lease,
+        recorded: bool,
+        out: &mut Vec<Action>,
+    ) {
         match recorded {
-            true => out.extend(self.held.ended(now, lease, Some(AttemptOutcome::TimedOut)).map(Action::Ended)),
+            true => out.extend(
+                self.held
+                    .ended(now, lease, Some(AttemptOutcome::TimedOut))
+                    .map(Action::Ended),
+            ),
             false => drop(self.unrecorded.insert((now + RECORD_AGAIN, lease))),
         }
     }
@@ -444,7 +527,10 @@ impl Session {
         if self.drain_at.is_none_or(|earlier| at < earlier) {
             self.drain_at = Some(at);
             let reason = "the node is leaving".to_owned();
-            out.push(Action::Send(ServerMessage::Draining { close_after, reason }));
+            out.push(Action::Send(ServerMessage::Draining {
+                close_after,
+                reason,
+            }));
         }
     }
 

@@ -1,11 +1,14 @@
 //! The session's rules, told as a worker would see them.
 
-use super::message::{CancelReason, ClientMessage, Hello, Reported, ServerMessage, Subscription, Welcome};
+use super::message::{
+    CancelReason, ClientMessage, Hello, Reported, ServerMessage, Subscription, Welcome,
+};
 use super::{Action, Event, Session};
 use crate::error::Error;
 use crate::job::limits::LEASE_TTL_DEFAULT;
 use crate::job::{
-    JobId, JobState, Kind, Lease, LeasedJob, Outcome, Payload, Priority, QueueName, SessionId, Verdict,
+    JobId, JobState, Kind, Lease, LeasedJob, Outcome, Payload, Priority, QueueName, SessionId,
+    Verdict,
 };
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,7 +26,10 @@ fn hello() -> Hello {
     Hello {
         protocol: 1,
         worker: "w".into(),
-        queues: vec![Subscription { queue: queue(), max_in_flight: None }],
+        queues: vec![Subscription {
+            queue: queue(),
+            max_in_flight: None,
+        }],
         max_in_flight: 2,
         max_frame_bytes: 4 << 20,
         ..Hello::default()
@@ -32,7 +38,10 @@ fn hello() -> Hello {
 
 fn job(n: u128) -> LeasedJob {
     LeasedJob {
-        lease: Lease { job: JobId::from_store(Uuid::from_u128(n)), attempt: 1 },
+        lease: Lease {
+            job: JobId::from_store(Uuid::from_u128(n)),
+            attempt: 1,
+        },
         queue: queue(),
         kind: Kind::from_store("k"),
         payload: Payload::default(),
@@ -65,7 +74,13 @@ fn live() -> Session {
 fn running() -> Session {
     let mut session = live();
     assert!(session.reserve(s(0), &queue()));
-    session.handle(s(0), Event::Granted { jobs: vec![job(1)], missed: vec![] });
+    session.handle(
+        s(0),
+        Event::Granted {
+            jobs: vec![job(1)],
+            missed: vec![],
+        },
+    );
     session
 }
 
@@ -99,8 +114,16 @@ fn no_more_jobs_are_in_flight_than_the_window_allows() {
     assert_eq!(session.free(s(0), &queue()), 2);
     assert!(session.reserve(s(0), &queue()) && session.reserve(s(0), &queue()));
     assert!(!session.reserve(s(0), &queue()));
-    let actions = session.handle(s(0), Event::Granted { jobs: vec![job(1)], missed: vec![queue()] });
-    assert!(matches!(sent(&actions)[..], [ServerMessage::Jobs { frame: 1, jobs }] if jobs.len() == 1));
+    let actions = session.handle(
+        s(0),
+        Event::Granted {
+            jobs: vec![job(1)],
+            missed: vec![queue()],
+        },
+    );
+    assert!(
+        matches!(sent(&actions)[..], [ServerMessage::Jobs { frame: 1, jobs }] if jobs.len() == 1)
+    );
     assert_eq!(session.free(s(0), &queue()), 1);
 }
 
@@ -112,7 +135,11 @@ fn a_result_frees_its_slot_at_once_and_its_verdict_is_passed_on() {
     assert_eq!(session.free(s(1), &queue()), 2);
     let verdict = Verdict::Recorded(JobState::Succeeded);
     let actions = session.handle(s(1), Event::Verdicts(vec![(job(1).lease, verdict)]));
-    assert!(actions.iter().any(|a| matches!(a, Action::Ended(ended) if ended.ran == s(1))));
+    assert!(
+        actions
+            .iter()
+            .any(|a| matches!(a, Action::Ended(ended) if ended.ran == s(1)))
+    );
     assert!(matches!(sent(&actions)[..], [ServerMessage::Receipts(_)]));
 }
 
@@ -120,7 +147,9 @@ fn a_result_frees_its_slot_at_once_and_its_verdict_is_passed_on() {
 fn a_cancelled_handler_keeps_its_slot_until_it_has_stopped() {
     let mut session = running();
     let actions = session.handle(s(1), Event::Cancel(job(1).lease));
-    assert!(matches!(&sent(&actions)[..], [ServerMessage::Cancels(c)] if c[0].1 == CancelReason::Requested));
+    assert!(
+        matches!(&sent(&actions)[..], [ServerMessage::Cancels(c)] if c[0].1 == CancelReason::Requested)
+    );
     assert_eq!(session.free(s(1), &queue()), 1);
     let actions = session.handle(s(2), result(1, Reported::Stopped));
     assert!(!actions.iter().any(|a| matches!(a, Action::Record(_))));
@@ -132,8 +161,17 @@ fn a_cancel_never_comes_before_its_job() {
     let mut session = live();
     assert!(session.reserve(s(0), &queue()));
     assert!(sent(&session.handle(s(0), Event::Cancel(job(1).lease))).is_empty());
-    let actions = session.handle(s(0), Event::Granted { jobs: vec![job(1)], missed: vec![] });
-    assert!(matches!(sent(&actions)[..], [ServerMessage::Jobs { .. }, ServerMessage::Cancels(_)]));
+    let actions = session.handle(
+        s(0),
+        Event::Granted {
+            jobs: vec![job(1)],
+            missed: vec![],
+        },
+    );
+    assert!(matches!(
+        sent(&actions)[..],
+        [ServerMessage::Jobs { .. }, ServerMessage::Cancels(_)]
+    ));
 }
 
 #[test]
@@ -141,8 +179,14 @@ fn an_attempt_past_its_time_is_a_failure_unless_its_result_has_arrived() {
     let mut session = running();
     assert_eq!(session.deadline(), s(5));
     let actions = session.handle(s(5), Event::Tick);
-    assert!(actions.iter().any(|a| matches!(a, Action::RecordTimeout(_))));
-    assert!(matches!(&sent(&actions)[..], [ServerMessage::Cancels(c)] if c[0].1 == CancelReason::Timeout));
+    assert!(
+        actions
+            .iter()
+            .any(|a| matches!(a, Action::RecordTimeout(_)))
+    );
+    assert!(
+        matches!(&sent(&actions)[..], [ServerMessage::Cancels(c)] if c[0].1 == CancelReason::Timeout)
+    );
 
     let mut session = running();
     session.handle(s(4), result(1, success()));
@@ -166,44 +210,88 @@ fn a_silent_worker_gets_no_jobs_and_loses_its_stream() {
     assert_eq!(session.free(s(21), &queue()), 0);
     assert_eq!(session.deadline(), s(30));
     let actions = session.handle(s(30), Event::Tick);
-    assert!(matches!(actions[..], [Action::Close(Some(Error::HeartbeatMissed))]));
+    assert!(matches!(
+        actions[..],
+        [Action::Close(Some(Error::HeartbeatMissed))]
+    ));
 }
 
 #[test]
 fn an_acknowledgement_follows_the_renewal_and_floods_do_not_pile_up() {
     let mut session = live();
-    let beat = |sequence| frame(ClientMessage::Heartbeat { sequence, last_frame: 0, held: vec![] });
-    assert!(matches!(session.handle(s(1), beat(1))[..], [Action::Renew, Action::LookForJobs]));
+    let beat = |sequence| {
+        frame(ClientMessage::Heartbeat {
+            sequence,
+            last_frame: 0,
+            held: vec![],
+        })
+    };
+    assert!(matches!(
+        session.handle(s(1), beat(1))[..],
+        [Action::Renew, Action::LookForJobs]
+    ));
     for sequence in 2..10 {
-        assert!(matches!(session.handle(s(1), beat(sequence))[..], [Action::LookForJobs]));
+        assert!(matches!(
+            session.handle(s(1), beat(sequence))[..],
+            [Action::LookForJobs]
+        ));
     }
     let actions = session.handle(s(1), Event::Renewed);
-    assert!(matches!(sent(&actions)[..], [ServerMessage::HeartbeatAck { sequence: 1, .. }]));
+    assert!(matches!(
+        sent(&actions)[..],
+        [ServerMessage::HeartbeatAck { sequence: 1, .. }]
+    ));
     let actions = session.handle(s(1), Event::Renewed);
-    assert!(matches!(sent(&actions)[..], [ServerMessage::HeartbeatAck { sequence: 9, .. }]));
+    assert!(matches!(
+        sent(&actions)[..],
+        [ServerMessage::HeartbeatAck { sequence: 9, .. }]
+    ));
 }
 
 #[test]
 fn a_lease_that_is_not_ours_is_called_lost_when_it_is_listed_twice() {
     let mut session = live();
     let beat = |sequence| {
-        frame(ClientMessage::Heartbeat { sequence, last_frame: 0, held: vec![job(7).lease] })
+        frame(ClientMessage::Heartbeat {
+            sequence,
+            last_frame: 0,
+            held: vec![job(7).lease],
+        })
     };
     assert!(sent(&session.handle(s(1), beat(1))).is_empty());
-    assert!(matches!(sent(&session.handle(s(2), beat(2)))[..], [ServerMessage::Lost(_)]));
+    assert!(matches!(
+        sent(&session.handle(s(2), beat(2)))[..],
+        [ServerMessage::Lost(_)]
+    ));
 }
 
 #[test]
 fn a_new_window_is_confirmed_when_the_grants_of_the_old_one_have_come() {
     let mut session = live();
     assert!(session.reserve(s(0), &queue()));
-    let smaller = ClientMessage::SetCapacity { max_in_flight: 1, queues: vec![] };
+    let smaller = ClientMessage::SetCapacity {
+        max_in_flight: 1,
+        queues: vec![],
+    };
     assert!(sent(&session.handle(s(0), frame(smaller))).is_empty());
     assert_eq!(session.free(s(0), &queue()), 0);
-    let actions = session.handle(s(0), Event::Granted { jobs: vec![job(1)], missed: vec![] });
+    let actions = session.handle(
+        s(0),
+        Event::Granted {
+            jobs: vec![job(1)],
+            missed: vec![],
+        },
+    );
     assert!(matches!(
         sent(&actions)[..],
-        [ServerMessage::Jobs { frame: 1, .. }, ServerMessage::CapacityApplied { max_in_flight: 1, last_frame: 1, .. }]
+        [
+            ServerMessage::Jobs { frame: 1, .. },
+            ServerMessage::CapacityApplied {
+                max_in_flight: 1,
+                last_frame: 1,
+                ..
+            }
+        ]
     ));
 }
 
@@ -211,36 +299,54 @@ fn a_new_window_is_confirmed_when_the_grants_of_the_old_one_have_come() {
 fn after_goodbye_the_session_ends_when_every_result_has_its_receipt() {
     let mut session = running();
     let actions = session.handle(s(1), frame(ClientMessage::Goodbye));
-    assert!(matches!(sent(&actions)[..], [ServerMessage::CapacityApplied { goodbye: true, .. }]));
+    assert!(matches!(
+        sent(&actions)[..],
+        [ServerMessage::CapacityApplied { goodbye: true, .. }]
+    ));
     assert_eq!(session.free(s(1), &queue()), 0);
     session.handle(s(1), result(1, success()));
     assert!(session.handle(s(1), Event::HalfClosed).is_empty());
     let verdict = Verdict::Recorded(JobState::Succeeded);
     let actions = session.handle(s(1), Event::Verdicts(vec![(job(1).lease, verdict)]));
-    assert!(matches!(actions[actions.len() - 2..], [Action::EndSession, Action::Close(None)]));
+    assert!(matches!(
+        actions[actions.len() - 2..],
+        [Action::EndSession, Action::Close(None)]
+    ));
 }
 
 #[test]
 fn a_drain_stops_hand_out_and_closes_in_its_time() {
     let mut session = running();
     let actions = session.handle(s(1), Event::Drain(s(2)));
-    assert!(matches!(sent(&actions)[..], [ServerMessage::Draining { .. }]));
+    assert!(matches!(
+        sent(&actions)[..],
+        [ServerMessage::Draining { .. }]
+    ));
     assert_eq!(session.free(s(1), &queue()), 0);
     let actions = session.handle(s(3), Event::Tick);
-    assert!(matches!(actions[..], [Action::Close(Some(Error::Draining))]));
+    assert!(matches!(
+        actions[..],
+        [Action::Close(Some(Error::Draining))]
+    ));
 }
 
 #[test]
 fn a_second_hello_ends_the_stream() {
     let actions = live().handle(s(0), frame(ClientMessage::Hello(Box::default())));
-    assert!(matches!(actions[..], [Action::Close(Some(Error::ProtocolViolation(_)))]));
+    assert!(matches!(
+        actions[..],
+        [Action::Close(Some(Error::ProtocolViolation(_)))]
+    ));
 }
 
 #[test]
 fn a_lost_session_stops_its_handlers() {
     let actions = running().handle(s(1), Event::SessionLost);
     assert!(matches!(sent(&actions)[..], [ServerMessage::Lost(_)]));
-    assert!(matches!(actions.last(), Some(Action::Close(Some(Error::HeartbeatMissed)))));
+    assert!(matches!(
+        actions.last(),
+        Some(Action::Close(Some(Error::HeartbeatMissed)))
+    ));
 }
 
 #[test]
@@ -248,16 +354,27 @@ fn content_that_cannot_be_taken_leaves_the_lease_and_its_timeout() {
     let mut session = running();
     let fault = crate::error::Violation::field("success.output", "is too large");
     let actions = session.handle(s(1), result(1, Reported::Unacceptable(fault)));
-    assert!(matches!(&sent(&actions)[..], [ServerMessage::Receipts(r)] if matches!(r[0].1, Verdict::Rejected(_))));
+    assert!(
+        matches!(&sent(&actions)[..], [ServerMessage::Receipts(r)] if matches!(r[0].1, Verdict::Rejected(_)))
+    );
     assert_eq!(session.deadline(), s(5));
     assert_eq!(session.free(s(1), &queue()), 1);
 }
 
 #[test]
 fn a_hello_that_could_not_take_the_largest_job_is_refused() {
-    let narrow = Hello { max_frame_bytes: 1 << 20, ..hello() };
+    let narrow = Hello {
+        max_frame_bytes: 1 << 20,
+        ..hello()
+    };
     let refused = Session::open(s(0), narrow, LEASE_TTL_DEFAULT);
     assert!(matches!(refused, Err(Error::FrameLimitTooSmall { .. })));
-    let newer = Hello { protocol: 2, ..hello() };
-    assert!(matches!(Session::open(s(0), newer, LEASE_TTL_DEFAULT), Err(Error::ProtocolVersion { .. })));
+    let newer = Hello {
+        protocol: 2,
+        ..hello()
+    };
+    assert!(matches!(
+        Session::open(s(0), newer, LEASE_TTL_DEFAULT),
+        Err(Error::ProtocolVersion { .. })
+    ));
 }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use leasehold::job::{JobId, Priority};
 use leasehold::ready::Hint;
 
-use crate::world::{World, emails, jobs, line, until, want};
+use crate::support::until;
+use crate::world::{WITHIN, World, emails, jobs, line, want};
 
 const LONG: Duration = Duration::from_secs(2);
 
@@ -126,6 +127,19 @@ async fn what_is_settled_is_gone(w: World) {
     assert!(w.b.take(want(&line, 3)).await.unwrap().is_empty());
 }
 
+on_each_list!(one_call_settles_hints_of_many_lines);
+async fn one_call_settles_hints_of_many_lines(w: World) {
+    let lines: Vec<_> = (0..60).map(|n| line_of(&format!("q{n}"))).collect();
+    let offer = lines.iter().map(|line| (line.clone(), jobs(50)));
+    assert_eq!(w.a.offer(offer.collect()).await.unwrap().len(), 60);
+    let wants = lines.iter().flat_map(|line| want(line, 50)).collect();
+    let hints = w.a.take(wants).await.unwrap();
+    assert_eq!(hints.len(), 3_000);
+    w.a.settle(hints).await.unwrap();
+    let probes = w.a.probe(lines).await.unwrap();
+    assert!(probes.iter().all(|probe| probe.first.is_none()));
+}
+
 on_each_list!(what_is_put_back_keeps_its_place);
 async fn what_is_put_back_keeps_its_place(w: World) {
     let line = emails();
@@ -154,14 +168,14 @@ async fn hints_left_alone_are_taken_over_oldest_first(w: World) {
             .is_empty()
     );
     let idle = Duration::from_millis(50);
-    let stolen = std::sync::Mutex::new(Vec::new());
-    until("two are idle", || async {
+    let mut stolen = Vec::new();
+    until(WITHIN, "two are idle", async || {
         let got = w.b.steal(vec![line.clone()], idle, 2).await.unwrap();
-        stolen.lock().unwrap().extend(got);
-        stolen.lock().unwrap().len() >= 2
+        stolen.extend(got);
+        (stolen.len() >= 2).then_some(())
     })
     .await;
-    assert_eq!(stolen.into_inner().unwrap()[..2], hints[..2]);
+    assert_eq!(stolen[..2], hints[..2]);
     let none = line_of("nobody");
     assert!(
         w.b.steal(vec![none], Duration::ZERO, 2)

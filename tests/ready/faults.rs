@@ -3,10 +3,12 @@
 use std::time::{Duration, Instant};
 
 use leasehold::error::Error;
+use leasehold::job::Priority;
 use leasehold::ready::ReadyList;
 use leasehold::ready::redis::Eviction;
 
-use crate::world::{Server, emails, free_port, jobs, node, until, want};
+use crate::support::{free_port, until};
+use crate::world::{Server, WITHIN, emails, jobs, line, node, want};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -35,12 +37,10 @@ async fn all_calls_fail_fast_while_redis_is_away_and_work_when_it_comes() {
     assert!(away(list.doorbell(vec![emails()], SECOND).await));
     assert!(start.elapsed() < 2 * SECOND);
     server.start_again().await;
-    until("it works again", || async {
-        list.offer(vec![(emails(), jobs(1))]).await.is_ok()
-            && list
-                .doorbell(vec![emails()], SECOND)
-                .await
-                .is_ok_and(|r| r.work)
+    until(WITHIN, "it works again", async || {
+        list.offer(vec![(emails(), jobs(1))]).await.ok()?;
+        let ring = list.doorbell(vec![emails()], SECOND).await.ok()?;
+        ring.work.then_some(())
     })
     .await;
     assert!(node("redis://127.0.0.1:1", "t").ping().await.is_err());
@@ -141,15 +141,16 @@ async fn a_wipe_wakes_those_who_wait_for_work() {
 
 #[tokio::test]
 async fn a_server_that_restarts_with_old_data_begins_a_new_epoch_and_drops_the_old_hints() {
-    let mut server = Server::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
+    let mut server = Server::start().await;
     let (a, b) = (node(&server.url(), "t"), node(&server.url(), "t"));
     let old = a.offer(vec![(emails(), jobs(5))]).await.unwrap()[0].epoch;
     b.take(want(&emails(), 2)).await.unwrap();
-    server.kill();
+    server.stop().await;
     server.start_again().await;
     assert_eq!(server.streams().await.len(), 1);
-    until("both are back", || async {
-        a.epoch().await.is_ok() && b.epoch().await.is_ok()
+    until(WITHIN, "both are back", async || {
+        a.epoch().await.ok()?;
+        b.epoch().await.ok()
     })
     .await;
     assert_ne!(a.epoch().await.unwrap(), old);
@@ -203,19 +204,54 @@ async fn a_stream_or_group_that_vanishes_begins_a_new_epoch() {
 }
 
 #[tokio::test]
+async fn nothing_goes_to_streams_of_an_epoch_that_is_over() {
+    let server = Server::start().await;
+    let (a, b) = (node(&server.url(), "t"), node(&server.url(), "t"));
+    for round in 0..5 {
+        let old = a.offer(vec![(emails(), jobs(2))]).await.unwrap()[0].epoch;
+        b.take(want(&emails(), 1)).await.unwrap();
+        b.probe(vec![emails()]).await.unwrap();
+        b.doorbell(vec![emails()], Duration::ZERO).await.unwrap();
+        // The marker alone: all streams are still there.
+        let _: i64 = server.ask(&["DEL", "t:epoch"]).await;
+        match round {
+            0 => {
+                let placed = a.offer(vec![(emails(), jobs(1))]).await.unwrap();
+                assert_ne!(placed[0].epoch, old);
+            }
+            1 => assert!(b.take(want(&emails(), 9)).await.unwrap().is_empty()),
+            2 => assert_eq!(b.probe(vec![emails()]).await.unwrap()[0].first, None),
+            3 => {
+                let stolen = b.steal(vec![emails()], Duration::ZERO, 9).await.unwrap();
+                assert!(stolen.is_empty());
+            }
+            _ => {
+                let quiet = Duration::from_millis(1);
+                b.doorbell(vec![emails()], quiet).await.unwrap();
+            }
+        }
+        let new = a.epoch().await.unwrap();
+        let name = format!("t:{}:", new.0.simple());
+        assert_ne!(new, old);
+        assert!(server.streams().await.iter().all(|s| s.starts_with(&name)));
+        let rest = b.take(want(&emails(), 9)).await.unwrap();
+        assert!(rest.iter().all(|hint| hint.epoch == new));
+        b.settle(rest).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn keys_of_a_wrong_type_are_replaced() {
     let server = Server::start().await;
     for key in ["t:epoch", "t:streams", "t:bell"] {
         let _: i64 = server.ask(&["HSET", key, "some", "thing"]).await;
     }
     let list = node(&server.url(), "t");
-    until("it works", || async {
-        list.nudge().await.is_ok()
-            && list.offer(vec![(emails(), jobs(1))]).await.is_ok()
-            && list
-                .doorbell(vec![emails()], SECOND)
-                .await
-                .is_ok_and(|r| r.work)
+    until(WITHIN, "it works", async || {
+        list.nudge().await.ok()?;
+        list.offer(vec![(emails(), jobs(1))]).await.ok()?;
+        let ring = list.doorbell(vec![emails()], SECOND).await.ok()?;
+        ring.work.then_some(())
     })
     .await;
 }
@@ -309,16 +345,21 @@ async fn a_wait_that_is_given_up_does_not_hold_up_the_next() {
     let (a, b) = (node(&server.url(), "t"), node(&server.url(), "t"));
     for _ in 0..50 {
         let wait = a.doorbell(vec![emails()], 2 * SECOND);
-        assert!(
-            tokio::time::timeout(Duration::from_millis(3), wait)
-                .await
-                .is_err()
-        );
+        let patience = Duration::from_millis(20);
+        assert!(tokio::time::timeout(patience, wait).await.is_err());
     }
-    b.offer(vec![(emails(), jobs(1))]).await.unwrap();
+    // Work in another line, which would not end the reads that were left behind.
+    let other = line("other", Priority::High);
+    b.offer(vec![(other.clone(), jobs(1))]).await.unwrap();
     let start = Instant::now();
-    assert!(a.doorbell(vec![emails()], 2 * SECOND).await.unwrap().work);
+    assert!(a.doorbell(vec![other], 2 * SECOND).await.unwrap().work);
     assert!(start.elapsed() < SECOND / 2, "{:?}", start.elapsed());
+    // The reads were ended, not their connections.
+    let connections: String = server.ask(&["INFO", "stats"]).await;
+    let received = connections
+        .lines()
+        .find_map(|l| l.strip_prefix("total_connections_received:"));
+    assert!(received.unwrap().parse::<u32>().unwrap() < 20);
 }
 
 #[tokio::test]
@@ -334,6 +375,16 @@ async fn a_check_names_the_server_and_its_eviction() {
     let eviction = list.check().await.unwrap().eviction;
     assert_eq!(eviction, Eviction::Evicts("allkeys-lru".into()));
     assert!(eviction.warning().unwrap().contains("noeviction"));
+}
+
+#[tokio::test]
+async fn an_offer_of_a_hundred_batches_is_taken_whole() {
+    let server = Server::start().await;
+    let list = node(&server.url(), "t");
+    let all = (0..100).map(|_| (emails(), jobs(1_000))).collect();
+    assert_eq!(list.offer(all).await.unwrap().len(), 100);
+    let stream = server.streams().await.pop().unwrap();
+    assert_eq!(server.ask::<u64>(&["XLEN", &stream]).await, 100_000);
 }
 
 #[tokio::test]
@@ -364,7 +415,10 @@ async fn a_user_without_dangerous_commands_can_do_all() {
             "-@scripting",
         ])
         .await;
-    let url = server.url().replace("redis://", "redis://node:pw@");
+    let url = format!(
+        "redis://node:pw@{}",
+        server.url().split_once('@').unwrap().1
+    );
     let list = node(&url, "t");
     let old = list.offer(vec![(emails(), jobs(2))]).await.unwrap()[0].epoch;
     assert_eq!(list.epoch().await.unwrap(), old);

@@ -1,6 +1,6 @@
 //! What every ready-list must do, over Redis and over memory; and what Redis may suffer without harm.
 //!
-//! `cargo test --test ready order` shows one case on both. `rates` prints figures with `--nocapture`.
+//! `./scripts/test --test ready order` shows one case on both. `rates` prints figures with `--nocapture`.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -25,6 +25,9 @@ macro_rules! on_each_list {
         }
     };
 }
+
+#[path = "../support/mod.rs"]
+mod support;
 
 mod cases;
 mod faults;

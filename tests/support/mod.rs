@@ -16,6 +16,7 @@
 )]
 
 mod database;
+pub mod http;
 mod ports;
 mod postgres;
 mod process;

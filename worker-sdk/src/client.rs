@@ -64,7 +64,8 @@ impl Client {
     /// [`Error::Config`] for a bad URL; [`Error::Call`] when nobody answers there.
     pub async fn connect(url: &str) -> Result<Self, Error> {
         let connected = endpoint(url)?.connect().await;
-        let channel = connected.map_err(|error| Error::from(Status::from_error(Box::new(error))))?;
+        let channel =
+            connected.map_err(|error| Error::from(Status::from_error(Box::new(error))))?;
         Ok(Self::of(channel))
     }
 
@@ -80,7 +81,10 @@ impl Client {
         let jobs = JobServiceClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Self { jobs, deadline: Duration::from_secs(30) }
+        Self {
+            jobs,
+            deadline: Duration::from_secs(30),
+        }
     }
 
     /// How long one call may take with all its tries. Default 30 s.
@@ -98,9 +102,13 @@ impl Client {
     /// `ID_CONFLICT` (the id names a job of another request) or `STORE_UNAVAILABLE`.
     pub async fn enqueue(&self, job: NewJob) -> Result<Enqueued, Error> {
         let request = job.into_request()?;
-        let answer = self.call(Repeat::Yes, self.deadline, TRY_TIMEOUT, request, |mut jobs, request| async move {
-            jobs.enqueue(request).await
-        });
+        let answer = self.call(
+            Repeat::Yes,
+            self.deadline,
+            TRY_TIMEOUT,
+            request,
+            |mut jobs, request| async move { jobs.enqueue(request).await },
+        );
         Ok(enqueued(answer.await?))
     }
 
@@ -109,12 +117,22 @@ impl Client {
     /// # Errors
     /// As for [`enqueue`](Self::enqueue); a bad item is named by its index, as
     /// `requests[17].job.queue`.
-    pub async fn enqueue_batch(&self, batch: impl IntoIterator<Item = NewJob>) -> Result<Vec<Enqueued>, Error> {
-        let requests = batch.into_iter().map(NewJob::into_request).collect::<Result<_, _>>()?;
+    pub async fn enqueue_batch(
+        &self,
+        batch: impl IntoIterator<Item = NewJob>,
+    ) -> Result<Vec<Enqueued>, Error> {
+        let requests = batch
+            .into_iter()
+            .map(NewJob::into_request)
+            .collect::<Result<_, _>>()?;
         let request = proto::EnqueueBatchRequest { requests };
-        let answer = self.call(Repeat::Yes, self.deadline, TRY_TIMEOUT, request, |mut jobs, request| async move {
-            jobs.enqueue_batch(request).await
-        });
+        let answer = self.call(
+            Repeat::Yes,
+            self.deadline,
+            TRY_TIMEOUT,
+            request,
+            |mut jobs, request| async move { jobs.enqueue_batch(request).await },
+        );
         Ok(answer.await?.responses.into_iter().map(enqueued).collect())
     }
 
@@ -146,7 +164,8 @@ impl Client {
             }
             // A server that is about to leave answers at once: do not spin.
             if asked.elapsed() < wait {
-                tokio::time::sleep(WAIT_PAUSE.min(end.saturating_duration_since(Instant::now()))).await;
+                tokio::time::sleep(WAIT_PAUSE.min(end.saturating_duration_since(Instant::now())))
+                    .await;
             }
         }
     }
@@ -155,11 +174,17 @@ impl Client {
         let request = proto::GetJobRequest {
             job_id: id.to_owned(),
             view: proto::View::Full.into(),
-            wait: prost_types::Duration::try_from(wait).ok().filter(|_| !wait.is_zero()),
+            wait: prost_types::Duration::try_from(wait)
+                .ok()
+                .filter(|_| !wait.is_zero()),
         };
-        let answer = self.call(Repeat::Yes, deadline, wait + TRY_TIMEOUT, request, |mut jobs, request| async move {
-            jobs.get_job(request).await
-        });
+        let answer = self.call(
+            Repeat::Yes,
+            deadline,
+            wait + TRY_TIMEOUT,
+            request,
+            |mut jobs, request| async move { jobs.get_job(request).await },
+        );
         Ok(answer.await?.job.unwrap_or_default())
     }
 
@@ -168,10 +193,17 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Call`].
-    pub async fn list(&self, request: proto::ListJobsRequest) -> Result<proto::ListJobsResponse, Error> {
-        self.call(Repeat::Yes, self.deadline, TRY_TIMEOUT, request, |mut jobs, request| async move {
-            jobs.list_jobs(request).await
-        })
+    pub async fn list(
+        &self,
+        request: proto::ListJobsRequest,
+    ) -> Result<proto::ListJobsResponse, Error> {
+        self.call(
+            Repeat::Yes,
+            self.deadline,
+            TRY_TIMEOUT,
+            request,
+            |mut jobs, request| async move { jobs.list_jobs(request).await },
+        )
         .await
     }
 
@@ -182,10 +214,17 @@ impl Client {
     /// [`Error::Call`] with reason `JOB_NOT_FOUND`, or `JOB_STATE` when it has
     /// succeeded or failed.
     pub async fn cancel(&self, id: &str, reason: &str) -> Result<Job, Error> {
-        let request = proto::CancelJobRequest { job_id: id.to_owned(), reason: reason.to_owned() };
-        let answer = self.call(Repeat::Yes, self.deadline, TRY_TIMEOUT, request, |mut jobs, request| async move {
-            jobs.cancel_job(request).await
-        });
+        let request = proto::CancelJobRequest {
+            job_id: id.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let answer = self.call(
+            Repeat::Yes,
+            self.deadline,
+            TRY_TIMEOUT,
+            request,
+            |mut jobs, request| async move { jobs.cancel_job(request).await },
+        );
         Ok(answer.await?.job.unwrap_or_default())
     }
 
@@ -196,15 +235,29 @@ impl Client {
     /// [`Error::Call`] with reason `JOB_NOT_FOUND`, or `JOB_STATE` in any other state.
     pub async fn retry(&self, id: &str, delay: Option<Duration>) -> Result<Job, Error> {
         let delay = delay.and_then(|delay| prost_types::Duration::try_from(delay).ok());
-        let request = proto::RetryJobRequest { job_id: id.to_owned(), delay };
-        let answer = self.call(Repeat::IfRefused, self.deadline, TRY_TIMEOUT, request, |mut jobs, request| async move {
-            jobs.retry_job(request).await
-        });
+        let request = proto::RetryJobRequest {
+            job_id: id.to_owned(),
+            delay,
+        };
+        let answer = self.call(
+            Repeat::IfRefused,
+            self.deadline,
+            TRY_TIMEOUT,
+            request,
+            |mut jobs, request| async move { jobs.retry_job(request).await },
+        );
         Ok(answer.await?.job.unwrap_or_default())
     }
 
     /// One call with its tries, until it is answered, refused or out of time.
-    async fn call<Q, A, F, Fut>(&self, repeat: Repeat, deadline: Duration, each: Duration, request: Q, ask: F) -> Result<A, Error>
+    async fn call<Q, A, F, Fut>(
+        &self,
+        repeat: Repeat,
+        deadline: Duration,
+        each: Duration,
+        request: Q,
+        ask: F,
+    ) -> Result<A, Error>
     where
         Q: Clone,
         F: Fn(JobServiceClient<Channel>, Request<Q>) -> Fut,
@@ -235,7 +288,10 @@ impl Client {
 impl Job {
     /// True when it will not run any more, unless retried by hand.
     pub fn is_final(&self) -> bool {
-        matches!(self.state(), JobState::Succeeded | JobState::Failed | JobState::Cancelled)
+        matches!(
+            self.state(),
+            JobState::Succeeded | JobState::Failed | JobState::Cancelled
+        )
     }
 
     /// What its handler returned, read as JSON; no output is `null`.
@@ -248,18 +304,30 @@ impl Job {
 }
 
 fn enqueued(answer: proto::EnqueueResponse) -> Enqueued {
-    Enqueued { job: answer.job.unwrap_or_default(), existed: answer.existed }
+    Enqueued {
+        job: answer.job.unwrap_or_default(),
+        existed: answer.existed,
+    }
 }
 
 /// A status with a source was made on this side: the connection broke.
 fn worth_a_retry(status: &Status, error: &CallError, repeat: Repeat) -> bool {
-    let refused = error.retry_after.is_some() && matches!(status.code(), Code::Unavailable | Code::ResourceExhausted);
-    let lost = std::error::Error::source(status).is_some() && matches!(status.code(), Code::Unknown | Code::Internal | Code::Cancelled);
-    refused || repeat == Repeat::Yes && (lost || matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded))
+    let refused = error.retry_after.is_some()
+        && matches!(status.code(), Code::Unavailable | Code::ResourceExhausted);
+    let lost = std::error::Error::source(status).is_some()
+        && matches!(
+            status.code(),
+            Code::Unknown | Code::Internal | Code::Cancelled
+        );
+    refused
+        || repeat == Repeat::Yes
+            && (lost || matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded))
 }
 
 /// Half of the exponential step, and as much again at random.
 fn backoff(tries: u32) -> Duration {
-    let step = BACKOFF_FIRST.saturating_mul(1 << tries.min(10)).min(BACKOFF_MAX);
+    let step = BACKOFF_FIRST
+        .saturating_mul(1 << tries.min(10))
+        .min(BACKOFF_MAX);
     step / 2 + (step / 2).mul_f64(rand::random::<f64>())
 }

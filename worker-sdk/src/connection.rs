@@ -94,7 +94,14 @@ impl Pump {
     /// Runs until the sessions are over, or at once to nothing when the owner
     /// has gone (its end of `commands` is dropped).
     pub(crate) async fn run(self, mut commands: mpsc::Receiver<Command>) -> Result<(), Error> {
-        let Self { endpoint, mut sessions, concurrency, handlers, runtime, renewal } = self;
+        let Self {
+            endpoint,
+            mut sessions,
+            concurrency,
+            handlers,
+            runtime,
+            renewal,
+        } = self;
         let (events, mut received) = mpsc::channel(EVENTS_MAX);
         // Room for every handler that can run: none ever waits to be heard.
         let (finished, mut ends) = mpsc::channel(concurrency.max(1));
@@ -113,8 +120,9 @@ impl Pump {
         let start = renewal.start;
         let mut event = Event::Tick;
         loop {
-            let mut more = FINISHED_AT_ONCE;
-            loop {
+            // What has ended meanwhile comes along, so that results share a message.
+            let (mut next, mut taken) = (Some(event), 0);
+            while let Some(event) = next {
                 if let Event::Finished(ticket, _) = &event {
                     running.attempts.remove(ticket);
                 }
@@ -125,20 +133,22 @@ impl Pump {
                     }
                     running.perform(action);
                 }
-                match ends.try_recv() {
-                    Ok(next) if more > 0 => event = next,
-                    Ok(next) => {
-                        event = next;
-                        more = FINISHED_AT_ONCE;
-                        tokio::task::yield_now().await;
-                    }
-                    Err(_) => break,
-                }
-                more = more.saturating_sub(1);
+                taken += 1;
+                next = if taken < FINISHED_AT_ONCE {
+                    ends.try_recv().ok()
+                } else {
+                    None
+                };
             }
-            let renewed = sessions.renewed().map_or(NEVER, |at| u64::try_from(at.as_millis()).unwrap_or(NEVER));
+            let renewed = sessions
+                .renewed()
+                .map_or(NEVER, |at| u64::try_from(at.as_millis()).unwrap_or(NEVER));
             renewal.at.store(renewed, Ordering::Relaxed);
-            let wake = sessions.deadline().unwrap_or(SLEEP_MAX).saturating_sub(start.elapsed()).min(SLEEP_MAX);
+            let wake = sessions
+                .deadline()
+                .unwrap_or(SLEEP_MAX)
+                .saturating_sub(start.elapsed())
+                .min(SLEEP_MAX);
             // Cancel safety: receiving from a channel, the next of a set and a
             // sleep all lose nothing when another branch wins.
             event = tokio::select! {
@@ -200,18 +210,33 @@ impl Running {
         let (endpoint, events) = (self.endpoint.clone(), self.events.clone());
         let reader = self.tasks.spawn(async move {
             let end = match read(no, &endpoint, outgoing, &events).await {
-                Ok(()) => End { message: "the server ended the stream".to_owned(), ..End::default() },
+                Ok(()) => End {
+                    message: "the server ended the stream".to_owned(),
+                    ..End::default()
+                },
                 Err(end) => end,
             };
             // Fails only when the pump is gone.
             let _ = events.send(Event::Ended(no, end)).await;
         });
-        self.streams.insert(no, Stream { writer: Some(writer), reader });
+        self.streams.insert(
+            no,
+            Stream {
+                writer: Some(writer),
+                reader,
+            },
+        );
         self.send(no, hello);
     }
 
     fn send(&mut self, no: SessionNo, message: proto::LeaseJobsRequest) {
-        let Some(writer) = self.streams.get(&no).and_then(|stream| stream.writer.clone()) else { return };
+        let Some(writer) = self
+            .streams
+            .get(&no)
+            .and_then(|stream| stream.writer.clone())
+        else {
+            return;
+        };
         // There is room: the sessions send only after `Written`. A closed
         // channel means that the stream ended, which its reader tells.
         if writer.try_send(message).is_ok() {
@@ -223,8 +248,13 @@ impl Running {
     }
 
     fn start(&mut self, ticket: Ticket, mut job: proto::LeasedJob) {
-        let Some(handler) = self.handlers.get(&job.kind).cloned() else { return };
-        let attempt = Attempt { stop: CancellationToken::new(), drop: CancellationToken::new() };
+        let Some(handler) = self.handlers.get(&job.kind).cloned() else {
+            return;
+        };
+        let attempt = Attempt {
+            stop: CancellationToken::new(),
+            drop: CancellationToken::new(),
+        };
         let run = Run {
             ticket,
             handler,
@@ -263,8 +293,13 @@ async fn read(
     outgoing: mpsc::Receiver<proto::LeaseJobsRequest>,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), End> {
-    let channel = endpoint.connect().await.map_err(|error| End { message: chain(&error), ..End::default() })?;
-    let answer = client(channel).lease_jobs(ReceiverStream::new(outgoing)).await;
+    let channel = endpoint.connect().await.map_err(|error| End {
+        message: chain(&error),
+        ..End::default()
+    })?;
+    let answer = client(channel)
+        .lease_jobs(ReceiverStream::new(outgoing))
+        .await;
     let mut stream = answer.map_err(|status| end(&status))?.into_inner();
     while let Some(message) = stream.message().await.map_err(|status| end(&status))? {
         if events.send(Event::Received(no, message)).await.is_err() {
@@ -291,24 +326,46 @@ fn end(status: &tonic::Status) -> End {
             | Code::Unauthenticated
             | Code::PermissionDenied
     );
-    End { fatal, message: error.to_string(), retry_after: error.retry_after }
+    End {
+        fatal,
+        message: error.to_string(),
+        retry_after: error.retry_after,
+    }
 }
 
 fn log(note: Note) {
     match note {
         Note::Connected { session, node } => tracing::info!(session, node, "session began"),
-        Note::Reconnecting { why, pause } => tracing::warn!(why, ?pause, "stream ended, opening another"),
+        Note::Reconnecting { why, pause } => {
+            tracing::warn!(why, ?pause, "stream ended, opening another")
+        }
         Note::Draining => tracing::info!("the node drains"),
         Note::Unrenewed => tracing::warn!("session not renewed in time, stopping its handlers"),
-        Note::UnknownKind(kind) => tracing::warn!(kind, "no handler for this kind, giving its jobs back"),
+        Note::UnknownKind(kind) => {
+            tracing::warn!(kind, "no handler for this kind, giving its jobs back")
+        }
         Note::Rejected(lease, why) => {
-            tracing::error!(job_id = lease.job_id, attempt = lease.attempt, why, "result refused, failing the job");
+            tracing::error!(
+                job_id = lease.job_id,
+                attempt = lease.attempt,
+                why,
+                "result refused, failing the job"
+            );
         }
         Note::Stale(lease, why) => {
-            tracing::info!(job_id = lease.job_id, attempt = lease.attempt, why, "result came too late to count");
+            tracing::info!(
+                job_id = lease.job_id,
+                attempt = lease.attempt,
+                why,
+                "result came too late to count"
+            );
         }
         Note::GaveUp(lease) => {
-            tracing::error!(job_id = lease.job_id, attempt = lease.attempt, "no verdict on this attempt");
+            tracing::error!(
+                job_id = lease.job_id,
+                attempt = lease.attempt,
+                "no verdict on this attempt"
+            );
         }
     }
 }

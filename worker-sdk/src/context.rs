@@ -30,7 +30,8 @@ struct Inner {
 
 impl Context {
     pub(crate) fn new(job: &mut proto::LeasedJob, token: CancellationToken) -> Self {
-        let deadline = wire_duration(job.time_left).and_then(|left| Instant::now().checked_add(left));
+        let deadline =
+            wire_duration(job.time_left).and_then(|left| Instant::now().checked_add(left));
         Self {
             job: Arc::new(Inner {
                 lease: job.lease.take().unwrap_or_default(),
@@ -102,7 +103,9 @@ impl Context {
 
     /// Until the attempt times out, zero when it has; `None`: it has no timeout.
     pub fn time_left(&self) -> Option<Duration> {
-        self.job.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+        self.job
+            .deadline
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
     /// True once the handler should end: the job was cancelled or timed out, the

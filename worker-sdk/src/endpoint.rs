@@ -15,11 +15,18 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// `http://host:port`; a bare `host:port` means the same.
 pub(crate) fn endpoint(url: &str) -> Result<Endpoint, Error> {
-    let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+    let url = if url.contains("://") {
+        url.to_owned()
+    } else {
+        format!("http://{url}")
+    };
     if !url.starts_with("http://") {
-        return Err(Error::Config(format!("server {url}: only http:// is spoken")));
+        return Err(Error::Config(format!(
+            "server {url}: only http:// is spoken"
+        )));
     }
-    let endpoint = Endpoint::from_shared(url.clone()).map_err(|error| Error::Config(format!("server {url}: {error}")))?;
+    let endpoint = Endpoint::from_shared(url.clone())
+        .map_err(|error| Error::Config(format!("server {url}: {error}")))?;
     Ok(endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(PING_EVERY)

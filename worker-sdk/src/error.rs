@@ -64,7 +64,9 @@ pub struct FieldViolation {
 impl Error {
     /// The server's stable word for it, where there is one.
     pub fn reason(&self) -> Option<&str> {
-        self.call().map(|call| call.reason.as_str()).filter(|reason| !reason.is_empty())
+        self.call()
+            .map(|call| call.reason.as_str())
+            .filter(|reason| !reason.is_empty())
     }
 
     /// The error of the call, if it is one.
@@ -84,16 +86,27 @@ impl From<tonic::Status> for Error {
 
 impl From<&tonic::Status> for CallError {
     fn from(status: &tonic::Status) -> Self {
-        let violations = status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default();
+        let violations = status
+            .get_details_bad_request()
+            .map(|bad| bad.field_violations)
+            .unwrap_or_default();
         Self {
             code: status.code(),
-            reason: status.get_details_error_info().map(|info| info.reason).unwrap_or_default(),
+            reason: status
+                .get_details_error_info()
+                .map(|info| info.reason)
+                .unwrap_or_default(),
             message: described(status),
             violations: violations
                 .into_iter()
-                .map(|violation| FieldViolation { field: violation.field, description: violation.description })
+                .map(|violation| FieldViolation {
+                    field: violation.field,
+                    description: violation.description,
+                })
                 .collect(),
-            retry_after: status.get_details_retry_info().and_then(|info| info.retry_delay),
+            retry_after: status
+                .get_details_retry_info()
+                .and_then(|info| info.retry_delay),
         }
     }
 }
@@ -124,9 +137,16 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 fn prefix(reason: &str) -> String {
-    if reason.is_empty() { String::new() } else { format!("{reason}: ") }
+    if reason.is_empty() {
+        String::new()
+    } else {
+        format!("{reason}: ")
+    }
 }
 
 fn listed(violations: &[FieldViolation]) -> String {
-    violations.iter().map(|violation| format!("; {}: {}", violation.field, violation.description)).collect()
+    violations
+        .iter()
+        .map(|violation| format!("; {}: {}", violation.field, violation.description))
+        .collect()
 }

@@ -88,21 +88,35 @@ impl JobError {
     }
 
     fn failure(kind: &str, message: String, detail: String) -> Self {
-        let failure = proto::Failure { r#type: kind.to_owned(), message, detail, ..Default::default() };
-        Self { ending: Ending::Failure(failure) }
+        let failure = proto::Failure {
+            r#type: kind.to_owned(),
+            message,
+            detail,
+            ..Default::default()
+        };
+        Self {
+            ending: Ending::Failure(failure),
+        }
     }
 
     /// A handler that panicked with this.
     pub(crate) fn panicked(payload: &(dyn std::any::Any + Send)) -> Self {
         let text = payload.downcast_ref::<&str>().copied();
         let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-        Self::failure("Panic", text.unwrap_or("the handler panicked").to_owned(), String::new())
+        Self::failure(
+            "Panic",
+            text.unwrap_or("the handler panicked").to_owned(),
+            String::new(),
+        )
     }
 
     pub(crate) fn into_outcome(self) -> Outcome {
         match self.ending {
             Ending::Failure(failure) => Outcome::Failure(failure),
-            Ending::Release(delay) => Outcome::Release { delay, reason: "SNOOZE".to_owned() },
+            Ending::Release(delay) => Outcome::Release {
+                delay,
+                reason: "SNOOZE".to_owned(),
+            },
         }
     }
 }
@@ -139,7 +153,10 @@ pub struct Retry {
 impl Retry {
     /// Fail now, and be run again after this wait, if the job's budget allows.
     pub fn after(wait: Duration) -> Self {
-        Self { wait, message: "asked to be retried".to_owned() }
+        Self {
+            wait,
+            message: "asked to be retried".to_owned(),
+        }
     }
 
     /// The failure's message.
@@ -173,6 +190,8 @@ pub struct Snooze(pub Duration);
 
 impl From<Snooze> for JobError {
     fn from(snooze: Snooze) -> Self {
-        Self { ending: Ending::Release(snooze.0) }
+        Self {
+            ending: Ending::Release(snooze.0),
+        }
     }
 }

@@ -67,7 +67,9 @@ impl Handler {
         T: DeserializeOwned,
         O: Serialize,
     {
-        Self::Blocking(Arc::new(move |context, payload| encode(&handle(context, decode(&payload)?)?)))
+        Self::Blocking(Arc::new(move |context, payload| {
+            encode(&handle(context, decode(&payload)?)?)
+        }))
     }
 }
 
@@ -86,8 +88,19 @@ impl Run {
     /// Runs the handler to its end. A panic is a failure. When the runtime goes
     /// away in the middle, the attempt still ends, as dropped.
     pub(crate) async fn run(self) {
-        let Self { ticket, handler, context, payload, drop, finished } = self;
-        let report = Report { ticket, outcome: Outcome::Dropped, finished };
+        let Self {
+            ticket,
+            handler,
+            context,
+            payload,
+            drop,
+            finished,
+        } = self;
+        let report = Report {
+            ticket,
+            outcome: Outcome::Dropped,
+            finished,
+        };
         let span = tracing::info_span!(
             "job",
             job_id = context.job_id(),
@@ -96,11 +109,16 @@ impl Run {
             attempt = context.attempt()
         );
         let answer = match handler {
-            Handler::Async(handle) => asynchronous(&handle, context, payload, &drop).instrument(span).await,
+            Handler::Async(handle) => {
+                asynchronous(&handle, context, payload, &drop)
+                    .instrument(span)
+                    .await
+            }
             Handler::Blocking(handle) => {
                 let work = move || {
                     let _entered = span.entered();
-                    catch_unwind(AssertUnwindSafe(|| handle(context, payload))).unwrap_or_else(panicked)
+                    catch_unwind(AssertUnwindSafe(|| handle(context, payload)))
+                        .unwrap_or_else(panicked)
                 };
                 // A thread cannot be dropped: its slot is taken until it ends.
                 tokio::task::spawn_blocking(work).await.ok()
@@ -148,13 +166,20 @@ impl Drop for Report {
         let outcome = std::mem::replace(&mut self.outcome, Outcome::Dropped);
         // The channel has room for every handler that can run, so this fails
         // only when the worker is gone.
-        if self.finished.try_send(Event::Finished(self.ticket, outcome)).is_err() {
+        if self
+            .finished
+            .try_send(Event::Finished(self.ticket, outcome))
+            .is_err()
+        {
             tracing::debug!("a handler ended after its worker");
         }
     }
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "the shape that catch_unwind gives")]
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "the shape that catch_unwind gives"
+)]
 fn panicked(payload: Box<dyn Any + Send>) -> Answer {
     Err(JobError::panicked(&*payload))
 }
@@ -178,7 +203,9 @@ pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> Result<proto::Payload, s
 }
 
 /// A value of a JSON payload; none at all is `null`.
-pub(crate) fn from_json<T: DeserializeOwned>(payload: &proto::Payload) -> Result<T, serde_json::Error> {
+pub(crate) fn from_json<T: DeserializeOwned>(
+    payload: &proto::Payload,
+) -> Result<T, serde_json::Error> {
     let data = body(payload);
     serde_json::from_slice(if data.is_empty() { b"null" } else { &data })
 }

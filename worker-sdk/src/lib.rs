@@ -68,7 +68,9 @@ pub use context::Context;
 pub use error::{CallError, Error, FieldViolation};
 pub use failure::{JobError, Permanent, Retry, Snooze};
 pub use new_job::NewJob;
-pub use proto::{Job, JobFilter, JobState, ListJobsRequest, ListJobsResponse, Payload, Priority, View};
+pub use proto::{
+    Job, JobFilter, JobState, ListJobsRequest, ListJobsResponse, Payload, Priority, View,
+};
 pub use worker::{Health, Worker, WorkerBuilder};
 
 /// The wire: messages and clients generated from `proto/leasehold/v1`.

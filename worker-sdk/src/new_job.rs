@@ -29,18 +29,38 @@ impl NewJob {
     /// # Errors
     /// [`Error::Encode`] when the payload cannot be written as JSON.
     pub fn new<T: Serialize + ?Sized>(kind: impl Into<String>, payload: &T) -> Result<Self, Error> {
-        json(payload).map(|payload| Self::of(kind.into(), payload)).map_err(Error::Encode)
+        json(payload)
+            .map(|payload| Self::of(kind.into(), payload))
+            .map_err(Error::Encode)
     }
 
     /// A job with these bytes, which nobody interprets.
-    pub fn raw(kind: impl Into<String>, content_type: impl Into<String>, data: impl Into<Bytes>) -> Self {
+    pub fn raw(
+        kind: impl Into<String>,
+        content_type: impl Into<String>,
+        data: impl Into<Bytes>,
+    ) -> Self {
         let body = Some(proto::payload::Body::Data(data.into()));
-        Self::of(kind.into(), proto::Payload { content_type: content_type.into(), body })
+        Self::of(
+            kind.into(),
+            proto::Payload {
+                content_type: content_type.into(),
+                body,
+            },
+        )
     }
 
     fn of(kind: String, payload: proto::Payload) -> Self {
-        let spec = proto::JobSpec { kind, payload: Some(payload), ..Default::default() };
-        Self { id: Uuid::now_v7().to_string(), spec, fault: None }
+        let spec = proto::JobSpec {
+            kind,
+            payload: Some(payload),
+            ..Default::default()
+        };
+        Self {
+            id: Uuid::now_v7().to_string(),
+            spec,
+            fault: None,
+        }
     }
 
     /// The line it waits in. Default "default".
@@ -77,8 +97,15 @@ impl NewJob {
     /// The wait after the first failure, its growth from one failure to the
     /// next, and the longest wait. Default 15 s, 2, 24 h.
     pub fn backoff(mut self, initial: Duration, factor: f64, max: Duration) -> Self {
-        let (initial, max) = (self.wire("backoff.initial", initial), self.wire("backoff.max", max));
-        self.spec.backoff = Some(proto::Backoff { initial, max, factor });
+        let (initial, max) = (
+            self.wire("backoff.initial", initial),
+            self.wire("backoff.max", max),
+        );
+        self.spec.backoff = Some(proto::Backoff {
+            initial,
+            max,
+            factor,
+        });
         self
     }
 
@@ -122,7 +149,10 @@ impl NewJob {
     pub(crate) fn into_request(self) -> Result<proto::EnqueueRequest, Error> {
         match self.fault {
             Some(fault) => Err(Error::Config(fault)),
-            None => Ok(proto::EnqueueRequest { job_id: self.id, job: Some(self.spec) }),
+            None => Ok(proto::EnqueueRequest {
+                job_id: self.id,
+                job: Some(self.spec),
+            }),
         }
     }
 

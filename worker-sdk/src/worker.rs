@@ -53,7 +53,12 @@ impl Health {
     /// the worker holds its leases.
     pub fn renewal_age(&self) -> Option<Duration> {
         let at = self.renewal.at.load(Ordering::Relaxed);
-        (at != NEVER).then(|| self.renewal.start.elapsed().saturating_sub(Duration::from_millis(at)))
+        (at != NEVER).then(|| {
+            self.renewal
+                .start
+                .elapsed()
+                .saturating_sub(Duration::from_millis(at))
+        })
     }
 }
 
@@ -72,7 +77,8 @@ impl Worker {
                 concurrency: 8,
                 lease_ttl: None,
                 labels: BTreeMap::new(),
-                sdk: concat!("leasehold worker-sdk ", env!("CARGO_PKG_VERSION"), " rust").to_owned(),
+                sdk: concat!("leasehold worker-sdk ", env!("CARGO_PKG_VERSION"), " rust")
+                    .to_owned(),
                 stop_grace: Duration::from_secs(5),
                 grace: Duration::from_secs(25),
                 finish_unrenewed: false,
@@ -83,7 +89,9 @@ impl Worker {
 
     /// To ask how it is while it runs.
     pub fn health(&self) -> Health {
-        Health { renewal: Arc::clone(&self.renewal) }
+        Health {
+            renewal: Arc::clone(&self.renewal),
+        }
     }
 
     /// Runs until SIGTERM or SIGINT, then as [`run_until`](Self::run_until). A
@@ -135,26 +143,50 @@ impl Worker {
     }
 
     /// Starts the pump on its own thread; handlers stay on this runtime.
-    fn start(self, commands: mpsc::Receiver<Command>) -> Result<impl Future<Output = Result<(), Error>>, Error> {
-        let Self { endpoint, config, handlers, renewal } = self;
+    fn start(
+        self,
+        commands: mpsc::Receiver<Command>,
+    ) -> Result<impl Future<Output = Result<(), Error>>, Error> {
+        let Self {
+            endpoint,
+            config,
+            handlers,
+            renewal,
+        } = self;
         let concurrency = config.concurrency;
         let runtime = tokio::runtime::Handle::current();
         let (ended, end) = oneshot::channel();
         let work = move || {
-            let own = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let own = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
             let result = match own {
                 Ok(own) => own.block_on(async {
                     let sessions = Sessions::new(config);
-                    Pump { endpoint, sessions, concurrency, handlers, runtime, renewal }.run(commands).await
+                    Pump {
+                        endpoint,
+                        sessions,
+                        concurrency,
+                        handlers,
+                        runtime,
+                        renewal,
+                    }
+                    .run(commands)
+                    .await
                 }),
                 Err(error) => Err(Error::Thread(error.to_string())),
             };
             // Nobody waits any more when the owner was dropped.
             let _ = ended.send(result);
         };
-        let thread = std::thread::Builder::new().name("leasehold-worker".to_owned()).spawn(work);
+        let thread = std::thread::Builder::new()
+            .name("leasehold-worker".to_owned())
+            .spawn(work);
         thread.map_err(|error| Error::Thread(error.to_string()))?;
-        Ok(async { end.await.unwrap_or_else(|_| Err(Error::Thread("it ended by itself".to_owned()))) })
+        Ok(async {
+            end.await
+                .unwrap_or_else(|_| Err(Error::Thread("it ended by itself".to_owned())))
+        })
     }
 }
 
@@ -168,7 +200,10 @@ impl WorkerBuilder {
     /// As [`queue`](Self::queue), with at most so many of its jobs at once; 0:
     /// only the worker's concurrency counts.
     pub fn queue_limited(mut self, name: impl Into<String>, at_once: u32) -> Self {
-        self.queues.push(proto::QueueSubscription { queue: name.into(), max_in_flight: at_once });
+        self.queues.push(proto::QueueSubscription {
+            queue: name.into(),
+            max_in_flight: at_once,
+        });
         self
     }
 
@@ -260,19 +295,33 @@ impl WorkerBuilder {
             self.faults.push("no handler is registered".to_owned());
         }
         if !(1..=CONCURRENCY_MAX).contains(&self.config.concurrency) {
-            self.faults.push(format!("concurrency {} is not 1 to {CONCURRENCY_MAX}", self.config.concurrency));
+            self.faults.push(format!(
+                "concurrency {} is not 1 to {CONCURRENCY_MAX}",
+                self.config.concurrency
+            ));
         }
         let endpoint = endpoint(&self.url).map_err(|error| self.faults.push(error.to_string()));
         let (Ok(endpoint), true) = (endpoint, self.faults.is_empty()) else {
             return Err(Error::Config(self.faults.join("; ")));
         };
         if self.queues.is_empty() {
-            self.queues.push(proto::QueueSubscription { queue: "default".to_owned(), max_in_flight: 0 });
+            self.queues.push(proto::QueueSubscription {
+                queue: "default".to_owned(),
+                max_in_flight: 0,
+            });
         }
         self.config.queues = self.queues;
         self.config.kinds = self.handlers.keys().cloned().collect();
-        let renewal = Arc::new(Renewal { start: Instant::now(), at: AtomicU64::new(NEVER) });
-        Ok(Worker { endpoint, config: self.config, handlers: Arc::new(self.handlers), renewal })
+        let renewal = Arc::new(Renewal {
+            start: Instant::now(),
+            at: AtomicU64::new(NEVER),
+        });
+        Ok(Worker {
+            endpoint,
+            config: self.config,
+            handlers: Arc::new(self.handlers),
+            renewal,
+        })
     }
 
     fn register(mut self, kind: String, handler: Handler) -> Self {
@@ -286,9 +335,17 @@ impl WorkerBuilder {
 
 /// Host and process, where they can be told.
 fn default_name() -> String {
-    let host = std::env::var("HOSTNAME").ok().or_else(|| std::fs::read_to_string("/etc/hostname").ok());
-    let host = host.map(|host| host.trim().to_owned()).filter(|host| !host.is_empty());
-    format!("{}-{}", host.as_deref().unwrap_or("worker"), std::process::id())
+    let host = std::env::var("HOSTNAME")
+        .ok()
+        .or_else(|| std::fs::read_to_string("/etc/hostname").ok());
+    let host = host
+        .map(|host| host.trim().to_owned())
+        .filter(|host| !host.is_empty());
+    format!(
+        "{}-{}",
+        host.as_deref().unwrap_or("worker"),
+        std::process::id()
+    )
 }
 
 /// The signals that end a worker.
@@ -303,8 +360,12 @@ struct Signals {
 impl Signals {
     fn listen() -> Result<Self, Error> {
         use tokio::signal::unix::{SignalKind, signal};
-        let listen = |kind| signal(kind).map_err(|error| Error::Config(format!("signals: {error}")));
-        Ok(Self { term: listen(SignalKind::terminate())?, int: listen(SignalKind::interrupt())? })
+        let listen =
+            |kind| signal(kind).map_err(|error| Error::Config(format!("signals: {error}")));
+        Ok(Self {
+            term: listen(SignalKind::terminate())?,
+            int: listen(SignalKind::interrupt())?,
+        })
     }
 
     async fn next(&mut self) {

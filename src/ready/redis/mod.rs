@@ -36,7 +36,7 @@ use crate::error::{Error, Result};
 use crate::job::{JobId, NodeId};
 use crate::store::{Epoch, Line};
 
-/// No call but the doorbell takes longer.
+/// No call takes longer, but the doorbell and those that send many batches; nor does one that finds Redis away.
 const CALL_MAX: Duration = Duration::from_secs(1);
 /// Connections for everything but the doorbell. Each carries one batch at a time.
 const CONNECTIONS: usize = 8;
@@ -146,7 +146,8 @@ impl ReadyList for RedisReady {
     }
 
     async fn offer(&self, lines: Vec<(Line, Vec<JobId>)>) -> Result<Vec<Placed>> {
-        bounded(self.offer_lines(&lines)).await
+        let jobs = lines.iter().map(|(_, jobs)| jobs.len()).sum();
+        bounded_by(jobs, self.offer_lines(&lines)).await
     }
 
     async fn doorbell(&self, lines: Vec<Line>, wait: Duration) -> Result<Ring> {
@@ -158,7 +159,7 @@ impl ReadyList for RedisReady {
     }
 
     async fn settle(&self, hints: Vec<Hint>) -> Result<()> {
-        bounded(self.settle_hints(&hints)).await
+        bounded_by(hints.len(), self.settle_hints(&hints)).await
     }
 
     async fn put_back(&self, hints: Vec<Hint>) -> Result<()> {
@@ -228,7 +229,13 @@ fn bad_url() -> Error {
 }
 
 async fn bounded<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::time::timeout(CALL_MAX, call)
+    bounded_by(1, call).await
+}
+
+/// Each batch has its time; the connection sees to it that the first one that is not answered ends the call.
+async fn bounded_by<T>(ids: usize, call: impl Future<Output = Result<T>>) -> Result<T> {
+    let batches = u32::try_from(ids.div_ceil(CHUNK)).unwrap_or(u32::MAX);
+    tokio::time::timeout(CALL_MAX.saturating_mul(batches.max(1)), call)
         .await
         .unwrap_or_else(|_| Err(away()))
 }

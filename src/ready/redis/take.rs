@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use deadpool_redis::Connection;
 use redis::{Pipeline, Value, pipe};
 
 use super::reply::{self, Entry, Fault};
@@ -93,21 +94,26 @@ impl RedisReady {
 
     pub(super) async fn settle_hints(&self, hints: &[Hint]) -> Result<()> {
         let mut conn = self.connection().await?;
-        for ((epoch, line), entries) in by_line(hints) {
-            let key = self.keys.line(epoch, line);
+        let lines = by_line(hints);
+        // A transaction for each line, as many of them in one go as make a batch.
+        let mut batch = pipe();
+        let mut size = 0;
+        for ((epoch, line), entries) in &lines {
+            let key = self.keys.line(*epoch, line);
             for entries in entries.chunks(CHUNK) {
-                let mut both = pipe();
-                both.cmd("MULTI");
-                both.cmd("XACK").arg(&key).arg(GROUP).arg(entries);
-                both.cmd("XDEL").arg(&key).arg(entries);
-                both.cmd("EXEC");
-                for answer in reply::transaction(ask(&mut conn, &both).await?.pop())? {
-                    // A stream that is gone has nothing to forget.
-                    reply::refuse_other(&answer)?;
+                if size + entries.len() > CHUNK {
+                    forget(&mut conn, &batch).await?;
+                    batch.clear();
+                    size = 0;
                 }
+                size += entries.len();
+                batch.cmd("MULTI");
+                batch.cmd("XACK").arg(&key).arg(GROUP).arg(entries);
+                batch.cmd("XDEL").arg(&key).arg(entries);
+                batch.cmd("EXEC");
             }
         }
-        Ok(())
+        forget(&mut conn, &batch).await
     }
 
     pub(super) async fn put_hints_back(&self, hints: &[Hint]) -> Result<()> {
@@ -137,6 +143,17 @@ impl RedisReady {
         }
         Ok(())
     }
+}
+
+async fn forget(conn: &mut Connection, batch: &Pipeline) -> Result<()> {
+    for answer in &ask(conn, batch).await? {
+        // A stream that is gone has nothing to forget.
+        reply::refuse_other(answer)?;
+        reply::items(answer)
+            .iter()
+            .try_for_each(reply::refuse_other)?;
+    }
+    Ok(())
 }
 
 /// Where one answer comes from.

@@ -53,7 +53,14 @@ impl Book {
         self.by_lease.insert((session, lease.clone()), ticket);
         self.running += 1;
         let state = State::Running { stop: None };
-        self.held.insert(ticket, Held { session, lease, state });
+        self.held.insert(
+            ticket,
+            Held {
+                session,
+                lease,
+                state,
+            },
+        );
         ticket
     }
 
@@ -70,9 +77,19 @@ impl Book {
     }
 
     /// Puts a result in the place of the handler, or of an earlier result.
-    pub(super) fn finish(&mut self, ticket: Ticket, outcome: proto::result::Outcome, now: Duration) {
-        let Some(held) = self.held.get_mut(&ticket) else { return };
-        let result = proto::Result { lease: Some(held.lease.clone()), outcome: Some(outcome) };
+    pub(super) fn finish(
+        &mut self,
+        ticket: Ticket,
+        outcome: proto::result::Outcome,
+        now: Duration,
+    ) {
+        let Some(held) = self.held.get_mut(&ticket) else {
+            return;
+        };
+        let result = proto::Result {
+            lease: Some(held.lease.clone()),
+            outcome: Some(outcome),
+        };
         let bytes = result.encoded_len();
         let (since, rejections) = match &held.state {
             State::Running { .. } => {
@@ -85,7 +102,13 @@ impl Book {
             }
         };
         self.finished_bytes = self.finished_bytes.saturating_add(bytes);
-        held.state = State::Finished(Finished { result, bytes, since, rejections, queued: false });
+        held.state = State::Finished(Finished {
+            result,
+            bytes,
+            since,
+            rejections,
+            queued: false,
+        });
     }
 
     /// Forgets an attempt, with whatever state it is in.
@@ -113,7 +136,10 @@ impl Book {
 
     /// Everything a session holds.
     pub(super) fn of(&self, session: SessionNo) -> impl Iterator<Item = (Ticket, &Held)> {
-        self.held.iter().filter(move |(_, held)| held.session == session).map(|(ticket, held)| (*ticket, held))
+        self.held
+            .iter()
+            .filter(move |(_, held)| held.session == session)
+            .map(|(ticket, held)| (*ticket, held))
     }
 
     /// Everything that runs, in whatever session.

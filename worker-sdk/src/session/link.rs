@@ -125,7 +125,8 @@ impl Link {
 
     /// An output of more bytes would be refused, or end the stream.
     pub(super) fn output_bytes_max(&self) -> usize {
-        self.max_output.min(self.max_frame.saturating_sub(ENVELOPE_BYTES))
+        self.max_output
+            .min(self.max_frame.saturating_sub(ENVELOPE_BYTES))
     }
 
     /// Counts the renewal from the moment its heartbeat was *sent*: the server
@@ -171,7 +172,13 @@ impl Link {
 
     /// The next message for a free writer, with the tickets whose results it
     /// carries. Heartbeats first: nothing may delay a renewal.
-    pub(super) fn next_message(&mut self, no: SessionNo, book: &mut Book, now: Duration, window: u32) -> Option<(Request, Vec<Ticket>)> {
+    pub(super) fn next_message(
+        &mut self,
+        no: SessionNo,
+        book: &mut Book,
+        now: Duration,
+        window: u32,
+    ) -> Option<(Request, Vec<Ticket>)> {
         if self.heartbeat_due {
             self.heartbeat_due = false;
             self.sequence += 1;
@@ -180,7 +187,11 @@ impl Link {
                 self.beats.pop_front();
             }
             let held = book.of(no).map(|(_, held)| held.lease.clone()).collect();
-            let heartbeat = proto::Heartbeat { sequence: self.sequence, last_frame: self.last_frame, held };
+            let heartbeat = proto::Heartbeat {
+                sequence: self.sequence,
+                last_frame: self.last_frame,
+                held,
+            };
             return Some((Request::Heartbeat(heartbeat), Vec::new()));
         }
         if self.goodbye == Goodbye::Due {
@@ -189,11 +200,16 @@ impl Link {
         }
         if self.goodbye == Goodbye::No && window != self.window {
             self.window = window;
-            let capacity = proto::SetCapacity { max_in_flight: window, queues: Vec::new() };
+            let capacity = proto::SetCapacity {
+                max_in_flight: window,
+                queues: Vec::new(),
+            };
             return Some((Request::SetCapacity(capacity), Vec::new()));
         }
         let (mut results, tickets) = self.take_batch(book, BATCH_BYTES);
-        let room = BATCH_RESULTS_MAX.saturating_sub(results.len()).min(self.stopped.len());
+        let room = BATCH_RESULTS_MAX
+            .saturating_sub(results.len())
+            .min(self.stopped.len());
         results.extend(self.stopped.drain(..room).map(|lease| proto::Result {
             lease: Some(lease),
             outcome: Some(proto::result::Outcome::Stopped(proto::Stopped {})),
@@ -214,12 +230,19 @@ impl Link {
             return None;
         }
         self.reporting = Some(tickets);
-        Some(proto::ReportResultsRequest { resume_token: self.token.clone(), results })
+        Some(proto::ReportResultsRequest {
+            resume_token: self.token.clone(),
+            results,
+        })
     }
 
     /// Takes finished results out of the outbox, at least one and then as many
     /// as fit.
-    fn take_batch(&mut self, book: &mut Book, bytes_max: usize) -> (Vec<proto::Result>, Vec<Ticket>) {
+    fn take_batch(
+        &mut self,
+        book: &mut Book,
+        bytes_max: usize,
+    ) -> (Vec<proto::Result>, Vec<Ticket>) {
         let (mut results, mut tickets, mut bytes) = (Vec::new(), Vec::new(), 0);
         while let Some(ticket) = self.outbox.front().copied() {
             let Some(finished) = book.get_mut(ticket).and_then(|held| held.finished_mut()) else {

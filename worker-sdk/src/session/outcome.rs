@@ -38,14 +38,22 @@ const DELAY_MAX: Duration = Duration::from_secs(3650 * 24 * 3600);
 ///
 /// A success is always told, whatever came before: the fence decides. All else
 /// that follows an order to stop is the order's doing, not the job's.
-pub(super) fn resolve(outcome: Outcome, stop: Option<StopReason>, output_bytes_max: usize) -> Option<Wire> {
+pub(super) fn resolve(
+    outcome: Outcome,
+    stop: Option<StopReason>,
+    output_bytes_max: usize,
+) -> Option<Wire> {
     match (outcome, stop) {
         (Outcome::Success(output), _) => Some(success(output, output_bytes_max)),
         (Outcome::Release { delay, reason }, _) => Some(release(delay, &reason)),
         (Outcome::Failure(failure), None) => Some(Wire::Failure(bounded(failure))),
         (Outcome::Dropped, None) => Some(release(Duration::ZERO, "HANDLER_DROPPED")),
         (_, Some(StopReason::Cancelled | StopReason::TimedOut | StopReason::Lost)) => None,
-        (_, Some(StopReason::Overdue)) => Some(failure("Timeout", "the handler ran past the attempt's timeout", false)),
+        (_, Some(StopReason::Overdue)) => Some(failure(
+            "Timeout",
+            "the handler ran past the attempt's timeout",
+            false,
+        )),
         (_, Some(StopReason::Unrenewed)) => Some(release(Duration::ZERO, "LEASE_UNRENEWED")),
         (_, Some(StopReason::Shutdown)) => Some(release(Duration::ZERO, "DRAIN")),
     }
@@ -54,7 +62,10 @@ pub(super) fn resolve(outcome: Outcome, stop: Option<StopReason>, output_bytes_m
 /// Gives a job back.
 pub(super) fn release(delay: Duration, reason: &str) -> Wire {
     let delay = prost_types::Duration::try_from(delay.min(DELAY_MAX)).ok();
-    Wire::Release(proto::Release { delay, reason: text(reason, REASON_BYTES) })
+    Wire::Release(proto::Release {
+        delay,
+        reason: text(reason, REASON_BYTES),
+    })
 }
 
 /// The outcome in the place of one that the server refused: the slot and the
@@ -63,7 +74,10 @@ pub(super) fn release(delay: Duration, reason: &str) -> Wire {
 pub(super) fn instead_of_rejected(rejections: u32, problem: Option<&proto::Problem>) -> Wire {
     let told = problem.filter(|_| rejections == 0);
     let message = match told {
-        Some(problem) => format!("the server refused the result: {} {} {}", problem.reason, problem.field, problem.message),
+        Some(problem) => format!(
+            "the server refused the result: {} {} {}",
+            problem.reason, problem.field, problem.message
+        ),
         None => "the server refused the result".to_owned(),
     };
     failure("OutputRejected", &message, true)
@@ -76,9 +90,15 @@ fn success(output: proto::Payload, bytes_max: usize) -> Wire {
         None => 0,
     };
     if bytes > bytes_max {
-        return failure("OutputRejected", &format!("the output has {bytes} bytes, the server takes {bytes_max}"), true);
+        return failure(
+            "OutputRejected",
+            &format!("the output has {bytes} bytes, the server takes {bytes_max}"),
+            true,
+        );
     }
-    Wire::Success(proto::Success { output: Some(output) })
+    Wire::Success(proto::Success {
+        output: Some(output),
+    })
 }
 
 fn failure(kind: &str, message: &str, permanent: bool) -> Wire {
@@ -93,7 +113,8 @@ fn failure(kind: &str, message: &str, permanent: bool) -> Wire {
 /// Cuts what the server would refuse: a failure must get through, whatever a
 /// handler wrote into it.
 fn bounded(failure: proto::Failure) -> proto::Failure {
-    let retry_after = super::link::duration(failure.retry_after).map(|wait| wait.min(RETRY_AFTER_MAX));
+    let retry_after =
+        super::link::duration(failure.retry_after).map(|wait| wait.min(RETRY_AFTER_MAX));
     proto::Failure {
         r#type: text(&failure.r#type, TYPE_BYTES),
         message: text(&failure.message, MESSAGE_BYTES),

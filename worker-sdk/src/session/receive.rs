@@ -5,7 +5,9 @@ use std::time::Duration;
 use super::held::State;
 use super::link::{Goodbye, Phase, duration};
 use super::timers::Timer;
-use super::{Action, End, Note, REJECTIONS_MAX, REPORT_FOR, SessionNo, Sessions, StopReason, Ticket, outcome};
+use super::{
+    Action, End, Note, REJECTIONS_MAX, REPORT_FOR, SessionNo, Sessions, StopReason, Ticket, outcome,
+};
 use crate::proto;
 use proto::lease_jobs_response::Message as Response;
 
@@ -53,18 +55,24 @@ impl Sessions {
     }
 
     fn welcome(&mut self, no: SessionNo, welcome: proto::Welcome) {
-        let Some(link) = self.links.get_mut(&no) else { return };
+        let Some(link) = self.links.get_mut(&no) else {
+            return;
+        };
         let (session, node) = (welcome.session_id.clone(), welcome.node.clone());
         link.welcome(welcome);
         self.timers.clear(Timer::Welcome(no));
         // At once: the first is written when this event is done.
-        self.timers.set(Timer::Heartbeat(no), self.now + link.interval);
-        self.timers.set(Timer::Expiry(no), link.expiry().max(self.now));
+        self.timers
+            .set(Timer::Heartbeat(no), self.now + link.interval);
+        self.timers
+            .set(Timer::Expiry(no), link.expiry().max(self.now));
         self.note(Note::Connected { session, node });
     }
 
     fn renewed_by(&mut self, no: SessionNo, ack: &proto::HeartbeatAck) {
-        let Some(link) = self.links.get_mut(&no) else { return };
+        let Some(link) = self.links.get_mut(&no) else {
+            return;
+        };
         if link.renew(ack) {
             self.timers.set(Timer::Expiry(no), link.expiry());
             if self.current == Some(no) {
@@ -76,14 +84,19 @@ impl Sessions {
     /// The node takes no more part in hand-out: a new stream for new jobs, and
     /// this one until what it has is done.
     fn draining(&mut self, no: SessionNo) {
-        let Some(link) = self.links.get_mut(&no) else { return };
+        let Some(link) = self.links.get_mut(&no) else {
+            return;
+        };
         if link.goodbye == Goodbye::No {
             link.goodbye = Goodbye::Due;
         }
         if self.current == Some(no) {
             self.current = None;
             self.note(Note::Draining);
-            self.reconnect(&End { message: "the node drains".to_owned(), ..End::default() });
+            self.reconnect(&End {
+                message: "the node drains".to_owned(),
+                ..End::default()
+            });
         }
     }
 
@@ -98,8 +111,12 @@ impl Sessions {
 
     /// Takes one pushed job: each lease once in its session, whatever is pushed again.
     fn job(&mut self, no: SessionNo, job: proto::LeasedJob) {
-        let Some(lease) = job.lease.clone() else { return };
-        let Some(link) = self.links.get_mut(&no) else { return };
+        let Some(lease) = job.lease.clone() else {
+            return;
+        };
+        let Some(link) = self.links.get_mut(&no) else {
+            return;
+        };
         if link.was_done(&lease) || self.book.find(no, &lease).is_some() {
             return;
         }
@@ -124,7 +141,8 @@ impl Sessions {
             link.running += 1;
         }
         if let Some(time_left) = duration(job.time_left) {
-            self.timers.set(Timer::Timeout(ticket), self.now.saturating_add(time_left));
+            self.timers
+                .set(Timer::Timeout(ticket), self.now.saturating_add(time_left));
         }
         self.actions.push(Action::Run(ticket, Box::new(job)));
     }
@@ -140,7 +158,9 @@ impl Sessions {
             self.note(Note::UnknownKind(kind.to_owned()));
             return UNKNOWN_KIND_FIRST;
         };
-        let delay = UNKNOWN_KIND_FIRST.saturating_mul(1 << (*count).min(16)).min(UNKNOWN_KIND_MAX);
+        let delay = UNKNOWN_KIND_FIRST
+            .saturating_mul(1 << (*count).min(16))
+            .min(UNKNOWN_KIND_MAX);
         *count = count.saturating_add(1);
         delay
     }
@@ -149,7 +169,9 @@ impl Sessions {
         for cancel in cancels.cancels {
             let reason = match cancel.reason() {
                 proto::CancelReason::Timeout => StopReason::TimedOut,
-                proto::CancelReason::Requested | proto::CancelReason::Unspecified => StopReason::Cancelled,
+                proto::CancelReason::Requested | proto::CancelReason::Unspecified => {
+                    StopReason::Cancelled
+                }
             };
             if let Some(lease) = cancel.lease {
                 self.stop_lease(no, &lease, reason);
@@ -167,9 +189,15 @@ impl Sessions {
     /// something else is sent in its place.
     pub(super) fn receipt(&mut self, no: SessionNo, receipt: proto::Receipt) -> bool {
         let status = receipt.status();
-        let Some(lease) = receipt.lease else { return false };
-        let Some(ticket) = self.book.find(no, &lease) else { return false };
-        let Some(held) = self.book.get(ticket) else { return false };
+        let Some(lease) = receipt.lease else {
+            return false;
+        };
+        let Some(ticket) = self.book.find(no, &lease) else {
+            return false;
+        };
+        let Some(held) = self.book.get(ticket) else {
+            return false;
+        };
         let State::Finished(finished) = &held.state else {
             // A verdict on something this handler has not said yet: the lease is not ours.
             if status == proto::ReceiptStatus::Stale {
@@ -178,13 +206,19 @@ impl Sessions {
             return false;
         };
         let rejections = finished.rejections;
-        let why = receipt.problem.as_ref().map(|problem| problem.reason.clone()).unwrap_or_default();
+        let why = receipt
+            .problem
+            .as_ref()
+            .map(|problem| problem.reason.clone())
+            .unwrap_or_default();
         match status {
             proto::ReceiptStatus::Unspecified => return false,
             proto::ReceiptStatus::Recorded => {}
             proto::ReceiptStatus::Stale => self.note(Note::Stale(lease, why)),
             proto::ReceiptStatus::Unknown => self.note(Note::GaveUp(lease)),
-            proto::ReceiptStatus::Rejected if rejections >= REJECTIONS_MAX => self.note(Note::GaveUp(lease)),
+            proto::ReceiptStatus::Rejected if rejections >= REJECTIONS_MAX => {
+                self.note(Note::GaveUp(lease))
+            }
             proto::ReceiptStatus::Rejected => {
                 self.note(Note::Rejected(lease, why));
                 let instead = outcome::instead_of_rejected(rejections, receipt.problem.as_ref());
@@ -208,14 +242,22 @@ impl Sessions {
     /// The answer of `ReportResults`, or that there was none: what has no
     /// verdict is tried again after a pause, for a day.
     pub(super) fn reported(&mut self, no: SessionNo, answer: Result<Vec<proto::Receipt>, ()>) {
-        let Some(sent) = self.links.get_mut(&no).and_then(|link| link.reporting.take()) else { return };
+        let Some(sent) = self
+            .links
+            .get_mut(&no)
+            .and_then(|link| link.reporting.take())
+        else {
+            return;
+        };
         let answered = answer.is_ok();
         for receipt in answer.unwrap_or_default() {
             self.receipt(no, receipt);
         }
         let mut open = false;
         for ticket in sent {
-            let Some(finished) = self.book.get(ticket).and_then(|held| held.finished()) else { continue };
+            let Some(finished) = self.book.get(ticket).and_then(|held| held.finished()) else {
+                continue;
+            };
             if self.now.saturating_sub(finished.since) > REPORT_FOR {
                 if let Some(held) = self.book.get(ticket) {
                     let lease = held.lease.clone();
@@ -227,7 +269,9 @@ impl Sessions {
                 self.queue(ticket);
             }
         }
-        let Some(link) = self.links.get_mut(&no) else { return };
+        let Some(link) = self.links.get_mut(&no) else {
+            return;
+        };
         if answered && !open {
             link.report_failures = 0;
             return;

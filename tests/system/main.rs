@@ -1,0 +1,18 @@
+//! The product as its users meet it: real processes, real sockets, real stores.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends by a panic that says what was wrong"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod errors;
+mod faults;
+mod journey;
+mod stack;
+mod workers;

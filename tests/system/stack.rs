@@ -1,0 +1,111 @@
+//! What a user has started: `dev`, or nodes over a Postgres and a Redis of the test's own.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use worker_sdk::Client;
+
+use crate::support::{PrivatePostgres, PrivateRedis, Process, free_port, leasehold};
+
+/// Long enough for a machine that is busy compiling; a test that needs it is not waiting for time.
+pub const START_WITHIN: Duration = Duration::from_secs(60);
+
+/// A server process and where it listens.
+pub struct Node {
+    pub process: Process,
+    pub address: SocketAddr,
+    args: Vec<String>,
+}
+
+impl Node {
+    /// Starts it and waits until it is ready.
+    pub async fn start(args: Vec<String>) -> Self {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+        Self::start_at(address, args).await
+    }
+
+    async fn start_at(address: SocketAddr, args: Vec<String>) -> Self {
+        let listen = ["--listen".to_owned(), address.to_string()];
+        let mut process = Process::start("node", leasehold(args.iter().chain(&listen)));
+        process.ready(address, START_WITHIN).await;
+        Self {
+            process,
+            address,
+            args,
+        }
+    }
+
+    /// Kills it with -9 and starts it again at the same address, on the same data.
+    pub async fn kill_and_restart(&mut self) {
+        self.process.kill();
+        *self = Self::start_at(self.address, self.args.clone()).await;
+    }
+
+    /// Starts it again after it has ended.
+    pub async fn restart(&mut self) {
+        *self = Self::start_at(self.address, self.args.clone()).await;
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+/// The embedded server and its folder.
+pub struct Dev {
+    pub node: Node,
+    pub folder: TempDir,
+}
+
+impl Dev {
+    pub async fn start() -> Self {
+        let folder = TempDir::new().unwrap();
+        let data = folder.path().join("data").to_string_lossy().into_owned();
+        let node = Node::start(vec!["dev".into(), "--data".into(), data]).await;
+        Self { node, folder }
+    }
+}
+
+/// Nodes over one Postgres and one Redis.
+pub struct Stack {
+    pub nodes: Vec<Node>,
+    pub redis: PrivateRedis,
+    pub postgres: PrivatePostgres,
+}
+
+impl Stack {
+    pub async fn start(nodes: usize) -> Self {
+        let postgres = PrivatePostgres::launch().await;
+        let redis = PrivateRedis::launch().await;
+        let args: Vec<String> = [
+            "serve",
+            "--database-url",
+            &postgres.url(),
+            "--redis-url",
+            &redis.url(),
+        ]
+        .map(str::to_owned)
+        .into();
+        let mut started = Vec::new();
+        for _ in 0..nodes {
+            started.push(Node::start(args.clone()).await);
+        }
+        Self {
+            nodes: started,
+            redis,
+            postgres,
+        }
+    }
+
+    /// A client of the n-th node.
+    pub fn client(&self, n: usize) -> Client {
+        client(&self.nodes[n].url())
+    }
+}
+
+pub fn client(url: &str) -> Client {
+    Client::connect_lazy(url)
+        .unwrap()
+        .deadline(Duration::from_secs(60))
+}

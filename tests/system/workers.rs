@@ -1,0 +1,148 @@
+//! Workers for the journeys: in this process, or in one of their own that can be killed.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use worker_sdk::{Context, Error, JobError, Permanent, Retry, Snooze, Worker};
+
+use crate::support::Process;
+
+const URL: &str = "TEST_WORKER_URL";
+const LOG: &str = "TEST_WORKER_LOG";
+
+/// A worker in this process; it leaves in order when dropped or stopped.
+pub struct Local {
+    stop: Option<oneshot::Sender<()>>,
+    running: JoinHandle<Result<(), Error>>,
+}
+
+impl Local {
+    pub fn start(url: &str, log: &Path, slots: usize) -> Self {
+        let worker = worker(url, log, slots);
+        let (stop, stopped) = oneshot::channel();
+        let until = async move { drop(stopped.await) };
+        Self {
+            stop: Some(stop),
+            running: tokio::spawn(async move { worker.run_until(until).await }),
+        }
+    }
+
+    /// Lets it leave in order.
+    pub async fn stop(mut self) {
+        drop(self.stop.take());
+        let left = tokio::time::timeout(Duration::from_secs(40), self.running).await;
+        left.expect("a worker leaves within its grace")
+            .unwrap()
+            .unwrap();
+    }
+}
+
+/// A worker in a process of its own: this test binary, started anew.
+pub fn process(url: &str, log: &Path) -> Process {
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args([
+        "--exact",
+        "workers::the_worker_of_another_test",
+        "--nocapture",
+    ]);
+    command.env(URL, url).env(LOG, log);
+    Process::start("worker", command)
+}
+
+/// Does nothing by itself: [`process`] starts it as a worker.
+#[test]
+fn the_worker_of_another_test() {
+    let (Ok(url), Ok(log)) = (std::env::var(URL), std::env::var(LOG)) else {
+        return;
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async { worker(&url, Path::new(&log), 50).run().await.unwrap() });
+}
+
+/// How often each job was begun, read from the log that handlers write.
+pub fn runs(log: &Path) -> HashMap<String, usize> {
+    let mut runs = HashMap::new();
+    for line in std::fs::read_to_string(log).unwrap_or_default().lines() {
+        *runs.entry(line.to_owned()).or_default() += 1;
+    }
+    runs
+}
+
+fn worker(url: &str, log: &Path, slots: usize) -> Worker {
+    let note = Log(log.to_owned());
+    let with = move || note.clone();
+    let (echo, sleep, wait, flaky, doomed, panics) =
+        (with(), with(), with(), with(), with(), with());
+    Worker::builder(url)
+        .queue("q")
+        .concurrency(slots)
+        .lease_ttl(Duration::from_secs(10))
+        .grace(Duration::from_secs(10))
+        .handler("echo", move |ctx: Context, input: serde_json::Value| {
+            echo.write(&ctx);
+            async move { Ok::<_, JobError>(input) }
+        })
+        .handler("sleep", move |ctx: Context, millis: u64| {
+            sleep.write(&ctx);
+            async move {
+                tokio::time::sleep(Duration::from_millis(millis)).await;
+                Ok::<_, JobError>(millis)
+            }
+        })
+        .handler("until-cancelled", move |ctx: Context, (): ()| {
+            wait.write(&ctx);
+            async move {
+                ctx.cancelled().await;
+                Ok::<_, JobError>("too late")
+            }
+        })
+        .handler("flaky", move |ctx: Context, succeeds_at: u32| {
+            flaky.write(&ctx);
+            async move {
+                match ctx.attempt() >= succeeds_at {
+                    true => Ok(ctx.attempt()),
+                    false => Err(JobError::from(std::io::Error::other("not yet"))),
+                }
+            }
+        })
+        .handler("doomed", move |ctx: Context, how: String| {
+            doomed.write(&ctx);
+            async move {
+                match how.as_str() {
+                    "permanent" => Err::<(), JobError>(Permanent::new("never").into()),
+                    "later" => Err(Retry::after(Duration::from_millis(50)).into()),
+                    _ if ctx.attempt() == 1 => Err(Snooze(Duration::from_millis(50)).into()),
+                    _ => Ok(()),
+                }
+            }
+        })
+        .handler("panics", move |ctx: Context, (): ()| {
+            panics.write(&ctx);
+            async move {
+                assert!(ctx.attempt() > 1, "the first attempt panics");
+                Ok::<_, JobError>("then it works")
+            }
+        })
+        .build()
+        .unwrap()
+}
+
+#[derive(Clone)]
+struct Log(PathBuf);
+
+impl Log {
+    /// One line for each run, in one write, so that lines of several processes do not mix.
+    fn write(&self, ctx: &Context) {
+        let mut file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.0)
+            .unwrap();
+        file.write_all(format!("{}\n", ctx.job_id()).as_bytes())
+            .unwrap();
+    }
+}

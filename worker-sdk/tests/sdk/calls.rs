@@ -1,0 +1,134 @@
+//! The client's calls.
+
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+use worker_sdk::proto::{EnqueueResponse, GetJobResponse, Job, JobState, Payload, payload};
+use worker_sdk::{Client, Error, NewJob};
+
+use crate::peer::{Peer, soon};
+
+#[tokio::test]
+async fn an_unavailable_server_is_asked_again_with_the_same_id() {
+    let mut peer = Peer::start();
+    let client = Client::connect(&peer.url).await.unwrap();
+    let call =
+        tokio::spawn(async move { client.enqueue(NewJob::new("greet", "Ada").unwrap()).await });
+    let (first, answer) = soon("a call", peer.enqueues.recv()).await.unwrap();
+    let wait = ErrorDetails::with_retry_info(Some(Duration::from_millis(300)));
+    answer
+        .send(Err(Status::with_error_details(
+            Code::Unavailable,
+            "away",
+            wait,
+        )))
+        .unwrap();
+    let asked = std::time::Instant::now();
+    let (second, answer) = soon("a second call", peer.enqueues.recv()).await.unwrap();
+    assert!(
+        asked.elapsed() >= Duration::from_millis(250),
+        "the server's pause is honoured"
+    );
+    assert_eq!(first, second);
+    assert_eq!(
+        first.job_id.chars().nth(14),
+        Some('7'),
+        "a UUIDv7: {}",
+        first.job_id
+    );
+    let job = Some(Job {
+        id: second.job_id,
+        ..Job::default()
+    });
+    answer
+        .send(Ok(EnqueueResponse { job, existed: true }))
+        .unwrap();
+    assert!(call.await.unwrap().unwrap().existed);
+}
+
+#[tokio::test]
+async fn a_bad_request_is_not_repeated_and_names_its_fields() {
+    let mut peer = Peer::start();
+    let client = Client::connect_lazy(&peer.url).unwrap();
+    let call = tokio::spawn(async move { client.enqueue(NewJob::raw("no good", "", "x")).await });
+    let (_, answer) = soon("a call", peer.enqueues.recv()).await.unwrap();
+    let mut details = ErrorDetails::with_error_info(
+        "FIELD_INVALID",
+        "leasehold",
+        [("k".to_owned(), "v".to_owned())],
+    );
+    details.add_bad_request_violation("job.kind", "has a space");
+    answer
+        .send(Err(Status::with_error_details(
+            Code::InvalidArgument,
+            "bad",
+            details,
+        )))
+        .unwrap();
+    let error = call.await.unwrap().unwrap_err();
+    assert_eq!(error.reason(), Some("FIELD_INVALID"));
+    assert_eq!(error.call().unwrap().violations[0].field, "job.kind");
+    assert_eq!(
+        error.to_string(),
+        "FIELD_INVALID: bad; job.kind: has a space"
+    );
+}
+
+#[tokio::test]
+async fn nobody_there_is_an_error_within_the_deadline() {
+    let client = Client::connect_lazy("127.0.0.1:1")
+        .unwrap()
+        .deadline(Duration::from_millis(400));
+    let error = soon("the deadline", client.get("x")).await.unwrap_err();
+    assert_eq!(error.call().unwrap().code, Code::Unavailable, "{error}");
+    assert!(Client::connect("https://127.0.0.1:1").await.is_err());
+}
+
+#[tokio::test]
+async fn wait_asks_until_the_job_is_final_and_reads_its_output() {
+    let mut peer = Peer::start();
+    let client = Client::connect_lazy(&peer.url).unwrap();
+    let call = tokio::spawn(async move { client.wait("x", Duration::from_secs(15)).await });
+    for state in [JobState::Running, JobState::Succeeded] {
+        let (request, answer) = soon("a call", peer.gets.recv()).await.unwrap();
+        assert!(request.wait.is_some());
+        let body = Some(payload::Body::Data(b"[1,2]".to_vec().into()));
+        let output = Some(Payload {
+            content_type: String::new(),
+            body,
+        });
+        answer
+            .send(Ok(GetJobResponse {
+                job: Some(Job {
+                    state: state.into(),
+                    output,
+                    ..Job::default()
+                }),
+            }))
+            .unwrap();
+    }
+    assert_eq!(
+        call.await.unwrap().unwrap().output_as::<Vec<u8>>().unwrap(),
+        vec![1, 2]
+    );
+}
+
+#[tokio::test]
+async fn wait_gives_the_unfinished_job_when_its_time_is_over() {
+    let mut peer = Peer::start();
+    let client = Client::connect_lazy(&peer.url).unwrap();
+    let call = tokio::spawn(async move { client.wait("x", Duration::from_millis(300)).await });
+    let answers = async {
+        while let Some((_, answer)) = peer.gets.recv().await {
+            let _ = answer.send(Ok(GetJobResponse {
+                job: Some(Job {
+                    state: JobState::Running.into(),
+                    ..Job::default()
+                }),
+            }));
+        }
+    };
+    let result = tokio::select! { result = call => result.unwrap(), () = answers => unreachable!("the server stays") };
+    assert!(matches!(result, Err(Error::NotFinal(job)) if job.state() == JobState::Running));
+}

@@ -1,0 +1,12 @@
+//! The SDK over real sockets, against a small server that does as each test says.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod calls;
+mod peer;
+mod workers;
