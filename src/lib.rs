@@ -31,6 +31,7 @@
 //!
 //! Start reading at [`job::state`], then [`session`], [`store`], `engine/dispatch.rs`, `grpc/leases.rs`.
 
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod engine;
@@ -39,6 +40,7 @@ pub mod grpc;
 pub mod http;
 pub mod job;
 pub mod ready;
+pub mod server;
 pub mod session;
 pub mod store;
 pub mod telemetry;

@@ -1,0 +1,160 @@
+//! `leasehold jobs`: enqueue jobs and look after them, over the same gRPC as everybody.
+
+mod enqueue;
+mod show;
+
+use std::time::Duration;
+
+use worker_sdk::{Client, Error, JobFilter, JobState, ListJobsRequest, View};
+
+use super::exit::{Exit, Failure};
+use crate::telemetry::start_logs;
+use show::Output;
+
+/// Where a server is looked for when nobody says otherwise.
+pub(super) const DEFAULT_SERVER: &str = "http://127.0.0.1:7070";
+/// Jobs of one page.
+const PAGE: usize = 200;
+/// gRPC's number for a request that cannot be taken as it is.
+const INVALID_ARGUMENT: i32 = 3;
+/// gRPC's number for a thing that exists in another form.
+const ALREADY_EXISTS: i32 = 6;
+
+/// Flags of `leasehold jobs`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Server to ask
+    #[arg(long, global = true, value_name = "URL", env = "LEASEHOLD_SERVER", default_value = DEFAULT_SERVER)]
+    server: String,
+    /// How the answer is written
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    /// How long a call may take, with all its tries while the server is away
+    #[arg(long, global = true, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "10s")]
+    deadline: Duration,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Accepts a job; it is durable when this ends
+    Enqueue(Box<enqueue::Args>),
+    /// Shows a job with its payload, output and attempts
+    Get {
+        /// Id of the job
+        id: String,
+        /// Wait this long for its end, then show it as it is
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        wait: Option<Duration>,
+    },
+    /// Lists jobs, newest first
+    List {
+        /// Only these queues
+        #[arg(long, value_name = "NAME")]
+        queue: Vec<String>,
+        /// Only these kinds
+        #[arg(long, value_name = "NAME")]
+        kind: Vec<String>,
+        /// Only these states; `failed` is the dead letter
+        #[arg(long, value_name = "STATE", value_parser = show::state)]
+        state: Vec<JobState>,
+        /// At most so many
+        #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        limit: u32,
+    },
+    /// Cancels jobs, at once and finally; a running one is told to stop
+    Cancel {
+        /// Ids of the jobs
+        #[arg(required = true)]
+        ids: Vec<String>,
+        /// Why, for the job's history
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        reason: String,
+    },
+    /// Brings failed or cancelled jobs back
+    Retry {
+        /// Ids of the jobs
+        #[arg(required = true)]
+        ids: Vec<String>,
+        /// Wait before they are due
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        delay: Option<Duration>,
+    },
+}
+
+/// `leasehold jobs`.
+pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
+    // The client tells of its tries; who wants to see them says so.
+    start_logs(&std::env::var("LEASEHOLD_LOG").unwrap_or_else(|_| "error".into()))?;
+    let Args { server, output, deadline, verb } = args;
+    let client = Client::connect_lazy(&server).map_err(failure_of)?.deadline(deadline);
+    match verb {
+        Verb::Enqueue(args) => return enqueue::run(&client, *args, output).await,
+        Verb::Get { id, wait } => output.one(&get(&client, &id, wait).await.map_err(failure_of)?),
+        Verb::List { queue, kind, state, limit } => {
+            let states = state.into_iter().map(i32::from).collect();
+            let filter = JobFilter { queues: queue, kinds: kind, states };
+            list(&client, filter, limit as usize, output).await.map_err(failure_of)?;
+        }
+        Verb::Cancel { ids, reason } => {
+            let mut rows = output.rows(ids.len() > 1);
+            for id in ids {
+                rows.add(&client.cancel(&id, &reason).await.map_err(failure_of)?);
+            }
+        }
+        Verb::Retry { ids, delay } => {
+            let mut rows = output.rows(ids.len() > 1);
+            for id in ids {
+                rows.add(&client.retry(&id, delay).await.map_err(failure_of)?);
+            }
+        }
+    }
+    Ok(Exit::Done)
+}
+
+async fn get(client: &Client, id: &str, wait: Option<Duration>) -> Result<worker_sdk::Job, Error> {
+    let Some(wait) = wait else {
+        return client.get(id).await;
+    };
+    match client.wait(id, wait).await {
+        Err(Error::NotFinal(job)) => Ok(*job),
+        other => other,
+    }
+}
+
+/// Page after page, until there are enough or no more.
+async fn list(client: &Client, filter: JobFilter, limit: usize, output: Output) -> Result<(), Error> {
+    let mut rows = output.rows(true);
+    let mut left = limit;
+    let mut page_token = String::new();
+    while left > 0 {
+        let page = client.list(ListJobsRequest {
+            filter: Some(filter.clone()),
+            page_size: u32::try_from(left.min(PAGE)).unwrap_or(u32::MAX),
+            page_token,
+            view: View::Basic.into(),
+        });
+        let page = page.await?;
+        for job in page.jobs.iter().take(left) {
+            rows.add(job);
+        }
+        left = left.saturating_sub(page.jobs.len());
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// How the client's error ends a command.
+pub(super) fn failure_of(error: Error) -> Failure {
+    match &error {
+        Error::Config(_) | Error::Encode(_) => Failure::usage(error.to_string()),
+        Error::Call(call) if matches!(call.code as i32, INVALID_ARGUMENT | ALREADY_EXISTS) => {
+            Failure::usage(error.to_string())
+        }
+        _ => Failure::trouble(error.to_string()),
+    }
+}

@@ -1,0 +1,179 @@
+//! `leasehold jobs enqueue`.
+
+use std::io::Read;
+use std::time::{Duration, Instant, SystemTime};
+
+use worker_sdk::{Client, Error, Job, JobState, NewJob, Priority};
+
+use super::failure_of;
+use super::show::{Output, word};
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::terminal;
+use crate::job::limits::PAYLOAD_BYTES_MAX;
+
+const JSON: &str = "application/json";
+/// Between two looks at a job that is waited for, when it does not end sooner.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Flags of `leasehold jobs enqueue`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Which handler runs it
+    kind: String,
+    /// JSON text, `@FILE`, or `-` for stdin
+    #[arg(default_value = "null")]
+    payload: String,
+    /// Line it waits in
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    queue: String,
+    /// Media type of the payload; what is not JSON is not looked at
+    #[arg(long, value_name = "TYPE", default_value = JSON)]
+    content_type: String,
+    /// Order of hand-out within the queue: low, normal or high
+    #[arg(long, value_name = "LEVEL", value_parser = priority)]
+    priority: Option<Priority>,
+    /// Wait before it is due
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    delay: Option<Duration>,
+    /// When it is due, as 2030-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak, conflicts_with = "delay")]
+    run_time: Option<SystemTime>,
+    /// How many attempts may fail [default: the server's, 25]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_attempts: Option<u32>,
+    /// How long one attempt may take; 0s: no limit [default: the server's, 1h]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
+    /// How long it can be looked up once it is final [default: the server's, 7days]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    retention: Option<Duration>,
+    /// To list and filter by
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    label: Vec<(String, String)>,
+    /// For the worker
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    header: Vec<(String, String)>,
+    /// Id of the job, a UUIDv7 of the last hour: the same call again gives the same job
+    #[arg(long, value_name = "UUID")]
+    id: Option<String>,
+    /// Show each change of state, and end as the job does: 0 succeeded, 1 failed or cancelled
+    #[arg(long)]
+    wait: bool,
+}
+
+/// `leasehold jobs enqueue`.
+pub(super) async fn run(client: &Client, args: Args, output: Output) -> Result<Exit, Failure> {
+    let wait = args.wait;
+    let job = client.enqueue(new_job(args)?).await.map_err(failure_of)?.job;
+    if !wait {
+        output.rows(false).add(&job);
+        return Ok(Exit::Done);
+    }
+    let job = follow(client, job).await.map_err(failure_of)?;
+    output.one(&job);
+    Ok(match job.state() {
+        JobState::Succeeded => Exit::Done,
+        _ => Exit::Failed,
+    })
+}
+
+/// Shows each state on stderr until the last, which it returns.
+async fn follow(client: &Client, mut job: Job) -> Result<Job, Error> {
+    let start = Instant::now();
+    let mut shown = None;
+    loop {
+        if shown != Some(job.revision) {
+            shown = Some(job.revision);
+            terminal::note(change(&job, start.elapsed()));
+        }
+        let next = match client.wait(&job.id, LOOK_EVERY).await {
+            Err(Error::NotFinal(next)) => *next,
+            other => other?,
+        };
+        if next.is_final() {
+            if shown != Some(next.revision) {
+                terminal::note(change(&next, start.elapsed()));
+            }
+            return Ok(next);
+        }
+        job = next;
+    }
+}
+
+fn change(job: &Job, elapsed: Duration) -> String {
+    let mut line = format!("{:>8.2}s  {}  {}", elapsed.as_secs_f64(), job.id, word(job.state()));
+    if job.attempt > 0 {
+        line.push_str(&format!("  attempt {}", job.attempt));
+        if !job.worker.is_empty() {
+            line.push_str(&format!(" on {}", terminal::plain(&job.worker)));
+        }
+    }
+    if let Some(failure) = &job.last_failure {
+        line.push_str(&format!("  {}: {}", terminal::plain(&failure.r#type), terminal::plain(&failure.message)));
+    }
+    line
+}
+
+fn new_job(args: Args) -> Result<NewJob, Failure> {
+    let payload = read(&args.payload)?;
+    if args.content_type == JSON && serde_json::from_slice::<&serde_json::value::RawValue>(&payload).is_err() {
+        return Err(Failure::usage(
+            "the payload is not JSON; quote a text as '\"text\"', or say what it is by --content-type",
+        ));
+    }
+    let mut job = NewJob::raw(args.kind, args.content_type, payload).queue(args.queue);
+    if let Some(priority) = args.priority {
+        job = job.priority(priority);
+    }
+    if let Some(delay) = args.delay {
+        job = job.delay(delay);
+    }
+    if let Some(time) = args.run_time {
+        job = job.run_time(time);
+    }
+    if let Some(attempts) = args.max_attempts {
+        job = job.max_attempts(attempts);
+    }
+    if let Some(timeout) = args.timeout {
+        job = job.timeout(timeout);
+    }
+    if let Some(retention) = args.retention {
+        job = job.retention(retention);
+    }
+    if let Some(id) = args.id {
+        job = job.id(id);
+    }
+    let job = args.label.into_iter().fold(job, |job, (key, value)| job.label(key, value));
+    Ok(args.header.into_iter().fold(job, |job, (key, value)| job.header(key, value)))
+}
+
+/// The payload from where it is, as far as a server would take it.
+fn read(from: &str) -> Result<Vec<u8>, Failure> {
+    let bad = |why: std::io::Error| Failure::usage(format!("payload {from}: {why}"));
+    let mut payload = Vec::new();
+    let most = PAYLOAD_BYTES_MAX as u64 + 1;
+    match from.strip_prefix('@') {
+        Some(path) => std::fs::File::open(path).map_err(bad)?.take(most).read_to_end(&mut payload),
+        None if from == "-" => std::io::stdin().lock().take(most).read_to_end(&mut payload),
+        None => return Ok(from.as_bytes().to_vec()),
+    }
+    .map_err(bad)?;
+    match payload.len() > PAYLOAD_BYTES_MAX {
+        true => Err(Failure::usage(format!("payload {from}: has more than {PAYLOAD_BYTES_MAX} bytes"))),
+        false => Ok(payload),
+    }
+}
+
+fn priority(word: &str) -> Result<Priority, String> {
+    match word.to_ascii_lowercase().as_str() {
+        "low" => Ok(Priority::Low),
+        "normal" => Ok(Priority::Normal),
+        "high" => Ok(Priority::High),
+        _ => Err("must be low, normal or high".into()),
+    }
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}

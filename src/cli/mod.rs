@@ -1,0 +1,128 @@
+//! The face that is typed: `leasehold serve`, `dev`, `jobs` and the rest.
+//!
+//! It is the only place that opens backends, and hands them to the engine ([`serve`]). What a command has to say goes
+//! to stdout when it is the result, and to stderr when it is about the result; logs go to stderr.
+//!
+//! | exit code | means |
+//! |---|---|
+//! | 0 | done; of `enqueue --wait`: the job succeeded |
+//! | 1 | a job failed or was cancelled; `doctor` found something |
+//! | 2 | the command line, the configuration or the request cannot be taken as it is |
+//! | 3 | a server or a store is away, or answered with an error |
+//! | 130 | a second signal came while a server was stopping |
+
+mod demo;
+mod demo_worker;
+mod dev;
+mod doctor;
+mod exit;
+mod folder;
+mod jobs;
+mod migrate;
+mod serve;
+mod settings;
+mod signals;
+mod terminal;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::config::Command;
+use exit::{Exit, Failure};
+use settings::Given;
+
+/// Threads that block (a hash, a read of stdin) are not waited for longer than this at the end.
+const LINGER: Duration = Duration::from_secs(2);
+
+const EXIT_CODES: &str = "Exit codes: 0 done (or: the job succeeded), 1 the job failed or was cancelled, \
+2 bad command line, configuration or request, 3 server or store away or in error.";
+
+/// A background-job service: jobs are never lost, and each result is recorded exactly once.
+#[derive(Debug, Parser)]
+#[command(name = "leasehold", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+struct Cli {
+    /// TOML file with options [env: LEASEHOLD_CONFIG]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Runs a node on Postgres and Redis
+    Serve(serve::Args),
+    /// Runs the embedded server: one file, nothing to install
+    Dev(dev::Args),
+    /// Runs a worker that hashes files (kind `sha256-file`)
+    DemoWorker(demo_worker::Args),
+    /// Enqueues jobs and looks after them
+    Jobs(jobs::Args),
+    /// Brings the database's schema up to date
+    Migrate(migrate::Args),
+    /// Prints the configuration in force and where each value is from, without secrets
+    Config,
+    /// Tries what a node needs, and says what is wrong and how to mend it
+    Doctor(doctor::Args),
+}
+
+/// Runs the command that was typed.
+pub fn main() -> ExitCode {
+    // Clap itself answers --help, and ends with 2 when it cannot read the line.
+    let matches = command().get_matches();
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(why) => why.exit(),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(why) => return Failure::trouble(format!("cannot start: {why}")).report(),
+    };
+    let options = matches.subcommand().map(|(_, options)| options.clone()).unwrap_or_default();
+    let exit = runtime.block_on(run(cli, &options));
+    runtime.shutdown_timeout(LINGER);
+    match exit {
+        Ok(exit) => exit.into(),
+        Err(failure) => failure.report(),
+    }
+}
+
+/// The command line: what is derived above, and for each command the options that the configuration has for it.
+fn command() -> clap::Command {
+    let with = [
+        ("serve", Command::Serve),
+        ("dev", Command::Dev),
+        ("migrate", Command::Migrate),
+        ("config", Command::Config),
+        ("doctor", Command::Doctor),
+    ];
+    with.into_iter().fold(Cli::command(), |all, (name, of)| {
+        all.mut_subcommand(name, |one| one.args(settings::arguments(of)))
+    })
+}
+
+async fn run(cli: Cli, options: &ArgMatches) -> Result<Exit, Failure> {
+    let given = Given::new(cli.config, options);
+    match cli.verb {
+        Verb::Serve(args) => serve::run(args, given).await,
+        Verb::Dev(args) => dev::run(args, given).await,
+        Verb::DemoWorker(args) => demo_worker::run(args).await,
+        Verb::Jobs(args) => jobs::run(args).await,
+        Verb::Migrate(args) => migrate::run(args, given).await,
+        Verb::Config => settings::show(given),
+        Verb::Doctor(args) => doctor::run(args, given).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        command().debug_assert();
+    }
+}

@@ -1,0 +1,60 @@
+//! SIGTERM and SIGINT: the first asks a server to stop, the second ends the process.
+
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::exit::Failure;
+
+/// What a shell reports for a process that was interrupted.
+const INTERRUPTED: i32 = 130;
+
+/// A token that the first signal cancels. From then on, a second one ends the process at once.
+pub(super) fn shutdown() -> Result<CancellationToken, Failure> {
+    let mut signals = Signals::listen().map_err(|why| Failure::trouble(format!("cannot listen to signals: {why}")))?;
+    let token = CancellationToken::new();
+    let told = token.clone();
+    tokio::spawn(async move {
+        signals.next().await;
+        info!("signal received, stopping; a second one ends at once");
+        told.cancel();
+        signals.next().await;
+        warn!("second signal, ending at once");
+        std::process::exit(INTERRUPTED);
+    });
+    Ok(token)
+}
+
+#[cfg(unix)]
+struct Signals {
+    term: tokio::signal::unix::Signal,
+    int: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        // Cancel safe: a signal that is not taken stays pending.
+        tokio::select! { _ = self.term.recv() => {}, _ = self.int.recv() => {} }
+    }
+}
+
+#[cfg(not(unix))]
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self)
+    }
+
+    async fn next(&mut self) {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
