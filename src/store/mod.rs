@@ -6,6 +6,7 @@
 //! out, by the store's own clock.
 
 pub mod observed;
+pub mod postgres;
 pub mod sqlite;
 
 use std::time::Duration;
