@@ -33,7 +33,7 @@ async fn enqueue(clients: &[&Client], count: usize, kind: &str, payload: u64) ->
         let client = clients[(ids.len() / 500) % clients.len()];
         let batch = (ids.len()..count)
             .take(500)
-            .map(|_| NewJob::new(kind, payload).unwrap().queue("q"));
+            .map(|_| NewJob::new(kind, &payload).unwrap().queue("q"));
         ids.extend(
             client
                 .enqueue_batch(batch)
@@ -155,7 +155,7 @@ async fn a_postgres_that_is_stopped_and_started_costs_no_job() {
     stack.postgres.kill();
     let impatient = stack.client(0).deadline(Duration::from_secs(1));
     let refused = impatient
-        .enqueue(NewJob::new("echo", 1).unwrap().queue("q"))
+        .enqueue(NewJob::new("echo", &1).unwrap().queue("q"))
         .await
         .unwrap_err();
     assert_eq!(refused.reason(), Some("STORE_UNAVAILABLE"), "{refused}");
@@ -198,7 +198,7 @@ async fn dev_killed_and_restarted_goes_on_where_it_was() {
     let (mut dev, log) = (Dev::start().await, log());
     let client = client(&dev.node.url());
     let ids = enqueue(&[&client], 500, "echo", 1).await;
-    let scheduled = NewJob::new("echo", 2)
+    let scheduled = NewJob::new("echo", &2)
         .unwrap()
         .queue("q")
         .delay(Duration::from_secs(1));

@@ -115,7 +115,7 @@ async fn a_job_is_run_and_its_result_recorded(world: World) {
 
 async fn the_same_id_and_request_are_one_job(world: World) {
     let id = uuid::Uuid::now_v7().to_string();
-    let job = || NewJob::new("echo", 1).unwrap().queue("q").id(&id);
+    let job = || NewJob::new("echo", &1).unwrap().queue("q").id(&id);
     let calls = (0..16).map(|n| {
         let client = if n % 2 == 0 {
             world.enqueue.clone()
@@ -132,7 +132,7 @@ async fn the_same_id_and_request_are_one_job(world: World) {
         new += usize::from(!accepted.existed);
     }
     assert_eq!(new, 1, "only one call made the job");
-    let other = NewJob::new("echo", 2).unwrap().queue("q").id(&id);
+    let other = NewJob::new("echo", &2).unwrap().queue("q").id(&id);
     let refused = world.ask.enqueue(other).await.unwrap_err();
     assert_eq!(refused.reason(), Some("ID_CONFLICT"));
 }
@@ -140,10 +140,10 @@ async fn the_same_id_and_request_are_one_job(world: World) {
 async fn a_failing_job_is_retried_and_ends_in_the_dead_letter(world: World) {
     let worker = world.worker();
     let short =
-        |job: NewJob| job.backoff(Duration::from_millis(20), Duration::from_millis(100), 2.0);
-    let saved = world.add(short(NewJob::new("flaky", 3).unwrap())).await;
+        |job: NewJob| job.backoff(Duration::from_millis(20), 2.0, Duration::from_millis(100));
+    let saved = world.add(short(NewJob::new("flaky", &3).unwrap())).await;
     let lost = world
-        .add(short(NewJob::new("flaky", 9).unwrap()).max_attempts(3))
+        .add(short(NewJob::new("flaky", &9).unwrap()).max_attempts(3))
         .await;
     let saved = world.ended(&saved).await;
     assert_eq!(
@@ -212,9 +212,9 @@ async fn a_handler_says_how_it_ends(world: World) {
 
 async fn a_panic_is_a_failure_and_not_the_end_of_the_worker(world: World) {
     let worker = world.worker();
-    let job = NewJob::new("panics", ()).unwrap();
+    let job = NewJob::new("panics", &()).unwrap();
     let id = world
-        .add(job.backoff(Duration::from_millis(20), Duration::from_millis(20), 1.0))
+        .add(job.backoff(Duration::from_millis(20), 1.0, Duration::from_millis(20)))
         .await;
     let job = world.ended(&id).await;
     assert_eq!((job.state(), job.attempt), (JobState::Succeeded, 2));
@@ -233,7 +233,7 @@ async fn a_scheduled_job_waits_for_its_time(world: World) {
     let worker = world.worker();
     let id = world
         .add(
-            NewJob::new("echo", 1)
+            NewJob::new("echo", &1)
                 .unwrap()
                 .delay(Duration::from_secs(2)),
         )
@@ -253,7 +253,7 @@ async fn a_scheduled_job_waits_for_its_time(world: World) {
 }
 
 async fn a_cancelled_job_never_runs_and_a_running_one_is_told(world: World) {
-    let waiting = world.add(NewJob::new("echo", 1).unwrap()).await;
+    let waiting = world.add(NewJob::new("echo", &1).unwrap()).await;
     assert_eq!(
         world
             .ask
@@ -269,7 +269,7 @@ async fn a_cancelled_job_never_runs_and_a_running_one_is_told(world: World) {
     );
 
     let worker = world.worker();
-    let running = world.add(NewJob::new("until-cancelled", ()).unwrap()).await;
+    let running = world.add(NewJob::new("until-cancelled", &()).unwrap()).await;
     until(SOON, "the job runs", async || {
         (world.ask.get(&running).await.unwrap().state() == JobState::Running).then_some(())
     })
@@ -293,7 +293,7 @@ async fn a_cancelled_job_never_runs_and_a_running_one_is_told(world: World) {
 
 async fn an_attempt_past_its_timeout_has_failed(world: World) {
     let worker = world.worker();
-    let job = NewJob::new("until-cancelled", ()).unwrap();
+    let job = NewJob::new("until-cancelled", &()).unwrap();
     let id = world
         .add(job.timeout(Duration::from_millis(300)).max_attempts(1))
         .await;
@@ -308,7 +308,7 @@ async fn an_attempt_past_its_timeout_has_failed(world: World) {
 
 async fn a_job_of_an_unknown_kind_is_released(world: World) {
     let worker = world.worker();
-    let id = world.add(NewJob::new("nobody-knows-it", 1).unwrap()).await;
+    let id = world.add(NewJob::new("nobody-knows-it", &1).unwrap()).await;
     let job = until(SOON, "the job is released", async || {
         let job = world.ask.get(&id).await.unwrap();
         (job.releases > 0).then_some(job)
@@ -324,7 +324,7 @@ async fn a_job_of_an_unknown_kind_is_released(world: World) {
 
 async fn a_worker_that_leaves_in_order_loses_nothing(world: World) {
     let jobs: Vec<_> = (0..100)
-        .map(|_| NewJob::new("sleep", 20).unwrap().queue("q"))
+        .map(|_| NewJob::new("sleep", &20).unwrap().queue("q"))
         .collect();
     let ids: Vec<_> = world
         .enqueue

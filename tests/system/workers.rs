@@ -113,7 +113,7 @@ fn worker(url: &str, log: &Path, slots: usize) -> Worker {
             doomed.write(&ctx);
             async move {
                 match how.as_str() {
-                    "permanent" => Err::<(), JobError>(Permanent::new("never").into()),
+                    "permanent" => Err::<(), JobError>(Permanent("never").into()),
                     "later" => Err(Retry::after(Duration::from_millis(50)).into()),
                     _ if ctx.attempt() == 1 => Err(Snooze(Duration::from_millis(50)).into()),
                     _ => Ok(()),
