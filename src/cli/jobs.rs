@@ -1,6 +1,7 @@
 //! `leasehold jobs`: enqueue jobs and look after them, over the same gRPC as everybody.
 
 mod enqueue;
+mod json;
 mod show;
 
 use std::time::Duration;
@@ -87,6 +88,15 @@ enum Verb {
 pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
     // The client tells of its tries; who wants to see them says so.
     start_logs(&std::env::var("LEASEHOLD_LOG").unwrap_or_else(|_| "error".into()))?;
+    let server = args.server.clone();
+    // Which server it was is the first thing to look at when one is not there.
+    act(args).await.map_err(|failure| match failure.exit {
+        Exit::Trouble => Failure::trouble(format!("{server}: {}", failure.why)),
+        _ => failure,
+    })
+}
+
+async fn act(args: Args) -> Result<Exit, Failure> {
     let Args { server, output, deadline, verb } = args;
     let client = Client::connect_lazy(&server).map_err(failure_of)?.deadline(deadline);
     match verb {
@@ -145,6 +155,7 @@ async fn list(client: &Client, filter: JobFilter, limit: usize, output: Output) 
             break;
         }
     }
+    rows.end();
     Ok(())
 }
 

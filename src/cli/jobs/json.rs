@@ -1,0 +1,230 @@
+//! A job as JSON, in the form of `GET /jobs/{id}`.
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use worker_sdk::proto::{Attempt, Backoff, Failure, JobSpec, payload::Body};
+use worker_sdk::{Job, Payload};
+
+use super::show::{bytes, ending, level, time, word};
+use crate::cli::terminal;
+
+/// The job's JSON, on one line or, `pretty`, on many.
+pub(super) fn json(job: &Job, pretty: bool) -> String {
+    let job = JobJson::of(job);
+    let text = if pretty { serde_json::to_string_pretty(&job) } else { serde_json::to_string(&job) };
+    text.unwrap_or_else(|why| {
+        terminal::note(format_args!("error: {why}"));
+        "null".into()
+    })
+}
+
+#[derive(Serialize)]
+struct JobJson<'a> {
+    id: &'a str,
+    queue: &'a str,
+    kind: &'a str,
+    state: &'static str,
+    priority: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload_text: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload_base64: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload_content_type: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output_text: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output_base64: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output_content_type: Option<&'a str>,
+    revision: u64,
+    attempt: u32,
+    failures: u32,
+    lost_leases: u32,
+    releases: u32,
+    max_attempts: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backoff: Option<BackoffJson>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeout: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retention: Option<String>,
+    labels: BTreeMap<&'a str, &'a str>,
+    headers: BTreeMap<&'a str, &'a str>,
+    worker: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    create_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    start_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finish_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    purge_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_failure: Option<FailureJson<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    attempts: Vec<AttemptJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct BackoffJson {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    initial: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max: Option<String>,
+    factor: f64,
+}
+
+#[derive(Serialize)]
+struct FailureJson<'a> {
+    r#type: &'a str,
+    message: &'a str,
+    detail: &'a str,
+    permanent: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after: Option<String>,
+}
+
+#[derive(Serialize)]
+struct AttemptJson<'a> {
+    attempt: u32,
+    worker: &'a str,
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure: Option<FailureJson<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    start_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    end_time: Option<String>,
+}
+
+impl<'a> JobJson<'a> {
+    fn of(job: &'a Job) -> Self {
+        static ABSENT: LazyLock<JobSpec> = LazyLock::new(JobSpec::default);
+        let spec = job.spec.as_ref().unwrap_or(&ABSENT);
+        let payload = Shown::of(spec.payload.as_ref());
+        let output = Shown::of(job.output.as_ref());
+        Self {
+            id: &job.id,
+            queue: &spec.queue,
+            kind: &spec.kind,
+            state: word(job.state()),
+            priority: level(spec.priority()),
+            payload: payload.json,
+            payload_text: payload.text,
+            payload_base64: payload.base64,
+            payload_content_type: payload.media,
+            output: output.json,
+            output_text: output.text,
+            output_base64: output.base64,
+            output_content_type: output.media,
+            revision: job.revision,
+            attempt: job.attempt,
+            failures: job.failures,
+            lost_leases: job.lost_leases,
+            releases: job.releases,
+            max_attempts: spec.max_attempts,
+            backoff: spec.backoff.as_ref().map(BackoffJson::of),
+            timeout: time(spec.timeout.as_ref()),
+            retention: time(spec.retention.as_ref()),
+            labels: spec.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect(),
+            headers: spec.headers.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect(),
+            worker: &job.worker,
+            create_time: time(job.create_time.as_ref()),
+            run_time: time(job.run_time.as_ref()),
+            start_time: time(job.start_time.as_ref()),
+            finish_time: time(job.finish_time.as_ref()),
+            purge_time: time(job.purge_time.as_ref()),
+            last_failure: job.last_failure.as_ref().map(FailureJson::of),
+            attempts: job.attempts.iter().map(AttemptJson::of).collect(),
+        }
+    }
+}
+
+impl BackoffJson {
+    fn of(backoff: &Backoff) -> Self {
+        let (initial, max) = (time(backoff.initial.as_ref()), time(backoff.max.as_ref()));
+        Self { initial, max, factor: backoff.factor }
+    }
+}
+
+impl<'a> FailureJson<'a> {
+    fn of(failure: &'a Failure) -> Self {
+        Self {
+            r#type: &failure.r#type,
+            message: &failure.message,
+            detail: &failure.detail,
+            permanent: failure.permanent,
+            retry_after: time(failure.retry_after.as_ref()),
+        }
+    }
+}
+
+impl<'a> AttemptJson<'a> {
+    fn of(attempt: &'a Attempt) -> Self {
+        Self {
+            attempt: attempt.attempt,
+            worker: &attempt.worker,
+            outcome: ending(attempt.outcome()),
+            failure: attempt.failure.as_ref().map(FailureJson::of),
+            start_time: time(attempt.start_time.as_ref()),
+            end_time: time(attempt.end_time.as_ref()),
+        }
+    }
+}
+
+/// A body in the form in which it is best read.
+#[derive(Default)]
+struct Shown<'a> {
+    json: Option<&'a RawValue>,
+    text: Option<&'a str>,
+    base64: Option<String>,
+    media: Option<&'a str>,
+}
+
+impl<'a> Shown<'a> {
+    fn of(payload: Option<&'a Payload>) -> Self {
+        let Some(payload) = payload else {
+            return Self::default();
+        };
+        let media = payload.content_type.as_str();
+        let is_json = media.split(';').next().is_some_and(|media| media.trim().eq_ignore_ascii_case("application/json"));
+        let mut shown = Self { media: Some(media), ..Self::default() };
+        if let Some(json) = is_json.then(|| serde_json::from_slice(bytes(payload)).ok()).flatten() {
+            shown.json = Some(json);
+            // That a JSON value is JSON goes without saying.
+            shown.media = Some(media).filter(|media| *media != "application/json");
+            return shown;
+        }
+        match &payload.body {
+            Some(Body::Text(text)) => shown.text = Some(text),
+            _ => shown.base64 = Some(STANDARD.encode(bytes(payload))),
+        }
+        shown
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_json_body_is_shown_byte_for_byte() {
+        let body = Some(Body::Data(br#"{"a": 1.00}"#.to_vec().into()));
+        let payload = Payload { content_type: "application/json".into(), body };
+        let shown = Shown::of(Some(&payload));
+        assert_eq!(shown.json.map(RawValue::get), Some(r#"{"a": 1.00}"#));
+        assert_eq!((shown.base64, shown.media), (None, None));
+    }
+}
