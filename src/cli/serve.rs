@@ -24,7 +24,7 @@ use crate::ready::redis::{RedisOptions, RedisReady};
 use crate::server;
 use crate::store::Store;
 use crate::store::observed::{Observed as ObservedStore, StoreMetrics};
-use crate::store::postgres::PostgresStore;
+use crate::store::postgres::{self, PostgresStore};
 use crate::store::sqlite::SqliteStore;
 use crate::telemetry::Metrics;
 
@@ -67,7 +67,7 @@ pub(super) async fn run(args: Args, given: Given) -> Result<Exit, Failure> {
 /// Opens the Postgres of the configuration.
 pub(super) async fn postgres(config: &Config) -> StoreResult<PostgresStore> {
     let url = config.database_url.as_ref().ok_or_else(|| Error::field("database_url", "is required"))?;
-    PostgresStore::connect(url.expose()).await
+    postgres::connect(url.expose()).await
 }
 
 /// Prepares for the Redis of the configuration; nothing is sent yet.

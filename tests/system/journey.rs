@@ -74,10 +74,6 @@ macro_rules! journeys {
             #[tokio::test(flavor = "multi_thread")]
             async fn $name() { super::$name(super::World::embedded().await).await; }
         )* }
-        mod two_nodes { $(
-            #[tokio::test(flavor = "multi_thread")]
-            async fn $name() { super::$name(super::World::two_nodes().await).await; }
-        )* }
     };
 }
 
