@@ -5,6 +5,9 @@
 //! store through [`observed`], which runs each call in a task of its own (I10). Time goes in as durations; moments come
 //! out, by the store's own clock.
 
+pub mod observed;
+pub mod sqlite;
+
 use std::time::Duration;
 
 use async_trait::async_trait;

@@ -1,0 +1,310 @@
+//! How the engine reaches a store: each call runs in a task of its own, so that whoever drops the call drops only the
+//! answer (I10). Here calls are counted, measured, logged, and their answers bounded in time.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio::sync::Semaphore;
+use tracing::{Instrument, debug, debug_span, error};
+
+use super::{
+    Ask, Attached, Cancelled, EnqueueAnswer, EntryId, Epoch, Expired, FinishAnswer, Granted,
+    JobFilter, JobPage, Line, MigrationReport, NewSession, Offer, QueueStats, Retried, Segment,
+    Signal, Store, Swept, Unit,
+};
+use crate::error::{Error, Result};
+use crate::job::{Ending, Job, JobId, NewJob, NodeId, View};
+
+/// How long a caller waits who has one of their own: its client is still there.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// How long the engine's own tasks wait. What they lose by not hearing the answer, the sweeps find.
+const LOOP_ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// Calls under way at once, with those that nobody waits for any more.
+const CALLS_MAX: usize = 1_024;
+
+/// Where the measurements go.
+pub trait StoreMetrics: Send + Sync + 'static {
+    /// A verb ended, whether or not somebody still waited for it. `failed` is the reason word of its error, `None` if
+    /// it went well.
+    fn observe(&self, verb: &'static str, elapsed: Duration, failed: Option<&'static str>);
+}
+
+/// A store whose calls go to their end whoever drops them.
+pub struct Observed {
+    inner: Arc<dyn Store>,
+    hook: Arc<dyn StoreMetrics>,
+    calls: Arc<Semaphore>,
+}
+
+impl Observed {
+    /// Watches over `inner` and tells `hook`.
+    #[allow(
+        clippy::new_ret_no_self,
+        reason = "nobody has use for it but as a store"
+    )]
+    pub fn new(inner: Arc<dyn Store>, hook: Arc<dyn StoreMetrics>) -> Arc<dyn Store> {
+        let calls = Arc::new(Semaphore::new(CALLS_MAX));
+        Arc::new(Self { inner, hook, calls })
+    }
+
+    /// Runs `work` in a task of its own and waits for its answer. Cancel safe: the task goes on.
+    async fn run<T, F, W>(&self, call: Call, work: W) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+        W: FnOnce(Arc<dyn Store>) -> F,
+    {
+        let Call {
+            verb,
+            items,
+            within,
+            late,
+        } = call;
+        // Behind a store that does not answer, calls must not pile up without end.
+        let Ok(turn) = self.calls.clone().try_acquire_owned() else {
+            self.hook
+                .observe(verb, Duration::ZERO, Some(away().code().reason));
+            return Err(away());
+        };
+        let hook = self.hook.clone();
+        let work = work(self.inner.clone());
+        let watched = async move {
+            let start = Instant::now();
+            // A task of its own once more, so that a panic is seen, measured, and ends nothing else.
+            let result = match tokio::spawn(work.in_current_span()).await {
+                Ok(result) => result,
+                Err(cause) => Err(Error::internal(cause)),
+            };
+            let elapsed = start.elapsed();
+            let failed = result.as_ref().err().map(|error| error.code().reason);
+            hook.observe(verb, elapsed, failed);
+            match &result {
+                Err(Error::Internal(cause)) => {
+                    error!(verb, items, ?elapsed, %cause, "store failed")
+                }
+                _ => debug!(verb, items, ?elapsed, failed, "store called"),
+            }
+            drop(turn);
+            result
+        };
+        let task = tokio::spawn(watched.instrument(debug_span!("store", verb)));
+        match tokio::time::timeout(within, task).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(cause)) => Err(Error::internal(cause)),
+            Err(_) => {
+                debug!(verb, items, ?within, "store is late");
+                Err(late)
+            }
+        }
+    }
+}
+
+/// What is known of a call beside its work.
+struct Call {
+    verb: &'static str,
+    items: usize,
+    within: Duration,
+    /// What its caller is told when the answer takes too long.
+    late: Error,
+}
+
+fn away() -> Error {
+    Error::unavailable("the store")
+}
+
+/// A read for a client. Nothing can have happened.
+fn read(verb: &'static str, items: usize) -> Call {
+    Call {
+        verb,
+        items,
+        within: ANSWER_WITHIN,
+        late: away(),
+    }
+}
+
+/// A write for a client, who may repeat it.
+fn write(verb: &'static str, items: usize) -> Call {
+    Call {
+        late: Error::OutcomeUnknown,
+        ..read(verb, items)
+    }
+}
+
+/// A write of the engine.
+fn step(verb: &'static str, items: usize) -> Call {
+    Call {
+        within: LOOP_ANSWER_WITHIN,
+        ..write(verb, items)
+    }
+}
+
+/// A schema change takes what it takes; whoever started it waits for it.
+fn change(verb: &'static str) -> Call {
+    Call {
+        within: Duration::MAX,
+        ..write(verb, 0)
+    }
+}
+
+#[async_trait]
+impl Store for Observed {
+    async fn migrate(&self) -> Result<MigrationReport> {
+        let work = |store: Arc<dyn Store>| async move { store.migrate().await };
+        self.run(change("migrate"), work).await
+    }
+
+    async fn pending_migrations(&self) -> Result<MigrationReport> {
+        let work = |store: Arc<dyn Store>| async move { store.pending_migrations().await };
+        self.run(read("pending_migrations", 0), work).await
+    }
+
+    async fn ping(&self) -> Result<String> {
+        let work = |store: Arc<dyn Store>| async move { store.ping().await };
+        self.run(read("ping", 0), work).await
+    }
+
+    async fn enqueue(&self, jobs: Arc<[NewJob]>, unit: Unit) -> Result<EnqueueAnswer> {
+        let call = write("enqueue", jobs.len());
+        let work = move |store: Arc<dyn Store>| async move { store.enqueue(jobs, unit).await };
+        self.run(call, work).await
+    }
+
+    async fn get(&self, ids: Vec<JobId>, view: View) -> Result<Vec<Option<Job>>> {
+        let call = read("get", ids.len());
+        let work = move |store: Arc<dyn Store>| async move { store.get(ids, view).await };
+        self.run(call, work).await
+    }
+
+    async fn list(
+        &self,
+        filter: JobFilter,
+        before: Option<JobId>,
+        size: usize,
+        view: View,
+    ) -> Result<JobPage> {
+        let work = move |store: Arc<dyn Store>| async move {
+            store.list(filter, before, size, view).await
+        };
+        self.run(read("list", size), work).await
+    }
+
+    async fn cancel(&self, job: JobId, reason: String) -> Result<Cancelled> {
+        let work = move |store: Arc<dyn Store>| async move { store.cancel(job, reason).await };
+        self.run(write("cancel", 1), work).await
+    }
+
+    async fn retry(&self, job: JobId, delay: Duration) -> Result<Retried> {
+        let work = move |store: Arc<dyn Store>| async move { store.retry(job, delay).await };
+        self.run(write("retry", 1), work).await
+    }
+
+    async fn open_session(&self, session: NewSession) -> Result<()> {
+        let work = move |store: Arc<dyn Store>| async move { store.open_session(session).await };
+        self.run(step("open_session", 1), work).await
+    }
+
+    async fn renew(&self, sessions: Vec<Attached>) -> Result<Vec<bool>> {
+        let call = step("renew", sessions.len());
+        let work = move |store: Arc<dyn Store>| async move { store.renew(sessions).await };
+        self.run(call, work).await
+    }
+
+    async fn close_sessions(&self, sessions: Vec<Attached>) -> Result<()> {
+        let call = step("close_sessions", sessions.len());
+        let work = move |store: Arc<dyn Store>| async move { store.close_sessions(sessions).await };
+        self.run(call, work).await
+    }
+
+    async fn grant(&self, node: NodeId, asks: Vec<Ask>) -> Result<Vec<Granted>> {
+        let call = step("grant", asks.len());
+        let work = move |store: Arc<dyn Store>| async move { store.grant(node, asks).await };
+        self.run(call, work).await
+    }
+
+    async fn finish(&self, endings: Vec<Ending>) -> Result<FinishAnswer> {
+        let call = step("finish", endings.len());
+        let work = move |store: Arc<dyn Store>| async move { store.finish(endings).await };
+        self.run(call, work).await
+    }
+
+    async fn offered(&self, offers: Vec<Offer>) -> Result<()> {
+        let call = step("offered", offers.len());
+        let work = move |store: Arc<dyn Store>| async move { store.offered(offers).await };
+        self.run(call, work).await
+    }
+
+    async fn unoffered(
+        &self,
+        epoch: Epoch,
+        age: Duration,
+        claim: Duration,
+        limit: usize,
+    ) -> Result<Vec<Segment>> {
+        let work = move |store: Arc<dyn Store>| async move {
+            store.unoffered(epoch, age, claim, limit).await
+        };
+        self.run(step("unoffered", limit), work).await
+    }
+
+    async fn lost_offers(
+        &self,
+        epoch: Epoch,
+        line: Line,
+        first: Option<EntryId>,
+        age: Duration,
+        limit: usize,
+    ) -> Result<Vec<Segment>> {
+        let work = move |store: Arc<dyn Store>| async move {
+            store.lost_offers(epoch, line, first, age, limit).await
+        };
+        self.run(step("lost_offers", limit), work).await
+    }
+
+    async fn claim(&self, lines: Vec<Line>, claim: Duration, limit: usize) -> Result<Vec<Segment>> {
+        let work =
+            move |store: Arc<dyn Store>| async move { store.claim(lines, claim, limit).await };
+        self.run(step("claim", limit), work).await
+    }
+
+    async fn promote(&self, limit: usize) -> Result<Swept> {
+        let work = move |store: Arc<dyn Store>| async move { store.promote(limit).await };
+        self.run(step("promote", limit), work).await
+    }
+
+    async fn touch_pulse(&self) -> Result<()> {
+        let work = |store: Arc<dyn Store>| async move { store.touch_pulse().await };
+        self.run(step("touch_pulse", 1), work).await
+    }
+
+    async fn expire(&self, limit: usize) -> Result<Expired> {
+        let work = move |store: Arc<dyn Store>| async move { store.expire(limit).await };
+        self.run(step("expire", limit), work).await
+    }
+
+    async fn retain(&self, limit: usize) -> Result<Swept> {
+        let work = move |store: Arc<dyn Store>| async move { store.retain(limit).await };
+        self.run(step("retain", limit), work).await
+    }
+
+    async fn tidy(&self, limit: usize) -> Result<Swept> {
+        let work = move |store: Arc<dyn Store>| async move { store.tidy(limit).await };
+        self.run(step("tidy", limit), work).await
+    }
+
+    async fn signals(&self, node: NodeId, window: Duration, limit: usize) -> Result<Vec<Signal>> {
+        let work =
+            move |store: Arc<dyn Store>| async move { store.signals(node, window, limit).await };
+        self.run(read("signals", limit), work).await
+    }
+
+    async fn stats(&self, limit: usize) -> Result<Vec<QueueStats>> {
+        let work = move |store: Arc<dyn Store>| async move { store.stats(limit).await };
+        self.run(read("stats", limit), work).await
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test says so by failing")]
+mod tests;

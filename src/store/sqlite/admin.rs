@@ -1,0 +1,257 @@
+//! What people ask for: lists, cancel, retry by hand, numbers.
+
+use std::time::Duration;
+
+use sqlx::{FromRow, SqliteConnection};
+use uuid::Uuid;
+
+use super::change::{Current, Ended, apply, current};
+use super::fault::{broken, fault};
+use super::row::{complete, job, jobs, rows_max, state};
+use super::{SqliteStore, commit, signals};
+use crate::error::Result;
+use crate::job::limits::{BATCH_BYTES_MAX, PAGE_ROWS_MAX};
+use crate::job::{
+    AttemptOutcome, Failure, Job, JobId, JobState, Lease, QueueName, SessionId, Timestamp, View,
+};
+use crate::store::{Cancelled, JobFilter, JobPage, QueueStats, Retried};
+
+const PING: &str = "SELECT sqlite_version()";
+const WALK: &str = "
+SELECT id, queue, kind, state, bytes FROM jobs WHERE id < ?1 ORDER BY id DESC LIMIT ?2";
+const WALK_QUEUE: &str = "
+SELECT id, queue, kind, state, bytes FROM jobs WHERE queue = ?3 AND id < ?1 ORDER BY id DESC LIMIT ?2";
+// The oldest segment of a line is the first one.
+const COUNTS: &str = "
+SELECT c.queue, c.state, c.jobs,
+       (SELECT min((SELECT b.create_time FROM backlog b WHERE b.queue = c.queue AND b.priority = p.value ORDER BY b.id LIMIT 1))
+          FROM json_each('[1, 2, 3]') p WHERE c.state = 2) AS oldest
+  FROM queue_counts c
+ WHERE c.queue IN (SELECT DISTINCT queue FROM queue_counts ORDER BY queue LIMIT ?1)
+ ORDER BY c.queue";
+
+/// Rows that a list reads at once.
+const STEP: usize = 500;
+
+/// Asks SQLite for its version.
+pub(super) async fn ping(store: &SqliteStore) -> Result<String> {
+    let version: String = sqlx::query_scalar(PING)
+        .fetch_one(&store.readers)
+        .await
+        .map_err(fault)?;
+    Ok(format!("SQLite {version}"))
+}
+
+/// Lists jobs below `before`, newest first.
+pub(super) async fn list(
+    store: &SqliteStore,
+    filter: &JobFilter,
+    before: Option<JobId>,
+    size: usize,
+    view: View,
+) -> Result<JobPage> {
+    let mut snapshot = store.readers.begin().await.map_err(fault)?;
+    let (ids, next) = walk(&mut snapshot, filter, before, size, view).await?;
+    let mut found = jobs(&mut snapshot, &ids).await?;
+    if view == View::Full {
+        complete(&mut snapshot, &mut found).await?;
+    }
+    snapshot.rollback().await.map_err(fault)?;
+    let jobs = ids.iter().filter_map(|id| found.remove(id)).collect();
+    Ok(JobPage { jobs, next })
+}
+
+/// Walks by id and keeps what the filter lets through; says from where the next page walks on.
+async fn walk(
+    connection: &mut SqliteConnection,
+    filter: &JobFilter,
+    before: Option<JobId>,
+    size: usize,
+    view: View,
+) -> Result<(Vec<JobId>, Option<JobId>)> {
+    let mut below = before.map_or(Uuid::max(), JobId::uuid);
+    let mut kept = Vec::new();
+    let mut bytes = 0;
+    let mut looked_at = 0;
+    while looked_at < PAGE_ROWS_MAX {
+        let rows = step(connection, filter, below).await?;
+        let is_end = rows.len() < STEP;
+        for row in rows {
+            if !filter_lets(filter, &row)? {
+                below = row.id;
+                continue;
+            }
+            let body = usize::try_from(row.bytes).unwrap_or(0);
+            let is_too_large =
+                view == View::Full && !kept.is_empty() && bytes + body > BATCH_BYTES_MAX;
+            if kept.len() >= size || is_too_large {
+                // There is at least this one more.
+                return Ok((kept, Some(JobId::from_store(below))));
+            }
+            below = row.id;
+            bytes += body;
+            kept.push(JobId::from_store(row.id));
+        }
+        if is_end {
+            return Ok((kept, None));
+        }
+        looked_at += STEP;
+    }
+    Ok((kept, Some(JobId::from_store(below))))
+}
+
+async fn step(
+    connection: &mut SqliteConnection,
+    filter: &JobFilter,
+    below: Uuid,
+) -> Result<Vec<WalkRow>> {
+    let rows = match filter.queues.as_slice() {
+        [queue] => {
+            sqlx::query_as(WALK_QUEUE)
+                .bind(below)
+                .bind(rows_max(STEP))
+                .bind(queue.as_str())
+                .fetch_all(connection)
+                .await
+        }
+        _ => {
+            sqlx::query_as(WALK)
+                .bind(below)
+                .bind(rows_max(STEP))
+                .fetch_all(connection)
+                .await
+        }
+    };
+    rows.map_err(fault)
+}
+
+fn filter_lets(filter: &JobFilter, row: &WalkRow) -> Result<bool> {
+    let JobFilter {
+        queues,
+        kinds,
+        states,
+    } = filter;
+    Ok(
+        (queues.is_empty() || queues.iter().any(|q| q.as_str() == row.queue))
+            && (kinds.is_empty() || kinds.iter().any(|k| k.as_str() == row.kind))
+            && (states.is_empty() || states.contains(&state(row.state)?)),
+    )
+}
+
+#[derive(FromRow)]
+struct WalkRow {
+    id: Uuid,
+    queue: String,
+    kind: String,
+    state: i16,
+    bytes: i64,
+}
+
+/// Cancels a job that is not final.
+pub(super) async fn cancel(store: &SqliteStore, id: JobId, reason: String) -> Result<Cancelled> {
+    let (mut tx, now) = store.write().await?;
+    let Some(row) = current(&mut tx, &[id]).await?.remove(&id) else {
+        return Ok(Cancelled::NotFound);
+    };
+    match row.state {
+        JobState::Cancelled => return Ok(Cancelled::Already(known(&mut tx, id).await?)),
+        JobState::Succeeded | JobState::Failed => return Ok(Cancelled::WrongState(row.state)),
+        JobState::Scheduled | JobState::Queued | JobState::Running => {}
+    }
+    let mut change = row.ends(JobState::Cancelled, now);
+    let running = holder(&row);
+    if let Some((lease, session)) = running {
+        change.ended = Some(Ended {
+            session: session.uuid(),
+            outcome: AttemptOutcome::Cancelled,
+            failure: Some(Failure {
+                message: reason,
+                ..Failure::default()
+            }),
+        });
+        signals::send(&mut tx, now, lease, session).await?;
+    }
+    apply(&mut tx, now, &[change]).await?;
+    let job = known(&mut tx, id).await?;
+    commit(tx).await?;
+    Ok(Cancelled::Done(job, running))
+}
+
+/// Brings a FAILED or CANCELLED job back.
+pub(super) async fn retry(store: &SqliteStore, id: JobId, delay: Duration) -> Result<Retried> {
+    let (mut tx, now) = store.write().await?;
+    let Some(row) = current(&mut tx, &[id]).await?.remove(&id) else {
+        return Ok(Retried::NotFound);
+    };
+    if !matches!(row.state, JobState::Failed | JobState::Cancelled) {
+        return Ok(Retried::WrongState(row.state));
+    }
+    let to = match delay.is_zero() {
+        true => JobState::Queued,
+        false => JobState::Scheduled,
+    };
+    let mut change = row.goes_on(to, now.after(delay));
+    change.new.failures = 0;
+    change.new.lost_leases = 0;
+    change.new.released_in_row = 0;
+    let segments = apply(&mut tx, now, &[change]).await?;
+    let job = known(&mut tx, id).await?;
+    commit(tx).await?;
+    Ok(Retried::Done(job, segments))
+}
+
+fn holder(row: &Current) -> Option<(Lease, SessionId)> {
+    let lease = Lease {
+        job: row.id,
+        attempt: row.attempt,
+    };
+    row.session
+        .filter(|_| row.state == JobState::Running)
+        .map(|session| (lease, SessionId::from_store(session)))
+}
+
+async fn known(connection: &mut SqliteConnection, id: JobId) -> Result<Job> {
+    job(connection, id)
+        .await?
+        .ok_or_else(|| broken("no payload"))
+}
+
+/// Reads the numbers of queues, by name.
+pub(super) async fn stats(store: &SqliteStore, limit: usize) -> Result<Vec<QueueStats>> {
+    #[derive(FromRow)]
+    struct CountRow {
+        queue: String,
+        state: i16,
+        jobs: i64,
+        oldest: Option<i64>,
+    }
+    let rows: Vec<CountRow> = sqlx::query_as(COUNTS)
+        .bind(rows_max(limit))
+        .fetch_all(&store.readers)
+        .await
+        .map_err(fault)?;
+    let now = store.clock.now();
+    let mut queues: Vec<QueueStats> = Vec::new();
+    for row in rows {
+        let state = state(row.state)?;
+        let jobs = u64::try_from(row.jobs).unwrap_or(0);
+        if queues.last().is_none_or(|q| q.queue.as_str() != row.queue) {
+            queues.push(QueueStats {
+                queue: QueueName::from_store(&row.queue),
+                counts: [0; 6],
+                oldest_wait: None,
+            });
+        }
+        let place = JobState::ALL.iter().position(|one| *one == state);
+        if let Some(queue) = queues.last_mut() {
+            if let Some(count) = place.and_then(|place| queue.counts.get_mut(place)) {
+                *count = jobs;
+            }
+            // What is left of a backlog without a QUEUED job waits for nothing but to be tidied.
+            if state == JobState::Queued && jobs > 0 {
+                queue.oldest_wait = row.oldest.map(|at| now.since(Timestamp(at)));
+            }
+        }
+    }
+    Ok(queues)
+}

@@ -1,0 +1,53 @@
+//! The schema and its versions. Forward only; a file that a newer binary has migrated is refused.
+
+use sqlx::migrate::Migrator;
+
+use super::SqliteStore;
+use super::fault::fault;
+use crate::error::{Error, Result};
+use crate::store::MigrationReport;
+
+static MIGRATOR: Migrator = sqlx::migrate!("src/store/sqlite/migrations");
+
+const TABLE_EXISTS: &str =
+    "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = '_sqlx_migrations'";
+const VERSION: &str = "SELECT coalesce(max(version), 0) FROM _sqlx_migrations";
+
+/// Brings the file to this binary's version.
+pub(super) async fn run(store: &SqliteStore) -> Result<MigrationReport> {
+    let report = pending(store).await?;
+    if report.found > report.needed {
+        let MigrationReport { found, needed, .. } = report;
+        return Err(Error::internal(format!(
+            "the file has schema {found}, and this binary knows only {needed}: it is older than the file"
+        )));
+    }
+    MIGRATOR.run(&store.writer).await.map_err(Error::internal)?;
+    Ok(report)
+}
+
+/// Says what [`run`] would do.
+pub(super) async fn pending(store: &SqliteStore) -> Result<MigrationReport> {
+    let tables: i64 = sqlx::query_scalar(TABLE_EXISTS)
+        .fetch_one(&store.writer)
+        .await
+        .map_err(fault)?;
+    let found = match tables {
+        0 => 0,
+        _ => sqlx::query_scalar(VERSION)
+            .fetch_one(&store.writer)
+            .await
+            .map_err(fault)?,
+    };
+    let steps = MIGRATOR
+        .iter()
+        .filter(|step| step.version > found)
+        .map(|step| format!("{:04} {}", step.version, step.description))
+        .collect();
+    let needed = MIGRATOR.iter().map(|step| step.version).max().unwrap_or(0);
+    Ok(MigrationReport {
+        found,
+        needed,
+        steps,
+    })
+}

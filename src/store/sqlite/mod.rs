@@ -1,0 +1,255 @@
+//! The truth in one file, for `leasehold dev`: SQLite, one writer, durable at each commit.
+//!
+//! All writes go through one connection, one transaction after the other, so a verb may read rows, decide in Rust and
+//! write; each write still carries its guard. Whole batches go in and out as one JSON parameter, since each statement
+//! costs a round trip to the driver's thread. Bodies of payloads travel beside it, one blob a batch.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{ConnectOptions, Connection, Executor, Sqlite, Transaction};
+
+use super::{
+    Ask, Attached, Cancelled, EnqueueAnswer, Epoch, Expired, FinishAnswer, Granted, JobFilter,
+    JobPage, Line, MigrationReport, NewSession, Offer, QueueStats, Retried, Segment, Signal, Store,
+    Swept, Unit,
+};
+use crate::clock::{Clock, SystemClock};
+use crate::error::Result;
+use crate::job::{Ending, Job, JobId, NewJob, NodeId, Timestamp, View};
+use fault::{commit_fault, fault};
+
+mod admin;
+mod backlog;
+mod change;
+mod enqueue;
+mod fault;
+mod lease;
+mod migrate;
+mod result;
+mod row;
+mod session;
+mod signals;
+mod sweep;
+
+#[cfg(test)]
+mod plans;
+
+/// How long a statement waits for a lock of another process on the file.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a call waits for its turn at the writer, or for a free reader.
+const TURN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections that read beside the writer.
+const READERS: u32 = 3;
+
+type Tx = Transaction<'static, Sqlite>;
+
+/// A [`Store`] in one SQLite file.
+pub struct SqliteStore {
+    writer: SqlitePool,
+    readers: SqlitePool,
+    clock: Arc<dyn Clock>,
+    /// The segment from which the next tidy goes on, so that no old one holds up the rest.
+    tidied: AtomicI64,
+}
+
+impl SqliteStore {
+    /// Opens the file, or makes it. [`Store::migrate`] is still to be called.
+    ///
+    /// # Errors
+    /// `Unavailable` when the file cannot be opened or written.
+    pub async fn open(path: &Path) -> Result<Self> {
+        Self::open_with_clock(path, Arc::new(SystemClock)).await
+    }
+
+    /// Opens the file with another clock than the machine's; every moment in the file comes from it.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::open`].
+    pub async fn open_with_clock(path: &Path, clock: Arc<dyn Clock>) -> Result<Self> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(BUSY_TIMEOUT)
+            .disable_statement_logging();
+        let writer = SqlitePoolOptions::new()
+            .max_connections(1)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .acquire_timeout(TURN_TIMEOUT)
+            .test_before_acquire(false)
+            // A `begin` whose caller went away can leave its transaction open in the pool (sqlx #4385, #4393), and
+            // what is "committed" in it later would be gone. A connection that is in none answers with an error; one
+            // that still believes in a transaction afterwards is closed.
+            .after_release(|connection, _| {
+                Box::pin(async move {
+                    let _ = connection.execute("ROLLBACK").await;
+                    Ok(!connection.is_in_transaction())
+                })
+            })
+            .connect_with(options.clone())
+            .await
+            .map_err(fault)?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .acquire_timeout(TURN_TIMEOUT)
+            .test_before_acquire(false)
+            .connect_lazy_with(options.pragma("query_only", "ON"));
+        Ok(Self {
+            writer,
+            readers,
+            clock,
+            tidied: AtomicI64::new(0),
+        })
+    }
+
+    /// Closes the file, after the calls that are under way.
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+
+    /// Takes the writer. The moment is read once the turn has come, so that moments do not run against the commits.
+    async fn write(&self) -> Result<(Tx, Timestamp)> {
+        let tx = self
+            .writer
+            .begin_with("BEGIN IMMEDIATE")
+            .await
+            .map_err(fault)?;
+        Ok((tx, self.clock.now()))
+    }
+}
+
+/// Durable when it returns.
+async fn commit(tx: Tx) -> Result<()> {
+    tx.commit().await.map_err(commit_fault)
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn migrate(&self) -> Result<MigrationReport> {
+        let report = migrate::run(self).await?;
+        // Whatever time the process was down is an outage to its workers; nobody must be able to sweep before this.
+        self.touch_pulse().await?;
+        Ok(report)
+    }
+
+    async fn pending_migrations(&self) -> Result<MigrationReport> {
+        migrate::pending(self).await
+    }
+
+    async fn ping(&self) -> Result<String> {
+        admin::ping(self).await
+    }
+
+    async fn enqueue(&self, jobs: Arc<[NewJob]>, unit: Unit) -> Result<EnqueueAnswer> {
+        enqueue::enqueue(self, &jobs, unit).await
+    }
+
+    async fn get(&self, ids: Vec<JobId>, view: View) -> Result<Vec<Option<Job>>> {
+        row::get(self, &ids, view).await
+    }
+
+    async fn list(
+        &self,
+        filter: JobFilter,
+        before: Option<JobId>,
+        size: usize,
+        view: View,
+    ) -> Result<JobPage> {
+        admin::list(self, &filter, before, size, view).await
+    }
+
+    async fn cancel(&self, job: JobId, reason: String) -> Result<Cancelled> {
+        admin::cancel(self, job, reason).await
+    }
+
+    async fn retry(&self, job: JobId, delay: Duration) -> Result<Retried> {
+        admin::retry(self, job, delay).await
+    }
+
+    async fn open_session(&self, session: NewSession) -> Result<()> {
+        session::open(self, &session).await
+    }
+
+    async fn renew(&self, sessions: Vec<Attached>) -> Result<Vec<bool>> {
+        session::renew(self, &sessions).await
+    }
+
+    async fn close_sessions(&self, sessions: Vec<Attached>) -> Result<()> {
+        session::close(self, &sessions).await
+    }
+
+    async fn grant(&self, _node: NodeId, asks: Vec<Ask>) -> Result<Vec<Granted>> {
+        lease::grant(self, &asks).await
+    }
+
+    async fn finish(&self, endings: Vec<Ending>) -> Result<FinishAnswer> {
+        result::finish(self, endings).await
+    }
+
+    async fn offered(&self, offers: Vec<Offer>) -> Result<()> {
+        backlog::offered(self, &offers).await
+    }
+
+    async fn unoffered(
+        &self,
+        epoch: Epoch,
+        age: Duration,
+        claim: Duration,
+        limit: usize,
+    ) -> Result<Vec<Segment>> {
+        backlog::unoffered(self, epoch, age, claim, limit).await
+    }
+
+    async fn lost_offers(
+        &self,
+        epoch: Epoch,
+        line: Line,
+        first: Option<super::EntryId>,
+        age: Duration,
+        limit: usize,
+    ) -> Result<Vec<Segment>> {
+        backlog::lost_offers(self, epoch, &line, first, age, limit).await
+    }
+
+    async fn claim(&self, lines: Vec<Line>, claim: Duration, limit: usize) -> Result<Vec<Segment>> {
+        backlog::claim(self, &lines, claim, limit).await
+    }
+
+    async fn promote(&self, limit: usize) -> Result<Swept> {
+        sweep::promote(self, limit).await
+    }
+
+    async fn touch_pulse(&self) -> Result<()> {
+        sweep::touch_pulse(self).await
+    }
+
+    async fn expire(&self, limit: usize) -> Result<Expired> {
+        sweep::expire(self, limit).await
+    }
+
+    async fn retain(&self, limit: usize) -> Result<Swept> {
+        sweep::retain(self, limit).await
+    }
+
+    async fn tidy(&self, limit: usize) -> Result<Swept> {
+        sweep::tidy(self, limit).await
+    }
+
+    async fn signals(&self, node: NodeId, window: Duration, limit: usize) -> Result<Vec<Signal>> {
+        signals::read(self, node, window, limit).await
+    }
+
+    async fn stats(&self, limit: usize) -> Result<Vec<QueueStats>> {
+        admin::stats(self, limit).await
+    }
+}

@@ -1,0 +1,262 @@
+//! What time brings: jobs that come due, leases that are lost, rows that are forgotten. Each call is one bounded step.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use sqlx::{FromRow, SqliteConnection};
+use uuid::Uuid;
+
+use super::backlog::{self, SegmentRow, drop_spent, trim};
+use super::change::{Change, Current, Ended, apply, current};
+use super::fault::{broken, fault};
+use super::row::{id_list, priority, rows_max};
+use super::{SqliteStore, commit};
+use crate::error::Result;
+use crate::job::limits::{LEASE_TTL_DEFAULT, LOST_LEASES_MAX};
+use crate::job::time::micros;
+use crate::job::{AttemptOutcome, Failure, JobId, JobState, QueueName, Timestamp};
+use crate::store::{Expired, Line, Swept};
+
+// The order in which they are handed out is the order in which they came due.
+const DUE: &str = "
+SELECT id, queue, priority FROM jobs WHERE state = 1 AND run_time <= ?1 ORDER BY run_time, id LIMIT ?2";
+const PROMOTE: &str = "
+UPDATE jobs SET state = 2, revision = revision + 1, queue_time = ?2
+ WHERE id IN (SELECT unhex(value) FROM json_each(?1)) AND state = 1 AND run_time <= ?2";
+const TOUCH: &str = "
+UPDATE pulse
+   SET grace_until = CASE WHEN ?1 - touch_time NOT BETWEEN 0 AND ?2 THEN ?1 + ?3 ELSE grace_until END,
+       touch_time = ?1";
+const BURY: &str = "
+UPDATE sessions SET dead = 1
+ WHERE dead = 0 AND expire_time <= ?1 AND (SELECT grace_until FROM pulse) <= ?1
+   AND id IN (SELECT id FROM sessions WHERE dead = 0 AND expire_time <= ?1 ORDER BY expire_time LIMIT ?2)";
+// CROSS JOIN is SQLite's word for this order: from the few dead sessions to their jobs.
+const LOST: &str = "
+SELECT j.id FROM sessions s CROSS JOIN jobs j ON j.session = s.id AND j.state = 3
+ WHERE s.dead = 1 LIMIT ?1";
+const PURGEABLE: &str = "
+SELECT id FROM jobs WHERE purge_time <= ?1 ORDER BY purge_time LIMIT ?2";
+const PURGE: [&str; 4] = [
+    "DELETE FROM payloads WHERE id IN (SELECT unhex(value) FROM json_each(?1))",
+    "DELETE FROM outputs WHERE id IN (SELECT unhex(value) FROM json_each(?1))",
+    "DELETE FROM attempts WHERE job IN (SELECT unhex(value) FROM json_each(?1))",
+    "DELETE FROM jobs WHERE id IN (SELECT unhex(value) FROM json_each(?1)) AND purge_time IS NOT NULL",
+];
+const OLD_SEGMENTS: &str = "
+SELECT id, queue, priority, create_time, jobs FROM backlog WHERE id > ?1 ORDER BY id LIMIT ?2";
+const DROP_SIGNALS: &str = "
+DELETE FROM signals WHERE id IN (SELECT id FROM signals WHERE create_time < ?1 ORDER BY create_time LIMIT ?2)";
+const DROP_SESSIONS: &str = "
+DELETE FROM sessions WHERE id IN (
+  SELECT s.id FROM sessions s
+   WHERE s.dead = 1 AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.session = s.id AND j.state = 3)
+   LIMIT ?1)";
+
+/// Nobody touched the pulse for longer: the store or every node was away.
+const GAP_MAX: Duration = Duration::from_secs(5);
+/// Signals are read by a window of seconds; this is far outside.
+const SIGNALS_KEPT: Duration = Duration::from_secs(10 * 60);
+/// Type of the failure of a job that lost too many leases.
+const LEASES_LOST: &str = "LEASES_LOST";
+
+/// Makes SCHEDULED jobs QUEUED whose time has come.
+pub(super) async fn promote(store: &SqliteStore, limit: usize) -> Result<Swept> {
+    #[derive(FromRow)]
+    struct DueRow {
+        id: Uuid,
+        queue: String,
+        priority: i16,
+    }
+    let (mut tx, now) = store.write().await?;
+    let due: Vec<DueRow> = sqlx::query_as(DUE)
+        .bind(now.0)
+        .bind(rows_max(limit))
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(fault)?;
+    if due.is_empty() {
+        return Ok(Swept::default());
+    }
+    let ids: Vec<JobId> = due.iter().map(|row| JobId::from_store(row.id)).collect();
+    let done = sqlx::query(PROMOTE)
+        .bind(id_list(&ids)?)
+        .bind(now.0)
+        .execute(&mut *tx)
+        .await
+        .map_err(fault)?;
+    if usize::try_from(done.rows_affected()) != Ok(ids.len()) {
+        return Err(broken("a guard refused what was read under it"));
+    }
+    let lines = due
+        .iter()
+        .map(|row| {
+            Ok(Line {
+                queue: QueueName::from_store(&row.queue),
+                priority: priority(row.priority)?,
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let segments = backlog::append(&mut tx, now, lines.iter().zip(ids.iter().copied())).await?;
+    commit(tx).await?;
+    Ok(Swept {
+        changed: done.rows_affected(),
+        more: ids.len() >= limit,
+        segments,
+    })
+}
+
+/// Shows that somebody is alive. A long or negative gap since the last time gives every lease one TTL of grace.
+pub(super) async fn touch_pulse(store: &SqliteStore) -> Result<()> {
+    let (mut tx, now) = store.write().await?;
+    sqlx::query(TOUCH)
+        .bind(now.0)
+        .bind(micros(GAP_MAX))
+        .bind(micros(LEASE_TTL_DEFAULT))
+        .execute(&mut *tx)
+        .await
+        .map_err(fault)?;
+    commit(tx).await
+}
+
+/// Ends sessions that were not renewed, and takes back the jobs of all that are over.
+pub(super) async fn expire(store: &SqliteStore, limit: usize) -> Result<Expired> {
+    let (mut tx, now) = store.write().await?;
+    let sessions = sqlx::query(BURY)
+        .bind(now.0)
+        .bind(rows_max(limit))
+        .execute(&mut *tx)
+        .await
+        .map_err(fault)?
+        .rows_affected();
+    let ids = ids(&mut tx, LOST, None, limit).await?;
+    if sessions == 0 && ids.is_empty() {
+        return Ok(Expired::default());
+    }
+    let rows = current(&mut tx, &ids).await?;
+    let changes: Vec<Change> = ids
+        .iter()
+        .filter_map(|id| rows.get(id))
+        .filter_map(|row| lost(row, now))
+        .collect();
+    let segments = apply(&mut tx, now, &changes).await?;
+    commit(tx).await?;
+    let is_failed = |change: &&Change| change.new.state == JobState::Failed;
+    Ok(Expired {
+        sessions,
+        jobs: count(changes.len()),
+        failed: count(changes.iter().filter(is_failed).count()),
+        more: ids.len() >= limit || sessions >= count(limit),
+        segments,
+    })
+}
+
+/// A lost lease. The session stays in a row that is QUEUED by it, so that a late success can still be taken.
+fn lost(row: &Current, now: Timestamp) -> Option<Change> {
+    let session = row.session?;
+    let lost_leases = row.lost_leases.saturating_add(1);
+    let is_one_too_many = lost_leases > LOST_LEASES_MAX;
+    let mut change = match is_one_too_many {
+        true => row.ends(JobState::Failed, now),
+        false => {
+            let mut change = row.goes_on(JobState::Queued, row.run_time);
+            change.new.session = Some(session);
+            change
+        }
+    };
+    change.new.lost_leases = lost_leases;
+    change.new.released_in_row = 0;
+    change.ended = Some(Ended {
+        session,
+        outcome: AttemptOutcome::LeaseLost,
+        failure: is_one_too_many.then(|| Failure {
+            kind: LEASES_LOST.into(),
+            message: format!("lost {lost_leases} leases, more than {LOST_LEASES_MAX}"),
+            ..Failure::default()
+        }),
+    });
+    Some(change)
+}
+
+/// Removes final jobs whose purge time is past.
+pub(super) async fn retain(store: &SqliteStore, limit: usize) -> Result<Swept> {
+    let (mut tx, now) = store.write().await?;
+    let ids = ids(&mut tx, PURGEABLE, Some(now), limit).await?;
+    if ids.is_empty() {
+        return Ok(Swept::default());
+    }
+    let list = id_list(&ids)?;
+    for statement in PURGE {
+        sqlx::query(statement)
+            .bind(&list)
+            .execute(&mut *tx)
+            .await
+            .map_err(fault)?;
+    }
+    commit(tx).await?;
+    Ok(Swept {
+        changed: count(ids.len()),
+        more: ids.len() >= limit,
+        segments: Vec::new(),
+    })
+}
+
+/// Drops segments without QUEUED jobs, old signals, and sessions that nothing names any more.
+pub(super) async fn tidy(store: &SqliteStore, limit: usize) -> Result<Swept> {
+    let (mut tx, now) = store.write().await?;
+    let rows: Vec<SegmentRow> = sqlx::query_as(OLD_SEGMENTS)
+        .bind(store.tidied.load(Ordering::Relaxed))
+        .bind(rows_max(limit))
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(fault)?;
+    let is_round = rows.len() < limit;
+    let next = rows.last().filter(|_| !is_round).map_or(0, |row| row.id);
+    let (_, spent) = trim(&mut tx, rows).await?;
+    drop_spent(&mut tx, &spent).await?;
+
+    let old = now.0.saturating_sub(micros(SIGNALS_KEPT));
+    let signals = sqlx::query(DROP_SIGNALS)
+        .bind(old)
+        .bind(rows_max(limit))
+        .execute(&mut *tx)
+        .await
+        .map_err(fault)?
+        .rows_affected();
+    let sessions = sqlx::query(DROP_SESSIONS)
+        .bind(rows_max(limit))
+        .execute(&mut *tx)
+        .await
+        .map_err(fault)?
+        .rows_affected();
+    commit(tx).await?;
+    store.tidied.store(next, Ordering::Relaxed);
+    let all = count(limit);
+    Ok(Swept {
+        changed: count(spent.len()) + signals + sessions,
+        more: !is_round || signals >= all || sessions >= all,
+        segments: Vec::new(),
+    })
+}
+
+async fn ids(
+    connection: &mut SqliteConnection,
+    statement: &'static str,
+    now: Option<Timestamp>,
+    limit: usize,
+) -> Result<Vec<JobId>> {
+    let mut query = sqlx::query_scalar(statement);
+    if let Some(now) = now {
+        query = query.bind(now.0);
+    }
+    let found: Vec<Uuid> = query
+        .bind(rows_max(limit))
+        .fetch_all(connection)
+        .await
+        .map_err(fault)?;
+    Ok(found.into_iter().map(JobId::from_store).collect())
+}
+
+fn count(rows: usize) -> u64 {
+    u64::try_from(rows).unwrap_or(u64::MAX)
+}
