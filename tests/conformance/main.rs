@@ -1,0 +1,39 @@
+//! What every store, and every ready-list, must do: one suite, run over each of them. The cases are written from the
+//! traits' pages and the rules, and know nothing of how a store is built.
+//!
+//! `./scripts/test --test conformance` runs all; `cargo test lease_is_exclusive` style names pick one on all stores.
+
+#[path = "../support/world.rs"]
+mod world;
+
+/// Makes `case::postgres` and `case::sqlite` of an async function that takes a `World`.
+macro_rules! on_each_store {
+    ($case:ident) => {
+        mod $case {
+            #[test]
+            fn postgres() {
+                crate::world::run(
+                    crate::world::postgres::world(),
+                    super::$case,
+                    crate::audit::audit,
+                );
+            }
+
+            #[test]
+            fn sqlite() {
+                crate::world::run(
+                    crate::world::sqlite::world(),
+                    super::$case,
+                    crate::audit::audit,
+                );
+            }
+        }
+    };
+}
+
+mod audit;
+mod steps;
+
+// mod ready;
+mod store_enqueue;
+mod store_lease;
