@@ -60,10 +60,18 @@ pub async fn serve(
     let grpc = grpc::face(engine.clone())?;
     let serving = grpc.serving();
     serving.set(true).await;
-    let faces = Faces { grpc: grpc.routes.into_axum_router(), http: http_face::router(engine.clone()) };
+    let faces = Faces {
+        grpc: grpc.routes.into_axum_router(),
+        http: http_face::router(engine.clone()),
+    };
     let closing = CancellationToken::new();
     let connections = TaskTracker::new();
-    let accepting = tokio::spawn(accept(listener, faces, connections.clone(), closing.clone()));
+    let accepting = tokio::spawn(accept(
+        listener,
+        faces,
+        connections.clone(),
+        closing.clone(),
+    ));
 
     let mut health = tokio::time::interval(Duration::from_secs(1));
     // Cancel safe: both branches only wait.
@@ -76,8 +84,14 @@ pub async fn serve(
     closing.cancel();
     let _ = accepting.await;
     connections.close();
-    if tokio::time::timeout(CLOSE_WITHIN, connections.wait()).await.is_err() {
-        warn!(connections = connections.len(), "connections are cut: their peers do not answer");
+    if tokio::time::timeout(CLOSE_WITHIN, connections.wait())
+        .await
+        .is_err()
+    {
+        warn!(
+            connections = connections.len(),
+            "connections are cut: their peers do not answer"
+        );
     }
     engine.stop().await;
     info!("server stopped");
@@ -93,13 +107,19 @@ struct Faces {
 impl Faces {
     async fn call(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         let content_type = request.headers().get(header::CONTENT_TYPE);
-        let is_grpc = content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+        let is_grpc =
+            content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
         let face = if is_grpc { self.grpc } else { self.http };
         face.oneshot(request.map(Body::new)).await
     }
 }
 
-async fn accept(listener: TcpListener, faces: Faces, connections: TaskTracker, closing: CancellationToken) {
+async fn accept(
+    listener: TcpListener,
+    faces: Faces,
+    connections: TaskTracker,
+    closing: CancellationToken,
+) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     // Cancel safe: a connection that was not accepted yet stays in the kernel's queue.
     while let Some(accepted) = closing.run_until_cancelled(listener.accept()).await {
@@ -120,13 +140,23 @@ async fn accept(listener: TcpListener, faces: Faces, connections: TaskTracker, c
     }
 }
 
-async fn connection(stream: TcpStream, faces: Faces, closing: CancellationToken, _place: OwnedSemaphorePermit) {
+async fn connection(
+    stream: TcpStream,
+    faces: Faces,
+    closing: CancellationToken,
+    _place: OwnedSemaphorePermit,
+) {
     let _ = stream.set_nodelay(true);
     // Which protocol it is shows with the first byte; whoever sends none is not waited for.
-    if !matches!(tokio::time::timeout(FIRST_BYTE_WITHIN, stream.peek(&mut [0])).await, Ok(Ok(1))) {
+    if !matches!(
+        tokio::time::timeout(FIRST_BYTE_WITHIN, stream.peek(&mut [0])).await,
+        Ok(Ok(1))
+    ) {
         return;
     }
-    let service = TowerToHyperService::new(tower::service_fn(move |request| faces.clone().call(request)));
+    let service = TowerToHyperService::new(tower::service_fn(move |request| {
+        faces.clone().call(request)
+    }));
     let builder = builder();
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     // Cancel safe: the connection is pinned outside and only polled here.
@@ -144,7 +174,11 @@ async fn connection(stream: TcpStream, faces: Faces, closing: CancellationToken,
 
 fn builder() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN).max_buf_size(4 * HEAD_BYTES);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_WITHIN)
+        .max_buf_size(4 * HEAD_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -39,13 +39,22 @@ pub(super) struct Report {
 pub(super) async fn run(client: &Client, root: PathBuf) -> Result<Report, Failure> {
     let shown = terminal::plain(&root.display().to_string());
     let walked = tokio::task::spawn_blocking(move || walk(&root)).await;
-    let Walked { files, more, left_out } = walked.map_err(|why| Failure::trouble(why.to_string()))?;
+    let Walked {
+        files,
+        more,
+        left_out,
+    } = walked.map_err(|why| Failure::trouble(why.to_string()))?;
     let screen = Screen::new(files.len());
     if more {
-        screen.remark(&format!("there are more files below {shown}: only the first {} are taken", files.len()));
+        screen.remark(&format!(
+            "there are more files below {shown}: only the first {} are taken",
+            files.len()
+        ));
     }
     if left_out > 0 {
-        screen.remark(&format!("left out, as they cannot be read or named in JSON: {left_out}"));
+        screen.remark(&format!(
+            "left out, as they cannot be read or named in JSON: {left_out}"
+        ));
     }
 
     let start = Instant::now();
@@ -77,23 +86,40 @@ async fn enqueue(client: &Client, paths: &[String]) -> Result<Vec<String>, Failu
     let job = |path: &String| {
         let job = NewJob::new(KIND, &Input { path: path.clone() })?;
         let backoff = Duration::from_millis(500);
-        Ok(job.queue(QUEUE).max_attempts(TRIES).backoff(backoff, 2.0, backoff * 4))
+        Ok(job
+            .queue(QUEUE)
+            .max_attempts(TRIES)
+            .backoff(backoff, 2.0, backoff * 4))
     };
-    let jobs = paths.iter().map(job).collect::<Result<Vec<_>, worker_sdk::Error>>().map_err(failure_of)?;
+    let jobs = paths
+        .iter()
+        .map(job)
+        .collect::<Result<Vec<_>, worker_sdk::Error>>()
+        .map_err(failure_of)?;
     let accepted = client.enqueue_batch(jobs).await.map_err(failure_of)?;
-    Ok(accepted.into_iter().map(|enqueued| enqueued.job.id).collect())
+    Ok(accepted
+        .into_iter()
+        .map(|enqueued| enqueued.job.id)
+        .collect())
 }
 
 fn outcome(job: &Job) -> Result<Output, String> {
     match job.state() {
         JobState::Succeeded => job.output_as().map_err(|why| why.to_string()),
-        _ => Err(job.last_failure.as_ref().map_or_else(|| "cancelled".into(), |failure| failure.message.clone())),
+        _ => Err(job
+            .last_failure
+            .as_ref()
+            .map_or_else(|| "cancelled".into(), |failure| failure.message.clone())),
     }
 }
 
 fn summary(done: usize, failed: usize, elapsed: Duration) -> String {
     let seconds = elapsed.as_secs_f64();
-    let rate = if seconds > 0.0 { done as f64 / seconds } else { 0.0 };
+    let rate = if seconds > 0.0 {
+        done as f64 / seconds
+    } else {
+        0.0
+    };
     format!("{done} jobs in {seconds:.2} s, {rate:.0} jobs/s, {failed} failed")
 }
 
@@ -106,8 +132,10 @@ struct Screen {
 impl Screen {
     fn new(files: usize) -> Self {
         let bar = std::io::stdout().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(Some(files as u64), ProgressDrawTarget::stdout());
-            let style = ProgressStyle::with_template("{bar:40} {pos}/{len} files hashed, {elapsed}");
+            let bar =
+                ProgressBar::with_draw_target(Some(files as u64), ProgressDrawTarget::stdout());
+            let style =
+                ProgressStyle::with_template("{bar:40} {pos}/{len} files hashed, {elapsed}");
             bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
         Self { bar }
@@ -121,7 +149,11 @@ impl Screen {
     }
 
     fn failed(&self, path: &str, why: &str) {
-        let text = format!("failed: {}: {}", terminal::plain(path), terminal::plain(why));
+        let text = format!(
+            "failed: {}: {}",
+            terminal::plain(path),
+            terminal::plain(why)
+        );
         match &self.bar {
             Some(bar) => {
                 bar.println(text);
@@ -150,7 +182,10 @@ impl Screen {
 fn checksum(sha256: &str, path: &str) -> String {
     match path.contains(['\\', '\n', '\r']) {
         true => {
-            let path = path.replace('\\', r"\\").replace('\n', r"\n").replace('\r', r"\r");
+            let path = path
+                .replace('\\', r"\\")
+                .replace('\n', r"\n")
+                .replace('\r', r"\r");
             format!("\\{sha256}  {path}")
         }
         false => format!("{sha256}  {path}"),
@@ -190,7 +225,9 @@ fn walk(root: &Path) -> Walked {
                 continue;
             };
             // Of the entry itself: a link is neither file nor folder here.
-            let Ok(kind) = entry.file_type() else { continue };
+            let Ok(kind) = entry.file_type() else {
+                continue;
+            };
             if name.starts_with('.') {
                 continue;
             }
@@ -231,7 +268,15 @@ mod tests {
 
     #[test]
     fn hidden_files_target_and_links_are_left_out() {
-        let root = made(&["b", "a/x", "a/.hidden", ".git/config", "target/debug/x", "a/target/y", "z/target"]);
+        let root = made(&[
+            "b",
+            "a/x",
+            "a/.hidden",
+            ".git/config",
+            "target/debug/x",
+            "a/target/y",
+            "z/target",
+        ]);
         #[cfg(unix)]
         std::os::unix::fs::symlink("/etc", root.path().join("link")).unwrap();
         #[cfg(unix)]
@@ -243,7 +288,9 @@ mod tests {
 
     #[test]
     fn no_more_than_a_thousand_files_are_taken_and_it_is_said() {
-        let names: Vec<String> = (0..=FILES_MAX).map(|n| format!("d{}/f{n}", n % 3)).collect();
+        let names: Vec<String> = (0..=FILES_MAX)
+            .map(|n| format!("d{}/f{n}", n % 3))
+            .collect();
         let walked = walk(made(&names.iter().map(String::as_str).collect::<Vec<_>>()).path());
         assert_eq!((walked.files.len(), walked.more), (FILES_MAX, true));
     }

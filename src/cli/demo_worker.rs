@@ -37,7 +37,12 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", default_value_t = at_once())]
     concurrency: usize,
     /// Level or filter of the logs
-    #[arg(long, value_name = "FILTER", env = "LEASEHOLD_LOG", default_value = "info")]
+    #[arg(
+        long,
+        value_name = "FILTER",
+        env = "LEASEHOLD_LOG",
+        default_value = "info"
+    )]
     log: String,
 }
 
@@ -46,17 +51,29 @@ pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
     start_logs(&args.log)?;
     let root = folder(&args.root)?;
     let worker = worker(&args.server, root, &args.queue, args.concurrency).map_err(failure_of)?;
-    tracing::info!(server = args.server, queue = args.queue, kind = KIND, "worker starts");
+    tracing::info!(
+        server = args.server,
+        queue = args.queue,
+        kind = KIND,
+        "worker starts"
+    );
     worker.run().await.map_err(failure_of)?;
     Ok(Exit::Done)
 }
 
 /// A worker that hashes files below `root`, which is [`folder`]'s.
-pub(super) fn worker(server: &str, root: PathBuf, queue: &str, concurrency: usize) -> Result<Worker, worker_sdk::Error> {
+pub(super) fn worker(
+    server: &str,
+    root: PathBuf,
+    queue: &str,
+    concurrency: usize,
+) -> Result<Worker, worker_sdk::Error> {
     Worker::builder(server)
         .queue(queue)
         .concurrency(concurrency)
-        .blocking_handler(KIND, move |context, input: Input| hash(&context, &root, &input.path))
+        .blocking_handler(KIND, move |context, input: Input| {
+            hash(&context, &root, &input.path)
+        })
         .build()
 }
 
@@ -109,7 +126,11 @@ fn hash(context: &Context, root: &Path, path: &str) -> Result<Output, JobError> 
         hash.update(read);
         bytes += read.len() as u64;
     }
-    let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = hash
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     Ok(Output { sha256, bytes })
 }
 
@@ -119,7 +140,10 @@ fn open(root: &Path, path: &str) -> Result<File, JobError> {
     if path.is_empty() || path.contains('\0') || !Path::new(path).components().all(inside) {
         return Err(refused("path must be relative, without `..`"));
     }
-    let real = root.join(path).canonicalize().map_err(|why| unreadable(&why))?;
+    let real = root
+        .join(path)
+        .canonicalize()
+        .map_err(|why| unreadable(&why))?;
     if !real.starts_with(root) {
         return Err(refused("path leads out of the worker's folder"));
     }
@@ -138,7 +162,9 @@ fn refused(why: &str) -> JobError {
 fn unreadable(why: &std::io::Error) -> JobError {
     let failure = JobError::new(why).with_type("Unreadable");
     match why.kind() {
-        ErrorKind::NotFound | ErrorKind::PermissionDenied | ErrorKind::NotADirectory => failure.permanent(),
+        ErrorKind::NotFound | ErrorKind::PermissionDenied | ErrorKind::NotADirectory => {
+            failure.permanent()
+        }
         _ => failure,
     }
 }

@@ -36,9 +36,15 @@ pub(super) async fn run(args: Args, given: Given) -> Result<Exit, Failure> {
     let config = given.config(Command::Dev)?;
     let demo = args.demo.as_deref().map(demo_worker::folder).transpose()?;
     let door = Door::bind(config.listen)?;
-    let folder = if config.ephemeral { Folder::temporary()? } else { Folder::open(&config.data)? };
+    let folder = if config.ephemeral {
+        Folder::temporary()?
+    } else {
+        Folder::open(&config.data)?
+    };
     let shutdown = signals::shutdown()?;
-    let engine = Backends::new()?.embedded(&folder.database(), &config).await?;
+    let engine = Backends::new()?
+        .embedded(&folder.database(), &config)
+        .await?;
     let listener = door.open()?;
     let address = reachable(serve::address(&listener)?);
     if !config.listen.ip().is_loopback() {
@@ -47,7 +53,12 @@ pub(super) async fn run(args: Args, given: Given) -> Result<Exit, Failure> {
     line(format_args!("# listening on http://{address}"));
 
     let closing = CancellationToken::new();
-    let mut server = tokio::spawn(server::serve(listener, engine, config.drain_grace, closing.clone()));
+    let mut server = tokio::spawn(server::serve(
+        listener,
+        engine,
+        config.drain_grace,
+        closing.clone(),
+    ));
     // Cancel safe: the server's task goes on by itself, and what is dropped here is only a client and a worker.
     let exit = tokio::select! {
         exit = attend(demo, args.exit, address, &shutdown) => exit,
@@ -71,7 +82,8 @@ async fn attend(
         return Ok(Exit::Done);
     };
     let url = format!("http://{address}");
-    let worker = demo_worker::worker(&url, root.clone(), QUEUE, demo_worker::at_once()).map_err(failure_of)?;
+    let worker = demo_worker::worker(&url, root.clone(), QUEUE, demo_worker::at_once())
+        .map_err(failure_of)?;
     let leaving = CancellationToken::new();
     let worker = tokio::spawn(worker.run_until(leaving.clone().cancelled_owned()));
     let client = Client::connect(&url).await.map_err(failure_of)?;
@@ -85,7 +97,11 @@ async fn attend(
                 shutdown.cancelled().await;
                 Ok(Exit::Done)
             } else {
-                Ok(if report.failed == 0 { Exit::Done } else { Exit::Failed })
+                Ok(if report.failed == 0 {
+                    Exit::Done
+                } else {
+                    Exit::Failed
+                })
             }
         }
     };
@@ -155,9 +171,11 @@ fn after_demo(address: SocketAddr, example: Option<&(String, String)>) -> String
     };
     // Written as JSON by the same code that the demonstration sends it by.
     let payload = serde_json::json!({ "path": path }).to_string();
-    let http = serde_json::json!({ "queue": QUEUE, "kind": KIND, "payload": { "path": path } }).to_string();
+    let http = serde_json::json!({ "queue": QUEUE, "kind": KIND, "payload": { "path": path } })
+        .to_string();
     let body = serde_json::json!({ "content_type": "application/json", "text": payload });
-    let grpc = serde_json::json!({ "job": { "queue": QUEUE, "kind": KIND, "payload": body } }).to_string();
+    let grpc =
+        serde_json::json!({ "job": { "queue": QUEUE, "kind": KIND, "payload": body } }).to_string();
     let (payload, http, grpc) = (quoted(&payload), quoted(&http), quoted(&grpc));
     let look = quoted(&format!("http://{address}/jobs/{job}?wait=10s"));
     let target = quoted(&address.to_string());
@@ -183,9 +201,14 @@ The server and its worker run on until Ctrl-C. To try, in another terminal:
 
 /// This program as one would type it here.
 fn program() -> String {
-    let typed = std::env::args().next().unwrap_or_else(|| "leasehold".into());
+    let typed = std::env::args()
+        .next()
+        .unwrap_or_else(|| "leasehold".into());
     // A bare name was found on the PATH; a path is shown as it was typed, since it worked.
-    match (typed.contains('/'), Path::new(&typed).strip_prefix(std::env::current_dir().unwrap_or_default())) {
+    match (
+        typed.contains('/'),
+        Path::new(&typed).strip_prefix(std::env::current_dir().unwrap_or_default()),
+    ) {
         (true, Ok(below)) if below.components().count() > 1 => quoted(&below.to_string_lossy()),
         _ => quoted(&typed),
     }

@@ -43,7 +43,11 @@ pub(super) async fn run(args: Args, given: Given) -> Result<Exit, Failure> {
     postgres(&config, &mut found).await;
     redis(&config, &mut found).await;
     node(&config, &mut found).await;
-    Ok(if found.bad == 0 { Exit::Done } else { Exit::Failed })
+    Ok(if found.bad == 0 {
+        Exit::Done
+    } else {
+        Exit::Failed
+    })
 }
 
 #[derive(Default)]
@@ -62,7 +66,11 @@ impl Findings {
 
     fn bad(&mut self, what: &str, text: &str, cure: &str) {
         self.bad += 1;
-        terminal::line(format_args!("BAD   {what:<9} {}\n      {:<9} {cure}", terminal::plain(text), "-> mend:"));
+        terminal::line(format_args!(
+            "BAD   {what:<9} {}\n      {:<9} {cure}",
+            terminal::plain(text),
+            "-> mend:"
+        ));
     }
 }
 
@@ -82,17 +90,28 @@ async fn postgres(config: &Config, found: &mut Findings) {
     };
     match major(&server) {
         Some(major) if major < POSTGRES_OLDEST => {
-            found.bad(what, &format!("{server} is too old"), "use Postgres 15 or newer");
+            found.bad(
+                what,
+                &format!("{server} is too old"),
+                "use Postgres 15 or newer",
+            );
         }
         _ => found.good(what, &server),
     }
     match migrate::verdict(&report) {
         Ok(()) => found.good("schema", &format!("version {}", report.found)),
         Err(why) if report.found < report.needed && config.migrate => {
-            found.odd("schema", &format!("{why}, or start `leasehold serve`, which does it"));
+            found.odd(
+                "schema",
+                &format!("{why}, or start `leasehold serve`, which does it"),
+            );
         }
         Err(why) => {
-            let cure = if report.found < report.needed { "leasehold migrate" } else { "use a newer program" };
+            let cure = if report.found < report.needed {
+                "leasehold migrate"
+            } else {
+                "use a newer program"
+            };
             found.bad("schema", &why, cure);
         }
     }
@@ -100,15 +119,27 @@ async fn postgres(config: &Config, found: &mut Findings) {
 
 async fn redis(config: &Config, found: &mut Findings) {
     let what = "redis";
-    let look = async { serve::redis_of(config, NodeId(Uuid::new_v4()))?.check().await };
+    let look = async {
+        serve::redis_of(config, NodeId(Uuid::new_v4()))?
+            .check()
+            .await
+    };
     match within(look).await {
         Ok(check) => {
             match check.refusal {
-                Some(why) => found.bad(what, &why, "use Redis 7.0 or newer, as a primary that takes writes"),
+                Some(why) => found.bad(
+                    what,
+                    &why,
+                    "use Redis 7.0 or newer, as a primary that takes writes",
+                ),
                 None => found.good(what, &check.server),
             }
             if let Some(why) = check.eviction.warning() {
-                found.bad("eviction", &why, "redis-cli CONFIG SET maxmemory-policy noeviction, and in its file");
+                found.bad(
+                    "eviction",
+                    &why,
+                    "redis-cli CONFIG SET maxmemory-policy noeviction, and in its file",
+                );
             }
         }
         Err(why) => {
@@ -123,7 +154,10 @@ async fn node(config: &Config, found: &mut Findings) {
     let address = dev::reachable(config.listen);
     match ready(address).await {
         Ok((200, body)) => found.good("node", &format!("ready at http://{address}: {body}")),
-        Ok((status, body)) => found.odd("node", &format!("at http://{address} answers {status}: {body}")),
+        Ok((status, body)) => found.odd(
+            "node",
+            &format!("at http://{address} answers {status}: {body}"),
+        ),
         Err(why) => found.odd("node", &format!("none at http://{address}: {why}")),
     }
 }
@@ -137,7 +171,9 @@ async fn within<T>(look: impl Future<Output = StoreResult<T>>) -> Result<T, Stri
 
 /// The first number of a server's name and version.
 fn major(server: &str) -> Option<u32> {
-    let digits = server.split(|c: char| !c.is_ascii_digit()).find(|part| !part.is_empty());
+    let digits = server
+        .split(|c: char| !c.is_ascii_digit())
+        .find(|part| !part.is_empty());
     digits.and_then(|digits| digits.parse().ok())
 }
 
@@ -164,10 +200,16 @@ async fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> 
     let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
-    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;
+    stream
+        .take(ANSWER_BYTES_MAX)
+        .read_to_end(&mut answer)
+        .await?;
     let answer = String::from_utf8_lossy(&answer);
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok());
     let status = status.ok_or_else(|| std::io::Error::other("the answer is not HTTP"))?;
     Ok((status, body.trim().to_owned()))
 }

@@ -31,12 +31,18 @@ pub(super) struct Failure {
 impl Failure {
     /// What was asked for cannot be done as it is.
     pub(super) fn usage(why: impl Into<String>) -> Self {
-        Self { exit: Exit::Usage, why: why.into() }
+        Self {
+            exit: Exit::Usage,
+            why: why.into(),
+        }
     }
 
     /// Something that is needed is away or in error.
     pub(super) fn trouble(why: impl Into<String>) -> Self {
-        Self { exit: Exit::Trouble, why: why.into() }
+        Self {
+            exit: Exit::Trouble,
+            why: why.into(),
+        }
     }
 
     /// Says it, and gives the code to end with.
@@ -52,7 +58,10 @@ impl From<Error> for Failure {
             Error::InvalidArgument(_) => Exit::Usage,
             _ => Exit::Trouble,
         };
-        Self { exit, why: told(&error) }
+        Self {
+            exit,
+            why: told(&error),
+        }
     }
 }
 

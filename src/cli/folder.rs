@@ -23,14 +23,20 @@ pub(super) struct Folder {
 impl Folder {
     /// Takes the folder at `path`, and makes it if need be.
     pub(super) fn open(path: &Path) -> Result<Self, Failure> {
-        let bad = |why: std::io::Error| Failure::trouble(format!("data folder {}: {why}", path.display()));
+        let bad = |why: std::io::Error| {
+            Failure::trouble(format!("data folder {}: {why}", path.display()))
+        };
         make(path).map_err(bad)?;
         let lock = lock(path)?;
         let ignore = path.join(".gitignore");
         if !ignore.exists() {
             std::fs::write(ignore, GITIGNORE).map_err(bad)?;
         }
-        Ok(Self { path: path.to_owned(), temporary: false, _lock: lock })
+        Ok(Self {
+            path: path.to_owned(),
+            temporary: false,
+            _lock: lock,
+        })
     }
 
     /// Makes a folder that goes with this process.
@@ -49,7 +55,9 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if self.temporary && let Err(why) = std::fs::remove_dir_all(&self.path) {
+        if self.temporary
+            && let Err(why) = std::fs::remove_dir_all(&self.path)
+        {
             tracing::warn!(folder = %self.path.display(), %why, "the temporary folder stays");
         }
     }
@@ -66,14 +74,23 @@ fn make(path: &Path) -> std::io::Result<()> {
 fn lock(folder: &Path) -> Result<File, Failure> {
     let path = folder.join("lock");
     let bad = |why: std::io::Error| Failure::trouble(format!("{}: {why}", path.display()));
-    let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+    let open = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path);
     let mut file = open.map_err(bad)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
             let _ = (&mut file).take(20).read_to_string(&mut holder);
-            let holder = holder.trim().parse::<u32>().map(|id| format!(" (process {id})")).unwrap_or_default();
+            let holder = holder
+                .trim()
+                .parse::<u32>()
+                .map(|id| format!(" (process {id})"))
+                .unwrap_or_default();
             let folder = folder.display();
             return Err(Failure::usage(format!(
                 "the data folder {folder} is in use by another server{holder}; stop it, or choose another by --data"
@@ -103,7 +120,11 @@ mod tests {
         let first = Folder::open(&path).unwrap();
         let refused = Folder::open(&path).unwrap_err();
         let process = format!("(process {})", std::process::id());
-        assert!(refused.why.contains("in use") && refused.why.contains(&process), "{}", refused.why);
+        assert!(
+            refused.why.contains("in use") && refused.why.contains(&process),
+            "{}",
+            refused.why
+        );
         drop(first);
         assert!(Folder::open(&path).is_ok());
     }

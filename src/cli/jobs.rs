@@ -97,15 +97,33 @@ pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
 }
 
 async fn act(args: Args) -> Result<Exit, Failure> {
-    let Args { server, output, deadline, verb } = args;
-    let client = Client::connect_lazy(&server).map_err(failure_of)?.deadline(deadline);
+    let Args {
+        server,
+        output,
+        deadline,
+        verb,
+    } = args;
+    let client = Client::connect_lazy(&server)
+        .map_err(failure_of)?
+        .deadline(deadline);
     match verb {
         Verb::Enqueue(args) => return enqueue::run(&client, *args, output).await,
         Verb::Get { id, wait } => output.one(&get(&client, &id, wait).await.map_err(failure_of)?),
-        Verb::List { queue, kind, state, limit } => {
+        Verb::List {
+            queue,
+            kind,
+            state,
+            limit,
+        } => {
             let states = state.into_iter().map(i32::from).collect();
-            let filter = JobFilter { queues: queue, kinds: kind, states };
-            list(&client, filter, limit as usize, output).await.map_err(failure_of)?;
+            let filter = JobFilter {
+                queues: queue,
+                kinds: kind,
+                states,
+            };
+            list(&client, filter, limit as usize, output)
+                .await
+                .map_err(failure_of)?;
         }
         Verb::Cancel { ids, reason } => {
             let mut rows = output.rows(ids.len() > 1);
@@ -134,7 +152,12 @@ async fn get(client: &Client, id: &str, wait: Option<Duration>) -> Result<worker
 }
 
 /// Page after page, until there are enough or no more.
-async fn list(client: &Client, filter: JobFilter, limit: usize, output: Output) -> Result<(), Error> {
+async fn list(
+    client: &Client,
+    filter: JobFilter,
+    limit: usize,
+    output: Output,
+) -> Result<(), Error> {
     let mut rows = output.rows(true);
     let mut left = limit;
     let mut page_token = String::new();

@@ -77,11 +77,17 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(why) => why.exit(),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(why) => return Failure::trouble(format!("cannot start: {why}")).report(),
     };
-    let options = matches.subcommand().map(|(_, options)| options.clone()).unwrap_or_default();
+    let options = matches
+        .subcommand()
+        .map(|(_, options)| options.clone())
+        .unwrap_or_default();
     let exit = runtime.block_on(run(cli, &options));
     runtime.shutdown_timeout(LINGER);
     match exit {

@@ -44,7 +44,11 @@ pub(super) struct Args {
 
 /// `leasehold serve`: runs until SIGTERM.
 pub(super) async fn run(args: Args, given: Given) -> Result<Exit, Failure> {
-    let given = if args.no_migrate { given.with("migrate", "false") } else { given };
+    let given = if args.no_migrate {
+        given.with("migrate", "false")
+    } else {
+        given
+    };
     let config = given.config(Command::Serve)?;
     if !config.listen.ip().is_loopback() {
         warn!(listen = %config.listen, "no authentication: whoever reaches this address may do everything");
@@ -66,18 +70,33 @@ pub(super) async fn run(args: Args, given: Given) -> Result<Exit, Failure> {
 
 /// Opens the Postgres of the configuration.
 pub(super) async fn postgres(config: &Config) -> StoreResult<PostgresStore> {
-    let url = config.database_url.as_ref().ok_or_else(|| Error::field("database_url", "is required"))?;
+    let url = config
+        .database_url
+        .as_ref()
+        .ok_or_else(|| Error::field("database_url", "is required"))?;
     postgres::connect(url.expose()).await
 }
 
 /// Prepares for the Redis of the configuration; nothing is sent yet.
 pub(super) fn redis_of(config: &Config, node: NodeId) -> StoreResult<RedisReady> {
-    let url = config.redis_url.as_ref().ok_or_else(|| Error::field("redis_url", "is required"))?;
-    RedisReady::connect(url.expose(), RedisOptions { prefix: config.redis_prefix.clone(), node })
+    let url = config
+        .redis_url
+        .as_ref()
+        .ok_or_else(|| Error::field("redis_url", "is required"))?;
+    RedisReady::connect(
+        url.expose(),
+        RedisOptions {
+            prefix: config.redis_prefix.clone(),
+            node,
+        },
+    )
 }
 
 /// The store with its schema in place, however long it takes to be there. `None`: told to stop before.
-async fn until_there(config: &Config, shutdown: &CancellationToken) -> Result<Option<PostgresStore>, Failure> {
+async fn until_there(
+    config: &Config,
+    shutdown: &CancellationToken,
+) -> Result<Option<PostgresStore>, Failure> {
     let mut pause = AGAIN_FIRST;
     loop {
         // Cancel safe: a migration that is dropped is rolled back, or taken up by the next start.
@@ -93,7 +112,11 @@ async fn until_there(config: &Config, shutdown: &CancellationToken) -> Result<Op
             Err(Refusal::Store(error)) => return Err(error.into()),
             Err(Refusal::Schema(failure)) => return Err(failure),
         }
-        if shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+        if shutdown
+            .run_until_cancelled(tokio::time::sleep(pause))
+            .await
+            .is_none()
+        {
             return Ok(None);
         }
         pause = (pause * 2).min(AGAIN_MAX);
@@ -145,7 +168,10 @@ async fn redis(config: &Config, node: NodeId) -> Result<RedisReady, Failure> {
                 warn!("redis: {warning}");
             }
         }
-        Err(error) => warn!(error = told(&error), "redis does not answer, going on without until it does"),
+        Err(error) => warn!(
+            error = told(&error),
+            "redis does not answer, going on without until it does"
+        ),
     }
     Ok(ready)
 }
@@ -159,11 +185,18 @@ pub(super) struct Backends {
 impl Backends {
     /// A node with a new identity: a restart is another node.
     pub(super) fn new() -> Result<Self, Failure> {
-        Ok(Self { node: NodeId(Uuid::new_v4()), metrics: Arc::new(Metrics::new()?) })
+        Ok(Self {
+            node: NodeId(Uuid::new_v4()),
+            metrics: Arc::new(Metrics::new()?),
+        })
     }
 
     /// Starts the engine of an embedded server on the file at `path`.
-    pub(super) async fn embedded(self, path: &std::path::Path, config: &Config) -> Result<Arc<Engine>, Failure> {
+    pub(super) async fn embedded(
+        self,
+        path: &std::path::Path,
+        config: &Config,
+    ) -> Result<Arc<Engine>, Failure> {
         let store = SqliteStore::open(path).await?;
         store.migrate().await?;
         Ok(self.engine(Arc::new(store), MemoryReady::new(), config))
@@ -172,8 +205,15 @@ impl Backends {
     fn engine(self, store: Arc<dyn Store>, ready: impl ReadyList, config: &Config) -> Arc<Engine> {
         let store = ObservedStore::new(store, Arc::new(Hook(self.metrics.clone())));
         let ready = Arc::new(ObservedReady::new(ready, Hook(self.metrics.clone())));
-        let node_name = if config.node.is_empty() { name() } else { config.node.clone() };
-        let options = Options { node_name, lease_ttl: config.lease_ttl };
+        let node_name = if config.node.is_empty() {
+            name()
+        } else {
+            config.node.clone()
+        };
+        let options = Options {
+            node_name,
+            lease_ttl: config.lease_ttl,
+        };
         Engine::start(store, ready, self.node, self.metrics, options)
     }
 }
@@ -202,33 +242,50 @@ pub(super) struct Door {
 impl Door {
     pub(super) fn bind(wanted: SocketAddr) -> Result<Self, Failure> {
         let bind = || -> std::io::Result<TcpSocket> {
-            let socket = if wanted.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            let socket = if wanted.is_ipv4() {
+                TcpSocket::new_v4()?
+            } else {
+                TcpSocket::new_v6()?
+            };
             // On Windows it would mean something else: to share the port.
             #[cfg(unix)]
             socket.set_reuseaddr(true)?;
             socket.bind(wanted)?;
             Ok(socket)
         };
-        Ok(Self { socket: bind().map_err(|why| taken(wanted, &why))?, wanted })
+        Ok(Self {
+            socket: bind().map_err(|why| taken(wanted, &why))?,
+            wanted,
+        })
     }
 
     pub(super) fn open(self) -> Result<TcpListener, Failure> {
-        self.socket.listen(BACKLOG).map_err(|why| taken(self.wanted, &why))
+        self.socket
+            .listen(BACKLOG)
+            .map_err(|why| taken(self.wanted, &why))
     }
 }
 
 fn taken(wanted: SocketAddr, why: &impl Display) -> Failure {
-    Failure::trouble(format!("cannot listen on {wanted}: {why}; choose another address by --listen"))
+    Failure::trouble(format!(
+        "cannot listen on {wanted}: {why}; choose another address by --listen"
+    ))
 }
 
 /// Where it really listens, as port 0 lets the system choose.
 pub(super) fn address(listener: &TcpListener) -> Result<SocketAddr, Failure> {
-    listener.local_addr().map_err(|why| Failure::trouble(why.to_string()))
+    listener
+        .local_addr()
+        .map_err(|why| Failure::trouble(why.to_string()))
 }
 
 /// `host:pid`, where the host has a name.
 fn name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = host.trim();
-    format!("{}:{}", if host.is_empty() { "node" } else { host }, std::process::id())
+    format!(
+        "{}:{}",
+        if host.is_empty() { "node" } else { host },
+        std::process::id()
+    )
 }

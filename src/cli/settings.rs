@@ -23,8 +23,17 @@ impl Given {
     /// Takes the options out of what clap read.
     pub(super) fn new(file: Option<PathBuf>, matches: &ArgMatches) -> Self {
         // An option that this command does not have is an error to clap, and absent to us.
-        let value = |opt: &Opt| matches.try_get_one::<String>(opt.key).ok().flatten().cloned();
-        let flags = OPTIONS.iter().filter_map(|opt| value(opt).map(|value| (opt.key, value))).collect();
+        let value = |opt: &Opt| {
+            matches
+                .try_get_one::<String>(opt.key)
+                .ok()
+                .flatten()
+                .cloned()
+        };
+        let flags = OPTIONS
+            .iter()
+            .filter_map(|opt| value(opt).map(|value| (opt.key, value)))
+            .collect();
         Self { file, flags }
     }
 
@@ -36,7 +45,11 @@ impl Given {
 
     /// The configuration for `command`, checked, with logs started as it says.
     pub(super) fn config(self, command: Command) -> Result<Config, Failure> {
-        let Loaded { mut config, sources, warnings } = self.load()?;
+        let Loaded {
+            mut config,
+            sources,
+            warnings,
+        } = self.load()?;
         let faults = config.check(command);
         if !faults.is_empty() {
             return Err(refused(&faults));
@@ -53,7 +66,8 @@ impl Given {
 
     /// What the sources say, without a check of whether a command could start with it.
     pub(super) fn load(self) -> Result<Loaded, Failure> {
-        let sources = Sources::of_process(self.file.as_deref(), self.flags).map_err(|fault| refused(&[fault]))?;
+        let sources = Sources::of_process(self.file.as_deref(), self.flags)
+            .map_err(|fault| refused(&[fault]))?;
         load(&sources).map_err(|faults| refused(&faults))
     }
 }
@@ -67,11 +81,17 @@ pub(super) fn arguments(command: Command) -> impl Iterator<Item = Arg> {
             none if none.is_empty() => String::new(),
             some => format!(" [default: {some}]"),
         };
-        let arg = Arg::new(opt.key).long(opt.flag).help(format!("{} [env: {}]{default}", opt.help, opt.env));
+        let arg = Arg::new(opt.key)
+            .long(opt.flag)
+            .help(format!("{} [env: {}]{default}", opt.help, opt.env));
         match opt.value {
             Some(name) => arg.value_name(name),
             // A switch: it stands alone, or says `=false` against the environment or the file.
-            None => arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("true|false"),
+            None => arg
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value("true")
+                .value_name("true|false"),
         }
     })
 }
@@ -88,7 +108,11 @@ pub(super) fn show(given: Given) -> Result<Exit, Failure> {
     for fault in &faults {
         terminal::note(format_args!("wrong: {fault}"));
     }
-    Ok(if faults.is_empty() { Exit::Done } else { Exit::Usage })
+    Ok(if faults.is_empty() {
+        Exit::Done
+    } else {
+        Exit::Usage
+    })
 }
 
 fn refused(faults: &[Fault]) -> Failure {

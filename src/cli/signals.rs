@@ -10,7 +10,8 @@ const INTERRUPTED: i32 = 130;
 
 /// A token that the first signal cancels. From then on, a second one ends the process at once.
 pub(super) fn shutdown() -> Result<CancellationToken, Failure> {
-    let mut signals = Signals::listen().map_err(|why| Failure::trouble(format!("cannot listen to signals: {why}")))?;
+    let mut signals = Signals::listen()
+        .map_err(|why| Failure::trouble(format!("cannot listen to signals: {why}")))?;
     let token = CancellationToken::new();
     let told = token.clone();
     tokio::spawn(async move {
@@ -34,7 +35,10 @@ struct Signals {
 impl Signals {
     fn listen() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+        })
     }
 
     async fn next(&mut self) {

@@ -16,15 +16,16 @@ pub(super) fn note(text: impl Display) {
 
 /// Text from elsewhere on one line, without what a terminal would take as a command.
 pub(super) fn plain(text: &str) -> String {
-    text.chars().fold(String::with_capacity(text.len()), |mut plain, c| {
-        if c.is_control() {
-            // Writing to a string cannot fail.
-            let _ = write!(plain, "{}", c.escape_default());
-        } else {
-            plain.push(c);
-        }
-        plain
-    })
+    text.chars()
+        .fold(String::with_capacity(text.len()), |mut plain, c| {
+            if c.is_control() {
+                // Writing to a string cannot fail.
+                let _ = write!(plain, "{}", c.escape_default());
+            } else {
+                plain.push(c);
+            }
+            plain
+        })
 }
 
 /// A word as a POSIX shell reads it back.

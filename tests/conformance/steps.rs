@@ -501,7 +501,11 @@ impl World {
                     .renew(alive.to_vec())
                     .await
                     .expect("renew answers");
-                assert_eq!(renewed, vec![true; alive.len()], "they were renewed in time");
+                assert_eq!(
+                    renewed,
+                    vec![true; alive.len()],
+                    "they were renewed in time"
+                );
             }
         }
     }

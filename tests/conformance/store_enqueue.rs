@@ -81,17 +81,27 @@ pub fn odd_payloads() -> Vec<Payload> {
         is_text,
     };
     let mut large = vec![0; PAYLOAD_BYTES_MAX];
-    proptest::test_runner::TestRng::deterministic_rng(
-        proptest::test_runner::RngAlgorithm::ChaCha,
-    )
-    .fill_bytes(&mut large);
+    proptest::test_runner::TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha)
+        .fill_bytes(&mut large);
     vec![
         body("text/plain; charset=utf-8", Bytes::new(), true),
         body("application/octet-stream", Bytes::new(), false),
-        body("application/json", Bytes::from_static(b" {\"a\" : 1.0}\n"), false),
-        body("application/json", Bytes::from_static(b"{\"b\":1,\"b\":2}"), true),
+        body(
+            "application/json",
+            Bytes::from_static(b" {\"a\" : 1.0}\n"),
+            false,
+        ),
+        body(
+            "application/json",
+            Bytes::from_static(b"{\"b\":1,\"b\":2}"),
+            true,
+        ),
         body("text/plain", Bytes::from("☂ 'quoted' \\x00 \u{feff}"), true),
-        body("x/y", Bytes::from_static(&[0xff, 0xfe, 0x00, 0xc3, 0x28, 0x80]), false),
+        body(
+            "x/y",
+            Bytes::from_static(&[0xff, 0xfe, 0x00, 0xc3, 0x28, 0x80]),
+            false,
+        ),
         body("x/y", Bytes::from_static(b"\\x6869"), false),
         body("x/large", large.into(), false),
     ]
@@ -386,7 +396,11 @@ async fn a_full_batch_is_accepted(world: World) {
     let jobs: Vec<_> = (0..1_000).map(|_| world.job()).collect();
     let answer = world.enqueue(jobs.clone(), Unit::All).await;
     assert_eq!(
-        answer.jobs.iter().map(|a| created(a).id).collect::<Vec<_>>(),
+        answer
+            .jobs
+            .iter()
+            .map(|a| created(a).id)
+            .collect::<Vec<_>>(),
         jobs.iter().map(|j| j.id).collect::<Vec<_>>()
     );
     assert_eq!(jobs_of(&answer.segments).len(), 1_000);
@@ -412,7 +426,9 @@ async fn nothing_asked_is_nothing_done(world: World) {
 on_each_store!(reading_answers_each_id_in_order);
 async fn reading_answers_each_id_in_order(world: World) {
     let first = world.queued().await;
-    let second = world.accept(world.job_with(|d| d.payload = Some(text("two")))).await;
+    let second = world
+        .accept(world.job_with(|d| d.payload = Some(text("two"))))
+        .await;
     let nobody = world.fresh_id();
     let ids = vec![second, nobody, first, second];
     let found = world.store.get(ids, View::Full).await.expect("get answers");

@@ -29,7 +29,13 @@ async fn a_queued_job_is_handed_out_whole(world: World) {
     let answer = world.ask(id, session).await;
     let job = leased(&answer);
 
-    assert_eq!(job.lease, Lease { job: id, attempt: 1 });
+    assert_eq!(
+        job.lease,
+        Lease {
+            job: id,
+            attempt: 1
+        }
+    );
     assert_eq!((&job.queue, &job.kind), (&new.spec.queue, &new.spec.kind));
     assert_eq!(job.payload, new.payload);
     assert_eq!(job.headers, new.spec.headers);
@@ -38,7 +44,11 @@ async fn a_queued_job_is_handed_out_whole(world: World) {
     assert_eq!((job.lost_leases, job.releases), (0, 0));
     let left = job.time_left.expect("it has a timeout");
     assert!(left <= secs(90) && left > secs(80), "{left:?}");
-    assert!(job.waited >= secs(20) && job.waited < secs(30), "{:?}", job.waited);
+    assert!(
+        job.waited >= secs(20) && job.waited < secs(30),
+        "{:?}",
+        job.waited
+    );
 
     let job = world.look(id).await;
     assert_eq!((job.state, job.attempt), (JobState::Running, 1));
@@ -105,7 +115,13 @@ async fn a_batch_of_asks_is_answered_one_by_one(world: World) {
             to: if n % 2 == 0 { alive } else { dead },
         })
         .collect();
-    asks.insert(7, Ask { job: taken, to: alive });
+    asks.insert(
+        7,
+        Ask {
+            job: taken,
+            to: alive,
+        },
+    );
     let answers = world.grant(asks.clone()).await;
     for (ask, answer) in asks.iter().zip(&answers) {
         match (ask.job == taken, ask.to == dead) {
@@ -116,7 +132,10 @@ async fn a_batch_of_asks_is_answered_one_by_one(world: World) {
     }
     for ask in asks.iter().filter(|a| a.to == dead) {
         let job = world.look(ask.job).await;
-        assert_eq!((job.state, job.attempt, job.revision), (JobState::Queued, 0, 1));
+        assert_eq!(
+            (job.state, job.attempt, job.revision),
+            (JobState::Queued, 0, 1)
+        );
     }
 }
 
@@ -328,10 +347,7 @@ async fn grants_and_renewals_of_the_same_sessions_do_not_hinder_each_other(world
                     .map(|(answer, ask)| ending(leased(answer).lease, ask.to, success()))
                     .collect();
                 let verdicts = world.finish_all(endings).await.verdicts;
-                assert_eq!(
-                    verdicts,
-                    vec![Verdict::Recorded(JobState::Succeeded); 20]
-                );
+                assert_eq!(verdicts, vec![Verdict::Recorded(JobState::Succeeded); 20]);
             }
         });
     }

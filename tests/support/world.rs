@@ -83,12 +83,8 @@ impl World {
         let ms = u128::try_from(at.0 / 1_000).expect("a case lives after 1970");
         // 48 bits of time, version 7, 12 bits and 20 bits of count around the variant, 42 bits of chance.
         let chance = Uuid::new_v4().as_u128() & ((1 << 42) - 1);
-        let bits = ms << 80
-            | 7 << 76
-            | (count >> 20) << 64
-            | 2 << 62
-            | (count & 0xf_ffff) << 42
-            | chance;
+        let bits =
+            ms << 80 | 7 << 76 | (count >> 20) << 64 | 2 << 62 | (count & 0xf_ffff) << 42 | chance;
         JobId::new(Uuid::from_u128(bits)).expect("it is a UUIDv7")
     }
 }

@@ -64,7 +64,11 @@ pub(super) struct Args {
 /// `leasehold jobs enqueue`.
 pub(super) async fn run(client: &Client, args: Args, output: Output) -> Result<Exit, Failure> {
     let wait = args.wait;
-    let job = client.enqueue(new_job(args)?).await.map_err(failure_of)?.job;
+    let job = client
+        .enqueue(new_job(args)?)
+        .await
+        .map_err(failure_of)?
+        .job;
     if !wait {
         output.rows(false).add(&job);
         return Ok(Exit::Done);
@@ -101,7 +105,12 @@ async fn follow(client: &Client, mut job: Job) -> Result<Job, Error> {
 }
 
 fn change(job: &Job, elapsed: Duration) -> String {
-    let mut line = format!("{:>8.2}s  {}  {}", elapsed.as_secs_f64(), job.id, word(job.state()));
+    let mut line = format!(
+        "{:>8.2}s  {}  {}",
+        elapsed.as_secs_f64(),
+        job.id,
+        word(job.state())
+    );
     if job.attempt > 0 {
         line.push_str(&format!("  attempt {}", job.attempt));
         if !job.worker.is_empty() {
@@ -109,14 +118,20 @@ fn change(job: &Job, elapsed: Duration) -> String {
         }
     }
     if let Some(failure) = &job.last_failure {
-        line.push_str(&format!("  {}: {}", terminal::plain(&failure.r#type), terminal::plain(&failure.message)));
+        line.push_str(&format!(
+            "  {}: {}",
+            terminal::plain(&failure.r#type),
+            terminal::plain(&failure.message)
+        ));
     }
     line
 }
 
 fn new_job(args: Args) -> Result<NewJob, Failure> {
     let payload = read(&args.payload)?;
-    if args.content_type == JSON && serde_json::from_slice::<&serde_json::value::RawValue>(&payload).is_err() {
+    if args.content_type == JSON
+        && serde_json::from_slice::<&serde_json::value::RawValue>(&payload).is_err()
+    {
         return Err(Failure::usage(
             "the payload is not JSON; quote a text as '\"text\"', or say what it is by --content-type",
         ));
@@ -143,8 +158,14 @@ fn new_job(args: Args) -> Result<NewJob, Failure> {
     if let Some(id) = args.id {
         job = job.id(id);
     }
-    let job = args.label.into_iter().fold(job, |job, (key, value)| job.label(key, value));
-    Ok(args.header.into_iter().fold(job, |job, (key, value)| job.header(key, value)))
+    let job = args
+        .label
+        .into_iter()
+        .fold(job, |job, (key, value)| job.label(key, value));
+    Ok(args
+        .header
+        .into_iter()
+        .fold(job, |job, (key, value)| job.header(key, value)))
 }
 
 /// The payload from where it is, as far as a server would take it.
@@ -153,13 +174,18 @@ fn read(from: &str) -> Result<Vec<u8>, Failure> {
     let mut payload = Vec::new();
     let most = PAYLOAD_BYTES_MAX as u64 + 1;
     match from.strip_prefix('@') {
-        Some(path) => std::fs::File::open(path).map_err(bad)?.take(most).read_to_end(&mut payload),
+        Some(path) => std::fs::File::open(path)
+            .map_err(bad)?
+            .take(most)
+            .read_to_end(&mut payload),
         None if from == "-" => std::io::stdin().lock().take(most).read_to_end(&mut payload),
         None => return Ok(from.as_bytes().to_vec()),
     }
     .map_err(bad)?;
     match payload.len() > PAYLOAD_BYTES_MAX {
-        true => Err(Failure::usage(format!("payload {from}: has more than {PAYLOAD_BYTES_MAX} bytes"))),
+        true => Err(Failure::usage(format!(
+            "payload {from}: has more than {PAYLOAD_BYTES_MAX} bytes"
+        ))),
         false => Ok(payload),
     }
 }

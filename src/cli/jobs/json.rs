@@ -16,7 +16,11 @@ use crate::cli::terminal;
 /// The job's JSON, on one line or, `pretty`, on many.
 pub(super) fn json(job: &Job, pretty: bool) -> String {
     let job = JobJson::of(job);
-    let text = if pretty { serde_json::to_string_pretty(&job) } else { serde_json::to_string(&job) };
+    let text = if pretty {
+        serde_json::to_string_pretty(&job)
+    } else {
+        serde_json::to_string(&job)
+    };
     text.unwrap_or_else(|why| {
         terminal::note(format_args!("error: {why}"));
         "null".into()
@@ -138,8 +142,16 @@ impl<'a> JobJson<'a> {
             backoff: spec.backoff.as_ref().map(BackoffJson::of),
             timeout: time(spec.timeout.as_ref()),
             retention: time(spec.retention.as_ref()),
-            labels: spec.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect(),
-            headers: spec.headers.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect(),
+            labels: spec
+                .labels
+                .iter()
+                .map(|(key, value)| (key.as_str(), value.as_str()))
+                .collect(),
+            headers: spec
+                .headers
+                .iter()
+                .map(|(key, value)| (key.as_str(), value.as_str()))
+                .collect(),
             worker: &job.worker,
             create_time: time(job.create_time.as_ref()),
             run_time: time(job.run_time.as_ref()),
@@ -155,7 +167,11 @@ impl<'a> JobJson<'a> {
 impl BackoffJson {
     fn of(backoff: &Backoff) -> Self {
         let (initial, max) = (time(backoff.initial.as_ref()), time(backoff.max.as_ref()));
-        Self { initial, max, factor: backoff.factor }
+        Self {
+            initial,
+            max,
+            factor: backoff.factor,
+        }
     }
 }
 
@@ -199,9 +215,18 @@ impl<'a> Shown<'a> {
             return Self::default();
         };
         let media = payload.content_type.as_str();
-        let is_json = media.split(';').next().is_some_and(|media| media.trim().eq_ignore_ascii_case("application/json"));
-        let mut shown = Self { media: Some(media), ..Self::default() };
-        if let Some(json) = is_json.then(|| serde_json::from_slice(bytes(payload)).ok()).flatten() {
+        let is_json = media
+            .split(';')
+            .next()
+            .is_some_and(|media| media.trim().eq_ignore_ascii_case("application/json"));
+        let mut shown = Self {
+            media: Some(media),
+            ..Self::default()
+        };
+        if let Some(json) = is_json
+            .then(|| serde_json::from_slice(bytes(payload)).ok())
+            .flatten()
+        {
             shown.json = Some(json);
             // That a JSON value is JSON goes without saying.
             shown.media = Some(media).filter(|media| *media != "application/json");
@@ -222,7 +247,10 @@ mod tests {
     #[test]
     fn a_json_body_is_shown_byte_for_byte() {
         let body = Some(Body::Data(br#"{"a": 1.00}"#.to_vec().into()));
-        let payload = Payload { content_type: "application/json".into(), body };
+        let payload = Payload {
+            content_type: "application/json".into(),
+            body,
+        };
         let shown = Shown::of(Some(&payload));
         assert_eq!(shown.json.map(RawValue::get), Some(r#"{"a": 1.00}"#));
         assert_eq!((shown.base64, shown.media), (None, None));

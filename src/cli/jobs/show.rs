@@ -33,7 +33,12 @@ impl Output {
     /// Jobs that are shown when the rows are dropped, also those before an error. One job that was asked for as one
     /// (not `many`) is an object in JSON, not an array.
     pub(super) fn rows(self, many: bool) -> Rows {
-        Rows { output: self, many, rows: Vec::new(), complete: false }
+        Rows {
+            output: self,
+            many,
+            rows: Vec::new(),
+            complete: false,
+        }
     }
 }
 
@@ -74,7 +79,9 @@ impl Drop for Rows {
     }
 }
 
-const COLUMNS: [&str; 7] = ["ID", "STATE", "QUEUE", "KIND", "ATTEMPT", "FAILURES", "CREATED"];
+const COLUMNS: [&str; 7] = [
+    "ID", "STATE", "QUEUE", "KIND", "ATTEMPT", "FAILURES", "CREATED",
+];
 
 fn columns(job: &Job) -> Vec<String> {
     let spec = job.spec.clone().unwrap_or_default();
@@ -98,7 +105,10 @@ fn table(mut rows: Vec<Vec<String>>) {
         }
     }
     for row in rows {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+        let cells = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:<width$}"));
         line(cells.collect::<Vec<_>>().join("  ").trim_end());
     }
 }
@@ -112,7 +122,10 @@ fn details(job: &Job) -> Vec<(&'static str, String)> {
         ("kind", plain(&spec.kind)),
         ("priority", level(spec.priority()).to_owned()),
         ("attempt", job.attempt.to_string()),
-        ("failures", format!("{} of {}", job.failures, spec.max_attempts)),
+        (
+            "failures",
+            format!("{} of {}", job.failures, spec.max_attempts),
+        ),
         ("lost leases", job.lost_leases.to_string()),
         ("releases", job.releases.to_string()),
     ];
@@ -123,19 +136,40 @@ fn details(job: &Job) -> Vec<(&'static str, String)> {
         ("finished", &job.finish_time),
         ("forgotten", &job.purge_time),
     ];
-    lines.extend(times.into_iter().filter_map(|(name, at)| Some((name, time(at.as_ref())?))));
+    lines.extend(
+        times
+            .into_iter()
+            .filter_map(|(name, at)| Some((name, time(at.as_ref())?))),
+    );
     if !job.worker.is_empty() {
         lines.push(("worker", plain(&job.worker)));
     }
     let sorted: BTreeMap<_, _> = spec.labels.iter().collect();
-    lines.extend(sorted.into_iter().map(|(key, value)| ("label", plain(&format!("{key}={value}")))));
+    lines.extend(
+        sorted
+            .into_iter()
+            .map(|(key, value)| ("label", plain(&format!("{key}={value}")))),
+    );
     let bodies = [("payload", &spec.payload), ("output", &job.output)];
-    lines.extend(bodies.into_iter().filter_map(|(name, body)| Some((name, readable(body.as_ref()?)))));
-    lines.extend(job.last_failure.iter().map(|failure| ("failure", told(failure))));
+    lines.extend(
+        bodies
+            .into_iter()
+            .filter_map(|(name, body)| Some((name, readable(body.as_ref()?)))),
+    );
+    lines.extend(
+        job.last_failure
+            .iter()
+            .map(|failure| ("failure", told(failure))),
+    );
     for attempt in &job.attempts {
         let failure = attempt.failure.as_ref().map(told).unwrap_or_default();
         let (outcome, worker) = (ending(attempt.outcome()), plain(&attempt.worker));
-        lines.push(("attempt", format!("{} {outcome} on {worker} {failure}", attempt.attempt).trim_end().to_owned()));
+        lines.push((
+            "attempt",
+            format!("{} {outcome} on {worker} {failure}", attempt.attempt)
+                .trim_end()
+                .to_owned(),
+        ));
     }
     lines
 }
@@ -162,7 +196,8 @@ pub(super) fn word(state: JobState) -> &'static str {
 pub(super) fn state(typed: &str) -> Result<JobState, String> {
     let name = typed.to_ascii_uppercase();
     let name = name.strip_prefix("JOB_STATE_").unwrap_or(&name);
-    let known = JobState::from_str_name(&format!("JOB_STATE_{name}")).filter(|state| *state != JobState::Unspecified);
+    let known = JobState::from_str_name(&format!("JOB_STATE_{name}"))
+        .filter(|state| *state != JobState::Unspecified);
     known.ok_or_else(|| "must be scheduled, queued, running, succeeded, failed or cancelled".into())
 }
 

@@ -10,5 +10,8 @@ pub use super::sqlite::SqliteStore as PostgresStore;
 /// # Errors
 /// Always `InvalidArgument`, naming what to use instead.
 pub async fn connect(_url: &str) -> Result<PostgresStore> {
-    Err(Error::field("database_url", "cannot be used yet: the Postgres store is not built, use `leasehold dev`"))
+    Err(Error::field(
+        "database_url",
+        "cannot be used yet: the Postgres store is not built, use `leasehold dev`",
+    ))
 }
