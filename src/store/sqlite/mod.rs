@@ -40,6 +40,8 @@ mod sweep;
 
 #[cfg(test)]
 mod plans;
+#[cfg(test)]
+mod tests;
 
 /// How long a statement waits for a lock of another process on the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
