@@ -136,6 +136,7 @@ pub enum Cancelled {
 
 /// Answer to a retry by hand.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "one is made a call")]
 pub enum Retried {
     /// It is QUEUED or SCHEDULED now. A basic view, and what to offer.
     Done(Job, Vec<Segment>),
