@@ -17,7 +17,10 @@ pub trait Clock: Send + Sync + 'static {
 pub struct SystemClock;
 
 impl Clock for SystemClock {
-    #[allow(clippy::disallowed_methods, reason = "this is the one place that asks it")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "this is the one place that asks it"
+    )]
     fn now(&self) -> Timestamp {
         let span = SystemTime::now()
             .duration_since(UNIX_EPOCH)
