@@ -24,7 +24,7 @@ use crate::ready::redis::{RedisOptions, RedisReady};
 use crate::server;
 use crate::store::Store;
 use crate::store::observed::{Observed as ObservedStore, StoreMetrics};
-use crate::store::postgres::{self, PostgresStore};
+use crate::store::postgres::{PostgresOptions, PostgresStore};
 use crate::store::sqlite::SqliteStore;
 use crate::telemetry::Metrics;
 
@@ -74,7 +74,7 @@ pub(super) async fn postgres(config: &Config) -> StoreResult<PostgresStore> {
         .database_url
         .as_ref()
         .ok_or_else(|| Error::field("database_url", "is required"))?;
-    postgres::connect(url.expose()).await
+    PostgresStore::connect(url.expose(), &PostgresOptions::default()).await
 }
 
 /// Prepares for the Redis of the configuration; nothing is sent yet.

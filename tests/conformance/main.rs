@@ -6,10 +6,19 @@
 #[path = "../support/world.rs"]
 mod world;
 
-/// Makes `case::sqlite` of an async function that takes a `World`; `case::postgres` comes with that store.
+/// Makes `case::postgres` and `case::sqlite` of an async function that takes a `World`.
 macro_rules! on_each_store {
     ($case:ident) => {
         mod $case {
+            #[test]
+            fn postgres() {
+                crate::world::run(
+                    crate::world::postgres::world(),
+                    super::$case,
+                    crate::audit::audit,
+                );
+            }
+
             #[test]
             fn sqlite() {
                 crate::world::run(

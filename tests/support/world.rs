@@ -19,6 +19,8 @@ use leasehold::job::{JobId, NodeId, Timestamp};
 use leasehold::store::Store;
 use uuid::Uuid;
 
+#[path = "world/postgres.rs"]
+pub mod postgres;
 #[path = "world/sqlite.rs"]
 pub mod sqlite;
 

@@ -73,6 +73,127 @@ fn each_ran_once(log: &Log, ids: &[String]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_jobs_over_two_nodes_and_four_workers_run_once_each() {
+    let (stack, log) = (Stack::start(2).await, log());
+    let workers: Vec<_> = (0..4)
+        .map(|n| Local::start(&stack.nodes[n % 2].url(), &log.path, 100))
+        .collect();
+    let ids = enqueue(&[&stack.client(0), &stack.client(1)], 10_000, "echo", 1).await;
+    all_succeed(&stack.client(0), &ids).await;
+    each_ran_once(&log, &ids);
+    for worker in workers {
+        worker.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_killed_with_jobs_running_loses_none() {
+    let (stack, log) = (Stack::start(1).await, log());
+    let ids = enqueue(&[&stack.client(0)], 60, "sleep", 300).await;
+    let mut doomed = process(&stack.nodes[0].url(), &log.path);
+    until(SOON, "the worker has begun", async || {
+        (runs(&log.path).len() >= 40).then_some(())
+    })
+    .await;
+    doomed.kill();
+    let worker = Local::start(&stack.nodes[0].url(), &log.path, 50);
+    all_succeed(&stack.client(0), &ids).await;
+    each_ran(&log, &ids);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_killed_with_jobs_running_loses_none() {
+    let (mut stack, log) = (Stack::start(2).await, log());
+    let worker = Local::start(&stack.nodes[0].url(), &log.path, 20);
+    let ids = enqueue(&[&stack.client(1)], 200, "sleep", 50).await;
+    until(SOON, "the worker has begun", async || {
+        (runs(&log.path).len() >= 40).then_some(())
+    })
+    .await;
+    stack.nodes[0].kill_and_restart().await;
+    all_succeed(&stack.client(1), &ids).await;
+    each_ran(&log, &ids);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_is_wiped_stopped_and_started_costs_no_job() {
+    let (mut stack, log) = (Stack::start(2).await, log());
+    let ids = enqueue(&[&stack.client(0)], 2_000, "echo", 1).await;
+    // Nobody works yet: all hints are in Redis.
+    let redis = redis::Client::open(stack.redis.url()).unwrap();
+    let mut connection = redis.get_multiplexed_async_connection().await.unwrap();
+    redis::cmd("FLUSHALL")
+        .query_async::<()>(&mut connection)
+        .await
+        .unwrap();
+    let worker = Local::start(&stack.nodes[0].url(), &log.path, 100);
+    all_succeed(&stack.client(1), &ids).await;
+    each_ran_once(&log, &ids);
+
+    stack.redis.kill();
+    let more = enqueue(&[&stack.client(0)], 1_000, "echo", 2).await;
+    all_succeed(&stack.client(1), &more).await;
+    assert_eq!(
+        http_status(stack.nodes[0].address, "/readyz").await,
+        Some(200)
+    );
+
+    stack.redis.start().await;
+    let again = enqueue(&[&stack.client(0)], 1_000, "echo", 3).await;
+    all_succeed(&stack.client(1), &again).await;
+    each_ran_once(&log, &more);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_that_is_stopped_and_started_costs_no_job() {
+    let (mut stack, log) = (Stack::start(1).await, log());
+    let worker = Local::start(&stack.nodes[0].url(), &log.path, 50);
+    let ids = enqueue(&[&stack.client(0)], 500, "sleep", 10).await;
+    stack.postgres.kill();
+    let impatient = stack.client(0).deadline(Duration::from_secs(1));
+    let refused = impatient
+        .enqueue(NewJob::new("echo", &1).unwrap().queue("q"))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.reason(), Some("STORE_UNAVAILABLE"), "{refused}");
+    let address = stack.nodes[0].address;
+    until(SOON, "readyz says 503", async || {
+        (http_status(address, "/readyz").await == Some(503)).then_some(())
+    })
+    .await;
+    stack.postgres.start().await;
+    until(SOON, "readyz says 200", async || {
+        (http_status(address, "/readyz").await == Some(200)).then_some(())
+    })
+    .await;
+    all_succeed(&stack.client(0), &ids).await;
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_to_each_node_in_turn_costs_no_job() {
+    let (mut stack, log) = (Stack::start(2).await, log());
+    let workers: Vec<_> = (0..2)
+        .map(|n| Local::start(&stack.nodes[n].url(), &log.path, 10))
+        .collect();
+    let ids = enqueue(&[&stack.client(0), &stack.client(1)], 400, "sleep", 50).await;
+    for n in 0..2 {
+        stack.nodes[n].process.terminate();
+        let status = stack.nodes[n].process.ended(Duration::from_secs(60)).await;
+        assert!(status.success(), "a node that is told to leave ends with 0");
+        stack.nodes[n].restart().await;
+    }
+    all_succeed(&stack.client(0), &ids).await;
+    each_ran_once(&log, &ids);
+    for worker in workers {
+        worker.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn dev_killed_and_restarted_goes_on_where_it_was() {
     let (mut dev, log) = (Dev::start().await, log());
     let client = client(&dev.node.url());

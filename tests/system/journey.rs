@@ -74,6 +74,10 @@ macro_rules! journeys {
             #[tokio::test(flavor = "multi_thread")]
             async fn $name() { super::$name(super::World::embedded().await).await; }
         )* }
+        mod two_nodes { $(
+            #[tokio::test(flavor = "multi_thread")]
+            async fn $name() { super::$name(super::World::two_nodes().await).await; }
+        )* }
     };
 }
 
@@ -265,9 +269,7 @@ async fn a_cancelled_job_never_runs_and_a_running_one_is_told(world: World) {
     );
 
     let worker = world.worker();
-    let running = world
-        .add(NewJob::new("until-cancelled", &()).unwrap())
-        .await;
+    let running = world.add(NewJob::new("until-cancelled", &()).unwrap()).await;
     until(SOON, "the job runs", async || {
         (world.ask.get(&running).await.unwrap().state() == JobState::Running).then_some(())
     })

@@ -2,8 +2,6 @@
 
 #![allow(
     missing_docs,
-    dead_code,
-    unused_imports,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,

@@ -1,0 +1,110 @@
+//! A database of its own on the Postgres that `./scripts/test` starts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use leasehold::store::Store;
+use leasehold::store::postgres::{PostgresOptions, PostgresStore};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
+use uuid::Uuid;
+
+use super::{Place, World};
+
+/// Names the server that the tests may make databases on.
+const URL: &str = "LEASEHOLD_TEST_DATABASE_URL";
+
+/// Makes a database, brings it to the present schema, and lets the case move its clock.
+pub async fn world() -> World {
+    let place = Database::create().await;
+    let store = PostgresStore::connect(&place.url, &PostgresOptions::default())
+        .await
+        .expect("the store connects");
+    store.migrate().await.expect("an empty database migrates");
+    place.make_clock_movable().await;
+    World::new(Arc::new(store), Arc::new(place))
+}
+
+struct Database {
+    server: PgConnectOptions,
+    name: String,
+    url: String,
+}
+
+impl Database {
+    async fn create() -> Self {
+        let Ok(server_url) = std::env::var(URL) else {
+            panic!("{URL} is not set: run ./scripts/test, which starts a private Postgres");
+        };
+        let server: PgConnectOptions = server_url
+            .parse()
+            .unwrap_or_else(|e| panic!("{URL} is not a Postgres URL: {e}"));
+        let name = format!("leasehold_{}", Uuid::new_v4().simple());
+        let (base, query) = match server_url.split_once('?') {
+            Some((base, query)) => (base, format!("?{query}")),
+            None => (server_url.as_str(), String::new()),
+        };
+        let address = base.rsplit_once('/').map_or(base, |(address, _)| address);
+        let url = format!("{address}/{name}{query}");
+        let place = Self { server, name, url };
+        let create = format!("CREATE DATABASE {}", place.name);
+        sqlx::raw_sql(AssertSqlSafe(create))
+            .execute(&mut place.connect_to_server().await)
+            .await
+            .expect("the test's user may create databases");
+        place
+    }
+
+    async fn connect_to_server(&self) -> PgConnection {
+        self.server.clone().connect().await.unwrap_or_else(|e| {
+            panic!("no Postgres at {URL} ({e}): run ./scripts/test, which starts a private one")
+        })
+    }
+
+    async fn connect(&self) -> PgConnection {
+        self.server
+            .clone()
+            .database(&self.name)
+            .connect()
+            .await
+            .expect("the new database answers")
+    }
+
+    /// All SQL of the store takes the time from `lh_now()`. Here, and only here, it is replaced by one with an offset.
+    async fn make_clock_movable(&self) {
+        let mut db = self.connect().await;
+        sqlx::raw_sql(
+            "CREATE TABLE test_shift (shift interval NOT NULL);
+             INSERT INTO test_shift VALUES ('0');
+             CREATE OR REPLACE FUNCTION lh_now() RETURNS timestamptz LANGUAGE sql VOLATILE AS
+             $$ SELECT clock_timestamp() + (SELECT shift FROM public.test_shift) $$;",
+        )
+        .execute(&mut db)
+        .await
+        .expect("the schema has a function lh_now()");
+        db.close().await.expect("the connection closes");
+    }
+}
+
+#[async_trait::async_trait]
+impl Place for Database {
+    async fn advance(&self, by: Duration) {
+        let mut db = self.connect().await;
+        let us = i64::try_from(by.as_micros()).expect("a case moves by a span of sense");
+        sqlx::query("UPDATE test_shift SET shift = shift + $1 * interval '1 microsecond'")
+            .bind(us)
+            .execute(&mut db)
+            .await
+            .expect("the clock moves");
+        db.close().await.expect("the connection closes");
+    }
+
+    async fn remove(&self) {
+        let mut db = self.connect_to_server().await;
+        let drop = format!("DROP DATABASE {} WITH (FORCE)", self.name);
+        // A case that failed is to be seen, rather than what went wrong with removing what it left.
+        if let Err(e) = sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut db).await {
+            eprintln!("database {} is left behind: {e}", self.name);
+        }
+    }
+}
