@@ -1,0 +1,145 @@
+//! Handing out: QUEUED jobs become RUNNING under new leases, in one guarded statement.
+
+use std::collections::{HashMap, HashSet};
+
+use sqlx::postgres::PgRow;
+use uuid::Uuid;
+
+use super::pool::Pool;
+use super::row::{self, column, count, priority, span, words};
+use crate::error::Result;
+use crate::job::{JobId, JobState, Kind, Lease, LeasedJob, NodeId, QueueName};
+use crate::store::{Ask, Attached, Granted};
+
+/// The sessions are locked FOR KEY SHARE, which lets renewals pass and makes sweeper and attach wait; the jobs are
+/// skipped when somebody else has them. All three tables are walked by key in one nested loop: joining two batches with
+/// each other would be quadratic, and nothing here joins `jobs` in any other way.
+const GRANT: &str = "
+WITH locked AS MATERIALIZED (
+  SELECT j.id, s.id AS session, s.worker
+    FROM unnest($1::uuid[], $2::uuid[], $3::int8[]) AS a (job, session, attach)
+    JOIN sessions s ON s.id = a.session AND s.attach = a.attach AND s.dead_at IS NULL
+    JOIN jobs j ON j.id = a.job AND j.state = 2
+   ORDER BY j.id
+     FOR KEY SHARE OF s FOR UPDATE OF j SKIP LOCKED),
+clock AS MATERIALIZED (SELECT lh_us() AS now, (SELECT count(*) FROM locked) AS locked),
+granted AS (
+  UPDATE jobs j
+     SET state = 3, attempt = j.attempt + 1, revision = j.revision + 1, session = l.session, worker = l.worker,
+         start_time = c.now, timeout_time = c.now + j.timeout
+    FROM clock c, locked l
+   WHERE j.id = l.id AND j.state = 2
+  RETURNING j.id, j.attempt, j.session, j.queue, j.kind, j.priority, j.failures, j.max_attempts, j.lost_leases,
+            j.releases, j.timeout, j.start_time - j.run_time AS waited, j.headers::text AS headers,
+            j.payload_type, j.payload_is_text, j.payload),
+logged AS (
+  INSERT INTO grants (node, created_at, check_at, jobs, sessions)
+  SELECT $4, min(c.now), min(c.now) + 30000000, array_agg(g.id), array_agg(g.session)
+    FROM granted g, clock c HAVING count(*) > 0),
+counted AS (
+  INSERT INTO queue_counts (queue, queued, running) SELECT queue, -count(*), count(*) FROM granted GROUP BY queue)
+SELECT * FROM granted";
+
+/// With a new snapshot: what the grant left out.
+const JOBS: &str = "SELECT id, state FROM jobs WHERE id = ANY($1)";
+const SESSIONS: &str = "SELECT id, attach FROM sessions WHERE id = ANY($1) AND dead_at IS NULL";
+
+/// Hands jobs out.
+pub(super) async fn grant(pool: &Pool, node: NodeId, asks: &[Ask]) -> Result<Vec<Granted>> {
+    let mut seen = HashSet::with_capacity(asks.len());
+    let firsts: Vec<&Ask> = asks.iter().filter(|ask| seen.insert(ask.job)).collect();
+    if firsts.is_empty() {
+        return Ok(Vec::new());
+    }
+    let jobs: Vec<Uuid> = firsts.iter().map(|a| a.job.uuid()).collect();
+    let sessions: Vec<Uuid> = firsts.iter().map(|a| a.to.session.uuid()).collect();
+    let attaches: Vec<i64> = firsts.iter().map(|a| attach_number(a.to)).collect();
+    let rows = pool
+        .write(|| {
+            sqlx::query(GRANT)
+                .bind(&jobs)
+                .bind(&sessions)
+                .bind(&attaches)
+                .bind(node.0)
+        })
+        .await?;
+    let mut leases = HashMap::with_capacity(rows.len());
+    for row in &rows {
+        let leased = leased(row)?;
+        leases.insert(leased.lease.job, leased);
+    }
+    let mut left_out = LeftOut::default();
+    if leases.len() < asks.len() {
+        left_out = LeftOut::look(pool, asks, &leases).await?;
+    }
+    Ok(asks
+        .iter()
+        .map(|ask| match leases.remove(&ask.job) {
+            Some(leased) => Granted::Lease(Box::new(leased)),
+            None => left_out.answer(ask),
+        })
+        .collect())
+}
+
+pub(super) fn attach_number(to: Attached) -> i64 {
+    i64::try_from(to.attach).unwrap_or(i64::MAX)
+}
+
+/// What was seen of the asks that got nothing.
+#[derive(Default)]
+struct LeftOut {
+    queued: HashSet<JobId>,
+    alive: HashSet<(Uuid, i64)>,
+}
+
+impl LeftOut {
+    async fn look(pool: &Pool, asks: &[Ask], leases: &HashMap<JobId, LeasedJob>) -> Result<Self> {
+        let rest = || asks.iter().filter(|ask| !leases.contains_key(&ask.job));
+        let ids: Vec<Uuid> = rest().map(|ask| ask.job.uuid()).collect();
+        let sessions: HashSet<Uuid> = asks.iter().map(|ask| ask.to.session.uuid()).collect();
+        let sessions: Vec<Uuid> = sessions.into_iter().collect();
+        let mut seen = Self::default();
+        for row in pool.read(|| sqlx::query(JOBS).bind(&ids)).await? {
+            if column::<i16>(&row, "state")? == JobState::Queued.number() {
+                seen.queued.insert(JobId::from_store(column(&row, "id")?));
+            }
+        }
+        for row in pool.read(|| sqlx::query(SESSIONS).bind(&sessions)).await? {
+            seen.alive
+                .insert((column(&row, "id")?, column(&row, "attach")?));
+        }
+        Ok(seen)
+    }
+
+    fn answer(&self, ask: &Ask) -> Granted {
+        let session = (ask.to.session.uuid(), attach_number(ask.to));
+        match (
+            self.alive.contains(&session),
+            self.queued.contains(&ask.job),
+        ) {
+            (false, _) => Granted::SessionLost,
+            (true, true) => Granted::Locked,
+            (true, false) => Granted::NotQueued,
+        }
+    }
+}
+
+fn leased(row: &PgRow) -> Result<LeasedJob> {
+    Ok(LeasedJob {
+        lease: Lease {
+            job: JobId::from_store(column(row, "id")?),
+            attempt: count(row, "attempt")?,
+        },
+        queue: QueueName::from_store(column(row, "queue")?),
+        kind: Kind::from_store(column(row, "kind")?),
+        payload: row::payload(row)?,
+        headers: words(column(row, "headers")?)?,
+        priority: priority(column(row, "priority")?)?,
+        failures: count(row, "failures")?,
+        max_attempts: count(row, "max_attempts")?,
+        lost_leases: count(row, "lost_leases")?,
+        releases: count(row, "releases")?,
+        time_left: column::<Option<i64>>(row, "timeout")?.map(span),
+        waited: span(column(row, "waited")?),
+    })
+}

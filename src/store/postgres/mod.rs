@@ -1,0 +1,167 @@
+//! The truth in Postgres 15 or newer: one row a job with HOT updates, and logs of batches beside it.
+//!
+//! Every verb is one statement (a second one, with a new snapshot, looks at what the first one skipped), so that there
+//! is no transaction that a dropped future could leave open. Only an enqueue that is one caller's unit, and the
+//! migrations, use BEGIN; their pool rolls back whatever comes back to it.
+//!
+//! Plans are pinned: connections run with jit, sequential scans, hash joins and merge joins off and with generic plans,
+//! since a plan chosen by the statistics of a moment once read the whole table for a batch of ids.
+
+mod admin;
+mod backlog;
+mod enqueue;
+mod fault;
+mod lease;
+mod migrate;
+mod pool;
+mod result;
+mod row;
+mod session;
+mod signals;
+mod sweep;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+pub use pool::PostgresOptions;
+
+use crate::error::Result;
+use crate::job::{Ending, Job, JobId, NewJob, NodeId, View};
+use crate::store::{
+    Ask, Attached, Cancelled, EnqueueAnswer, Epoch, Expired, FinishAnswer, Granted, JobFilter,
+    JobPage, Line, MigrationReport, NewSession, Offer, QueueStats, EntryId, Retried, Segment,
+    Signal, Store, Swept, Unit,
+};
+use pool::{Pool, Transactions};
+
+/// The store in Postgres. It holds pools that connect when they are needed: it comes up while the database is down.
+#[derive(Debug, Clone)]
+pub struct PostgresStore {
+    /// Leases, results, renewals: what must never queue behind callers.
+    hot: Pool,
+    /// Enqueue, and all that uses BEGIN.
+    entry: Pool,
+    /// Reads of callers, cancel and retry by hand.
+    reads: Pool,
+    /// The loops.
+    loops: Pool,
+}
+
+impl PostgresStore {
+    /// Prepares the pools for `url` (`postgres://user:password@host:port/database`). It does not connect yet.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when the URL cannot be read.
+    pub async fn connect(url: &str, options: &PostgresOptions) -> Result<Self> {
+        let base = options.connect_options(url)?;
+        Ok(Self {
+            hot: Pool::new(&base, options.hot_connections, Transactions::None),
+            entry: Pool::new(&base, options.enqueue_connections, Transactions::RolledBack),
+            reads: Pool::new(&base, options.read_connections, Transactions::None),
+            loops: Pool::new(&base, options.loop_connections, Transactions::None),
+        })
+    }
+
+    /// Closes all connections once they are idle.
+    pub async fn close(&self) {
+        for pool in [&self.hot, &self.entry, &self.reads, &self.loops] {
+            pool.close().await;
+        }
+    }
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn migrate(&self) -> Result<MigrationReport> {
+        migrate::migrate(&self.entry).await
+    }
+    async fn pending_migrations(&self) -> Result<MigrationReport> {
+        migrate::pending(&self.entry).await
+    }
+    async fn ping(&self) -> Result<String> {
+        admin::ping(&self.reads).await
+    }
+    async fn enqueue(&self, jobs: std::sync::Arc<[NewJob]>, unit: Unit) -> Result<EnqueueAnswer> {
+        enqueue::enqueue(&self.entry, &jobs, unit).await
+    }
+    async fn get(&self, ids: Vec<JobId>, view: View) -> Result<Vec<Option<Job>>> {
+        admin::get(&self.reads, &ids, view).await
+    }
+    async fn list(
+        &self,
+        filter: JobFilter,
+        before: Option<JobId>,
+        size: usize,
+        view: View,
+    ) -> Result<JobPage> {
+        admin::list(&self.reads, &filter, before, size, view).await
+    }
+    async fn cancel(&self, job: JobId, reason: String) -> Result<Cancelled> {
+        signals::cancel(&self.reads, job, &reason).await
+    }
+    async fn retry(&self, job: JobId, delay: Duration) -> Result<Retried> {
+        admin::retry(&self.reads, job, delay).await
+    }
+    async fn open_session(&self, session: NewSession) -> Result<()> {
+        session::open(&self.hot, &session).await
+    }
+    async fn renew(&self, sessions: Vec<Attached>) -> Result<Vec<bool>> {
+        session::renew(&self.hot, &sessions).await
+    }
+    async fn close_sessions(&self, sessions: Vec<Attached>) -> Result<()> {
+        session::close(&self.hot, &sessions).await
+    }
+    async fn grant(&self, node: NodeId, asks: Vec<Ask>) -> Result<Vec<Granted>> {
+        lease::grant(&self.hot, node, &asks).await
+    }
+    async fn finish(&self, endings: Vec<Ending>) -> Result<FinishAnswer> {
+        result::finish(&self.hot, &endings).await
+    }
+    async fn offered(&self, offers: Vec<Offer>) -> Result<()> {
+        backlog::offered(&self.loops, &offers).await
+    }
+    async fn unoffered(
+        &self,
+        epoch: Epoch,
+        age: Duration,
+        claim: Duration,
+        limit: usize,
+    ) -> Result<Vec<Segment>> {
+        backlog::unoffered(&self.loops, epoch, age, claim, limit).await
+    }
+    async fn lost_offers(
+        &self,
+        epoch: Epoch,
+        line: Line,
+        first: Option<EntryId>,
+        age: Duration,
+        limit: usize,
+    ) -> Result<Vec<Segment>> {
+        backlog::lost_offers(&self.loops, epoch, &line, first, age, limit).await
+    }
+    async fn claim(&self, lines: Vec<Line>, claim: Duration, limit: usize) -> Result<Vec<Segment>> {
+        backlog::claim(&self.loops, &lines, claim, limit).await
+    }
+    async fn promote(&self, limit: usize) -> Result<Swept> {
+        sweep::promote(&self.loops, limit).await
+    }
+    async fn touch_pulse(&self) -> Result<()> {
+        session::touch_pulse(&self.hot).await
+    }
+    async fn expire(&self, limit: usize) -> Result<Expired> {
+        session::expire(&self.loops, limit).await
+    }
+    async fn retain(&self, limit: usize) -> Result<Swept> {
+        sweep::retain(&self.loops, limit).await
+    }
+    async fn tidy(&self, limit: usize) -> Result<Swept> {
+        sweep::tidy(&self.loops, limit).await
+    }
+    async fn signals(&self, node: NodeId, window: Duration, limit: usize) -> Result<Vec<Signal>> {
+        signals::signals(&self.loops, node, window, limit).await
+    }
+    async fn stats(&self, limit: usize) -> Result<Vec<QueueStats>> {
+        admin::stats(&self.reads, limit).await
+    }
+}
