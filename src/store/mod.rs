@@ -5,6 +5,8 @@
 //! store through [`observed`], which runs each call in a task of its own (I10). Time goes in as durations; moments come
 //! out, by the store's own clock.
 
+pub mod postgres;
+
 use std::time::Duration;
 
 use async_trait::async_trait;
