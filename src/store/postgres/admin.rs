@@ -1,0 +1,280 @@
+//! What people and callers look at: jobs, lists, numbers; and the retry by hand.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use sqlx::postgres::PgRow;
+use uuid::Uuid;
+
+use super::pool::Pool;
+use super::row::{attempt, bound, column, job, job_columns, segments, span};
+use crate::error::{Error, Result};
+use crate::job::limits::{ATTEMPTS_SHOWN, PAGE_ROWS_MAX};
+use crate::job::time::micros;
+use crate::job::{AttemptOutcome, Job, JobId, JobState, QueueName, View};
+use crate::store::{JobFilter, JobPage, QueueStats, Retried};
+
+const PING: &str = "SELECT 'PostgreSQL ' || current_setting('server_version') AS version";
+
+const GET_BASIC: &str = concat!("SELECT ", job_columns!(), " FROM jobs WHERE id = ANY($1)");
+const GET_FULL: &str = concat!(
+    "SELECT ",
+    job_columns!(),
+    ", payload_type, payload_is_text, payload, output_type, output_is_text, output FROM jobs WHERE id = ANY($1)"
+);
+/// The newest of each job, and the newest that failed, which may be older than those.
+const ATTEMPTS: &str = "
+SELECT a.* FROM unnest($1::uuid[]) AS n (job), LATERAL (
+  (SELECT * FROM attempts WHERE job = n.job ORDER BY attempt DESC LIMIT $2)
+  UNION
+  (SELECT * FROM attempts WHERE job = n.job AND outcome IN (2, 3) ORDER BY attempt DESC LIMIT 1)) AS a
+ ORDER BY a.job, a.attempt";
+
+/// What a page looks at, by an index that is ordered by id, and what of it passes the filter.
+macro_rules! list {
+    ($scan:expr) => {
+        concat!(
+            "WITH scanned AS MATERIALIZED (",
+            $scan,
+            "), picked AS (
+  SELECT id FROM scanned
+   WHERE (cardinality($3::text[]) = 0 OR kind = ANY ($3)) AND (cardinality($4::int2[]) = 0 OR state = ANY ($4))
+   ORDER BY id DESC LIMIT $5)
+SELECT ARRAY(SELECT id FROM picked ORDER BY id DESC) AS ids, (SELECT count(*) FROM scanned) AS scanned,
+       (SELECT id FROM scanned ORDER BY id LIMIT 1) AS last"
+        )
+    };
+}
+const LIST_ALL: &str = list!(
+    "SELECT id, kind, state FROM jobs WHERE id < $1 AND cardinality($2::text[]) = 0 ORDER BY id DESC LIMIT $6"
+);
+const LIST_QUEUES: &str = list!(
+    "SELECT s.* FROM unnest($2::text[]) AS q (queue), LATERAL (
+       SELECT id, kind, state FROM jobs WHERE queue = q.queue AND id < $1 ORDER BY queue DESC, id DESC LIMIT $6) AS s
+     ORDER BY s.id DESC LIMIT $6"
+);
+const LIST_FAILED: &str = list!(
+    "SELECT id, kind, state FROM jobs WHERE failed_at IS NOT NULL AND id < $1 AND cardinality($2::text[]) = 0
+     ORDER BY id DESC LIMIT $6"
+);
+const LIST_FAILED_QUEUES: &str = list!(
+    "SELECT s.* FROM unnest($2::text[]) AS q (queue), LATERAL (
+       SELECT id, kind, state FROM jobs WHERE failed_at IS NOT NULL AND queue = q.queue AND id < $1
+        ORDER BY queue DESC, id DESC LIMIT $6) AS s
+     ORDER BY s.id DESC LIMIT $6"
+);
+
+const RETRY: &str = concat!(
+    "WITH locked AS MATERIALIZED (
+  SELECT id, state AS was FROM jobs WHERE id = $1 AND state IN (5, 6) FOR UPDATE),
+clock AS MATERIALIZED (SELECT lh_us() AS now, (SELECT count(*) FROM locked) AS locked),
+done AS (
+  UPDATE jobs j
+     SET state = CASE WHEN $2 > 0 THEN 1 ELSE 2 END, revision = j.revision + 1, session = NULL,
+         failures = 0, lost_leases = 0, released_in_row = 0,
+         run_time = c.now + $2, due_at = CASE WHEN $2 > 0 THEN c.now + $2 END,
+         queued_time = CASE WHEN $2 > 0 THEN j.queued_time ELSE c.now END,
+         finish_time = NULL, purge_time = NULL, failed_at = NULL, timeout_time = NULL
+    FROM clock c, locked l WHERE j.id = l.id AND j.state = l.was
+  RETURNING j.*, l.was, c.now),
+segmented AS (
+  INSERT INTO backlog (queue, priority, created_at, check_at, jobs)
+  SELECT queue, priority, now, now + 5000000, ARRAY[id] FROM done WHERE state = 2 RETURNING id, jobs),
+counted AS (
+  INSERT INTO queue_counts (queue, scheduled, queued, failed, cancelled)
+  SELECT queue, (state = 1)::int, (state = 2)::int, -(was = 5)::int, -(was = 6)::int FROM done)
+SELECT (SELECT id FROM segmented) AS segment, (SELECT jobs FROM segmented) AS jobs, ",
+    job_columns!(),
+    " FROM done"
+);
+
+/// The oldest segment that still counts is looked for among the oldest few of each priority: tidying keeps those short.
+const STATS: &str = "
+WITH q AS MATERIALIZED (
+  SELECT queue, sum(scheduled)::bigint AS s1, sum(queued)::bigint AS s2, sum(running)::bigint AS s3,
+         sum(succeeded)::bigint AS s4, sum(failed)::bigint AS s5, sum(cancelled)::bigint AS s6
+    FROM queue_counts GROUP BY queue ORDER BY queue LIMIT $1)
+SELECT q.*, (SELECT lh_us()) - o.oldest AS waited
+  FROM q LEFT JOIN LATERAL (
+    SELECT min(b.created_at) AS oldest FROM (VALUES (1::int2), (2::int2), (3::int2)) AS p (priority), LATERAL (
+      SELECT f.created_at FROM (
+        SELECT * FROM backlog WHERE queue = q.queue AND priority = p.priority ORDER BY id LIMIT 200) AS f
+       WHERE EXISTS (SELECT FROM unnest(f.jobs) AS u (job)
+                       JOIN jobs j ON j.id = u.job AND j.state = 2 AND j.queued_time = f.created_at)
+       ORDER BY f.id LIMIT 1) AS b
+     WHERE q.s2 > 0) AS o ON true
+ ORDER BY q.queue";
+
+/// A job that is seen to move between two looks is looked at again; so often.
+const ROUNDS_MAX: u32 = 3;
+
+/// One cheap round trip.
+pub(super) async fn ping(pool: &Pool) -> Result<String> {
+    let rows = pool.read(|| sqlx::query(PING)).await?;
+    rows.first()
+        .map_or(Ok(String::new()), |row| column(row, "version"))
+}
+
+/// Reads jobs.
+pub(super) async fn get(pool: &Pool, ids: &[JobId], view: View) -> Result<Vec<Option<Job>>> {
+    let mut found = read(pool, ids, view).await?;
+    // One id may be asked for twice.
+    let mut asked = HashMap::new();
+    for id in ids {
+        *asked.entry(*id).or_insert(0_usize) += 1;
+    }
+    Ok(ids
+        .iter()
+        .map(|id| {
+            let left = asked.entry(*id).or_default();
+            *left = left.saturating_sub(1);
+            match *left {
+                0 => found.remove(id),
+                _ => found.get(id).cloned(),
+            }
+        })
+        .collect())
+}
+
+async fn read(pool: &Pool, ids: &[JobId], view: View) -> Result<HashMap<JobId, Job>> {
+    let keys: Vec<Uuid> = ids.iter().map(|id| id.uuid()).collect();
+    let sql = match view {
+        View::Basic => GET_BASIC,
+        View::Full => GET_FULL,
+    };
+    let mut found = HashMap::with_capacity(ids.len());
+    for row in pool.read(|| sqlx::query(sql).bind(&keys)).await? {
+        let job = job(&row, view)?;
+        found.insert(job.id, job);
+    }
+    if view == View::Full {
+        let rows = pool
+            .read(|| {
+                sqlx::query(ATTEMPTS)
+                    .bind(&keys)
+                    .bind(bound(ATTEMPTS_SHOWN))
+            })
+            .await?;
+        add_attempts(&mut found, &rows)?;
+    }
+    Ok(found)
+}
+
+fn add_attempts(found: &mut HashMap<JobId, Job>, rows: &[PgRow]) -> Result<()> {
+    for row in rows {
+        let (id, record) = attempt(row)?;
+        let Some(job) = found.get_mut(&JobId::from_store(id)) else {
+            continue;
+        };
+        // An id that was asked for twice has its rows twice.
+        if job.attempts.last().is_some_and(|last| last.attempt >= record.attempt) {
+            continue;
+        }
+        if matches!(
+            record.outcome,
+            AttemptOutcome::Failed | AttemptOutcome::TimedOut
+        ) {
+            job.last_failure.clone_from(&record.failure);
+        }
+        job.attempts.push(record);
+    }
+    for job in found.values_mut() {
+        let extra = job.attempts.len().saturating_sub(ATTEMPTS_SHOWN);
+        job.attempts.drain(..extra);
+    }
+    Ok(())
+}
+
+/// Lists jobs, newest first.
+pub(super) async fn list(
+    pool: &Pool,
+    filter: &JobFilter,
+    before: Option<JobId>,
+    size: usize,
+    view: View,
+) -> Result<JobPage> {
+    let is_dead_letter = !filter.states.is_empty()
+        && filter
+            .states
+            .iter()
+            .all(|s| matches!(s, JobState::Failed | JobState::Cancelled));
+    let sql = match (filter.queues.is_empty(), is_dead_letter) {
+        (true, false) => LIST_ALL,
+        (false, false) => LIST_QUEUES,
+        (true, true) => LIST_FAILED,
+        (false, true) => LIST_FAILED_QUEUES,
+    };
+    let mut queues: Vec<String> = filter.queues.iter().map(ToString::to_string).collect();
+    queues.sort();
+    queues.dedup();
+    let kinds: Vec<String> = filter.kinds.iter().map(ToString::to_string).collect();
+    let states: Vec<i16> = filter.states.iter().map(|s| s.number()).collect();
+    // No filter by kind or state lets the first rows through, so no more need be looked at.
+    let rows_max = match kinds.is_empty() && (states.is_empty() || is_dead_letter && states.len() == 2) {
+        true => PAGE_ROWS_MAX.min(size.saturating_add(1)),
+        false => PAGE_ROWS_MAX,
+    };
+    let rows = pool
+        .read(|| {
+            sqlx::query(sql)
+                .bind(before.map_or(Uuid::max(), JobId::uuid))
+                .bind(&queues)
+                .bind(&kinds)
+                .bind(&states)
+                .bind(bound(size.saturating_add(1)))
+                .bind(bound(rows_max))
+        })
+        .await?;
+    let Some(row) = rows.first() else {
+        return Ok(JobPage::default());
+    };
+    let mut ids: Vec<JobId> = column::<Vec<Uuid>>(row, "ids")?
+        .into_iter()
+        .map(JobId::from_store)
+        .collect();
+    let is_full = ids.len() > size;
+    ids.truncate(size);
+    let next = match (is_full, column::<i64>(row, "scanned")? >= bound(rows_max)) {
+        (true, _) => ids.last().copied(),
+        (false, true) => column::<Option<Uuid>>(row, "last")?.map(JobId::from_store),
+        (false, false) => None,
+    };
+    let jobs = get(pool, &ids, view).await?.into_iter().flatten().collect();
+    Ok(JobPage { jobs, next })
+}
+
+/// Brings a FAILED or CANCELLED job back.
+pub(super) async fn retry(pool: &Pool, id: JobId, delay: Duration) -> Result<Retried> {
+    for _ in 0..ROUNDS_MAX {
+        let rows = pool
+            .write(|| sqlx::query(RETRY).bind(id.uuid()).bind(micros(delay)))
+            .await?;
+        if let Some(row) = rows.first() {
+            return Ok(Retried::Done(job(row, View::Basic)?, segments(&rows)?));
+        }
+        match get(pool, &[id], View::Basic).await?.pop().flatten() {
+            None => return Ok(Retried::NotFound),
+            Some(job) if matches!(job.state, JobState::Failed | JobState::Cancelled) => {}
+            Some(job) => return Ok(Retried::WrongState(job.state)),
+        }
+    }
+    Err(Error::unavailable("postgres"))
+}
+
+/// Numbers of queues.
+pub(super) async fn stats(pool: &Pool, limit: usize) -> Result<Vec<QueueStats>> {
+    let rows = pool.read(|| sqlx::query(STATS).bind(bound(limit))).await?;
+    rows.iter()
+        .map(|row| {
+            let mut counts = [0; 6];
+            for (count, name) in counts.iter_mut().zip(["s1", "s2", "s3", "s4", "s5", "s6"]) {
+                *count = u64::try_from(column::<i64>(row, name)?).unwrap_or(0);
+            }
+            Ok(QueueStats {
+                queue: QueueName::from_store(column(row, "queue")?),
+                counts,
+                oldest_wait: column::<Option<i64>>(row, "waited")?.map(span),
+            })
+        })
+        .collect()
+}

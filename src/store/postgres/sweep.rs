@@ -1,0 +1,200 @@
+//! The loops' bounded steps: promote, retain, tidy. Each may be repeated and run by many nodes at once.
+
+use super::pool::{Pool, Statement};
+use super::row::{bound, column, segments};
+use crate::error::{Error, Result};
+use crate::store::Swept;
+
+const PROMOTE: &str = "
+WITH due AS MATERIALIZED (
+  SELECT id FROM jobs WHERE due_at <= (SELECT lh_us()) ORDER BY due_at LIMIT $1),
+locked AS MATERIALIZED (
+  SELECT j.id FROM jobs j WHERE j.id = ANY (ARRAY(SELECT id FROM due)) AND j.state = 1 AND j.due_at <= (SELECT lh_us())
+   ORDER BY j.id FOR UPDATE SKIP LOCKED),
+clock AS MATERIALIZED (SELECT lh_us() AS now, (SELECT count(*) FROM locked) AS locked),
+done AS (
+  UPDATE jobs j SET state = 2, revision = j.revision + 1, due_at = NULL, queued_time = c.now
+    FROM clock c, locked l WHERE j.id = l.id AND j.state = 1
+  RETURNING j.id, j.queue, j.priority, j.run_time, c.now),
+segment AS (
+  INSERT INTO backlog (queue, priority, created_at, check_at, jobs)
+  SELECT queue, priority, min(now), min(now) + 5000000, array_agg(id ORDER BY run_time, id)
+    FROM done GROUP BY queue, priority
+  RETURNING id, queue, priority, jobs),
+counted AS (
+  INSERT INTO queue_counts (queue, scheduled, queued) SELECT queue, -count(*), count(*) FROM done GROUP BY queue)
+SELECT (SELECT count(*) FROM done) AS changed,
+       NULL::bigint AS segment, NULL::text AS queue, NULL::int2 AS priority, NULL::uuid[] AS jobs
+UNION ALL SELECT NULL, id, queue, priority, jobs FROM segment";
+
+/// The row that points at a job is a pointer only: the job's own purge time decides, since it may have been brought back
+/// and have ended anew. Rows are taken up to `limit` jobs together, at least one.
+const PURGE: &str = "
+WITH clock AS MATERIALIZED (SELECT lh_us() AS now),
+ready AS MATERIALIZED (
+  SELECT f.id, f.size, f.check_at FROM finished f, clock c WHERE f.check_at <= (SELECT now FROM clock)
+   ORDER BY f.check_at LIMIT $1 FOR UPDATE OF f SKIP LOCKED),
+taken AS MATERIALIZED (
+  SELECT id FROM (SELECT id, size, sum(size) OVER (ORDER BY check_at, id) AS total FROM ready) AS r
+   WHERE total <= $1 OR total = size),
+named AS MATERIALIZED (
+  SELECT DISTINCT u.job FROM taken t JOIN finished f ON f.id = t.id, unnest(f.jobs) AS u (job)),
+locked AS MATERIALIZED (
+  SELECT j.id FROM jobs j, clock c
+   WHERE j.id = ANY (ARRAY(SELECT job FROM named)) AND j.state IN (4, 5, 6) AND j.purge_time <= c.now
+   ORDER BY j.id FOR UPDATE OF j SKIP LOCKED),
+gone AS (
+  DELETE FROM jobs j USING locked l WHERE j.id = l.id AND j.state IN (4, 5, 6) RETURNING j.id, j.queue, j.state),
+history AS (
+  DELETE FROM attempts a USING locked l WHERE a.job = l.id),
+counted AS (
+  INSERT INTO queue_counts (queue, succeeded, failed, cancelled)
+  SELECT queue, -count(*) FILTER (WHERE state = 4), -count(*) FILTER (WHERE state = 5), -count(*) FILTER (WHERE state = 6)
+    FROM gone GROUP BY queue)
+SELECT (SELECT count(*) FROM gone) AS changed, ARRAY(SELECT id FROM taken) AS rows,
+       (SELECT count(*) FROM ready) AS ready";
+
+/// With a new snapshot: rows that point at nothing final any more go, the others wait for the next purge among theirs.
+const SETTLE: &str = "
+WITH taken AS MATERIALIZED (
+  SELECT id FROM finished WHERE id = ANY ($1::int8[]) ORDER BY id FOR UPDATE SKIP LOCKED),
+clock AS MATERIALIZED (SELECT lh_us() AS now),
+looked AS MATERIALIZED (
+  SELECT f.id, (SELECT min(j.purge_time) FROM unnest(f.jobs) AS u (job) JOIN jobs j ON j.id = u.job
+                 WHERE j.state IN (4, 5, 6)) AS next
+    FROM taken t JOIN finished f ON f.id = t.id),
+dropped AS (
+  DELETE FROM finished f USING looked l WHERE f.id = l.id AND l.next IS NULL)
+UPDATE finished f SET check_at = greatest(l.next, c.now + 1000000)
+  FROM looked l, clock c WHERE f.id = l.id AND l.next IS NOT NULL";
+
+/// The order by check_at is the cursor that goes round; a row that is still needed comes again later and later, so
+/// that a paused queue's old segments hold up nobody.
+macro_rules! drop_rows {
+    ($table:literal, $needed:literal) => {
+        concat!(
+            "WITH clock AS MATERIALIZED (SELECT lh_us() AS now),
+taken AS MATERIALIZED (
+  SELECT b.id FROM ",
+            $table,
+            " b WHERE b.check_at <= (SELECT now FROM clock) ORDER BY b.check_at LIMIT $1 FOR UPDATE SKIP LOCKED),
+looked AS MATERIALIZED (
+  SELECT b.id, ",
+            $needed,
+            " AS needed FROM taken t JOIN ",
+            $table,
+            " b ON b.id = t.id),
+dropped AS (
+  DELETE FROM ",
+            $table,
+            " b USING looked l WHERE b.id = l.id AND NOT l.needed RETURNING b.id),
+kept AS (
+  UPDATE ",
+            $table,
+            " b SET checks = least(b.checks + 1, 6), check_at = c.now + 5000000 * (1 << least(b.checks + 1, 6))::bigint
+    FROM looked l, clock c WHERE b.id = l.id AND l.needed)
+SELECT (SELECT count(*) FROM dropped) AS changed, (SELECT count(*) FROM taken) AS taken"
+        )
+    };
+}
+
+const DROP_BACKLOG: &str = drop_rows!(
+    "backlog",
+    "EXISTS (SELECT FROM unnest(b.jobs) AS u (job)
+               JOIN jobs j ON j.id = u.job AND j.state = 2 AND j.queued_time = b.created_at)"
+);
+const DROP_GRANTS: &str = drop_rows!(
+    "grants",
+    "EXISTS (SELECT FROM unnest(b.jobs, b.sessions) AS u (job, session)
+               JOIN jobs j ON j.id = u.job AND j.state = 3 AND j.session = u.session)"
+);
+
+/// Small rows of one hour of purges become one row: ids are never added to an existing one.
+const MERGE_FINISHED: &str = "
+WITH busy AS MATERIALIZED (
+  SELECT bucket FROM finished WHERE size < 100 GROUP BY bucket HAVING count(*) >= 20 ORDER BY bucket LIMIT 1),
+small AS MATERIALIZED (
+  SELECT id FROM finished WHERE bucket = (SELECT bucket FROM busy) AND size < 100
+   ORDER BY id LIMIT least($1, 1000) FOR UPDATE SKIP LOCKED),
+gone AS (
+  DELETE FROM finished f USING small s WHERE f.id = s.id RETURNING f.id, f.bucket, f.check_at, f.jobs),
+merged AS (
+  INSERT INTO finished (bucket, check_at, size, jobs)
+  SELECT min(bucket), min(check_at), count(*), array_agg(job) FROM gone, unnest(jobs) AS u (job) HAVING count(*) > 0)
+SELECT count(*) AS changed, count(*) AS taken FROM gone";
+
+/// One compactor at a time: whoever has the lock of the transaction. A queue with one row is left alone, so that this
+/// comes to an end.
+const SUM_COUNTS: &str = "
+WITH alone AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(7813572402123471) AS mine),
+busy AS MATERIALIZED (
+  SELECT queue FROM queue_counts, alone WHERE mine GROUP BY queue HAVING count(*) > 1 LIMIT 1000),
+some AS MATERIALIZED (
+  SELECT id FROM queue_counts WHERE (queue IN (SELECT queue FROM busy)) IS TRUE LIMIT 20000),
+gone AS (
+  DELETE FROM queue_counts q USING some s WHERE q.id = s.id RETURNING q.*),
+summed AS (
+  INSERT INTO queue_counts (queue, scheduled, queued, running, succeeded, failed, cancelled)
+  SELECT queue, sum(scheduled), sum(queued), sum(running), sum(succeeded), sum(failed), sum(cancelled)
+    FROM gone GROUP BY queue)
+SELECT count(*) AS changed, 0::bigint AS taken FROM gone, (SELECT $1::bigint) AS ignored";
+
+/// Far older than any window in which signals are read.
+const DROP_SIGNALS: &str = "
+WITH old AS MATERIALIZED (
+  SELECT id FROM signals WHERE created_at < (SELECT lh_us() - 300000000) ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED),
+gone AS (DELETE FROM signals s USING old o WHERE s.id = o.id RETURNING s.id)
+SELECT count(*) AS changed, count(*) AS taken FROM gone";
+
+/// Makes due jobs QUEUED.
+pub(super) async fn promote(pool: &Pool, limit: usize) -> Result<Swept> {
+    let rows = pool
+        .write(|| sqlx::query(PROMOTE).bind(bound(limit)))
+        .await?;
+    let mut changed = 0;
+    for row in &rows {
+        changed += column::<Option<i64>>(row, "changed")?.unwrap_or(0);
+    }
+    Ok(Swept {
+        changed: u64::try_from(changed).map_err(Error::internal)?,
+        more: changed >= bound(limit),
+        segments: segments(&rows)?,
+    })
+}
+
+/// Removes final jobs whose time is past.
+pub(super) async fn retain(pool: &Pool, limit: usize) -> Result<Swept> {
+    let rows = pool.write(|| sqlx::query(PURGE).bind(bound(limit))).await?;
+    let Some(row) = rows.first() else {
+        return Ok(Swept::default());
+    };
+    let taken: Vec<i64> = column(row, "rows")?;
+    let ready = column::<i64>(row, "ready")?;
+    if !taken.is_empty() {
+        pool.write(|| sqlx::query(SETTLE).bind(&taken)).await?;
+    }
+    Ok(Swept {
+        changed: u64::try_from(column::<i64>(row, "changed")?).map_err(Error::internal)?,
+        more: bound(taken.len()) < ready || ready >= bound(limit),
+        segments: Vec::new(),
+    })
+}
+
+/// Drops log rows that point at nothing, sums up counts.
+pub(super) async fn tidy(pool: &Pool, limit: usize) -> Result<Swept> {
+    let mut swept = Swept::default();
+    let steps: [fn() -> Statement<'static>; 5] = [
+        || sqlx::query(DROP_BACKLOG),
+        || sqlx::query(DROP_GRANTS),
+        || sqlx::query(MERGE_FINISHED),
+        || sqlx::query(DROP_SIGNALS),
+        || sqlx::query(SUM_COUNTS),
+    ];
+    for step in steps {
+        for row in pool.write(|| step().bind(bound(limit))).await? {
+            swept.changed += u64::try_from(column::<i64>(&row, "changed")?).unwrap_or(0);
+            swept.more |= column::<i64>(&row, "taken")? >= bound(limit);
+        }
+    }
+    Ok(swept)
+}
