@@ -90,10 +90,10 @@ const TAKE_BACK: &str = concat!(
     "WITH ",
     running_of_dead!(),
     ",
-some AS MATERIALIZED (SELECT id FROM running LIMIT $1),
+picked AS MATERIALIZED (SELECT id FROM running LIMIT $1),
 locked AS MATERIALIZED (
   SELECT j.id, s.id AS had, s.lost_in_outage FROM jobs j JOIN sessions s ON s.id = j.session AND s.dead_at IS NOT NULL
-   WHERE j.id = ANY (ARRAY(SELECT id FROM some)) AND j.state = 3
+   WHERE j.id = ANY (ARRAY(SELECT id FROM picked)) AND j.state = 3
    ORDER BY j.id FOR UPDATE OF j SKIP LOCKED),
 clock AS MATERIALIZED (SELECT lh_us() AS now, (SELECT count(*) FROM locked) AS locked),
 judged AS MATERIALIZED (
@@ -130,7 +130,7 @@ counted AS (
   INSERT INTO queue_counts (queue, queued, running, failed)
   SELECT queue, count(*) FILTER (WHERE state = 2), -count(*), count(*) FILTER (WHERE state = 5)
     FROM done GROUP BY queue)
-SELECT (SELECT count(*) FROM some) AS found, (SELECT count(*) FROM done) AS taken,
+SELECT (SELECT count(*) FROM picked) AS found, (SELECT count(*) FROM done) AS taken,
        (SELECT count(*) FROM done WHERE state = 5) AS failed,
        NULL::bigint AS segment, NULL::text AS queue, NULL::int2 AS priority, NULL::uuid[] AS jobs
 UNION ALL SELECT NULL, NULL, NULL, id, queue, priority, jobs FROM segment"

@@ -129,10 +129,10 @@ const SUM_COUNTS: &str = "
 WITH alone AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(7813572402123471) AS mine),
 busy AS MATERIALIZED (
   SELECT queue FROM queue_counts, alone WHERE mine GROUP BY queue HAVING count(*) > 1 LIMIT 1000),
-some AS MATERIALIZED (
+picked AS MATERIALIZED (
   SELECT id FROM queue_counts WHERE (queue IN (SELECT queue FROM busy)) IS TRUE LIMIT 20000),
 gone AS (
-  DELETE FROM queue_counts q USING some s WHERE q.id = s.id RETURNING q.*),
+  DELETE FROM queue_counts q USING picked s WHERE q.id = s.id RETURNING q.*),
 summed AS (
   INSERT INTO queue_counts (queue, scheduled, queued, running, succeeded, failed, cancelled)
   SELECT queue, sum(scheduled), sum(queued), sum(running), sum(succeeded), sum(failed), sum(cancelled)
