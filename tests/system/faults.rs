@@ -7,6 +7,7 @@ use tempfile::TempDir;
 use worker_sdk::{Client, JobState, NewJob};
 
 use crate::stack::{Dev, Stack, client};
+use crate::support::http::request;
 use crate::support::{http_status, until};
 use crate::workers::{Local, process, runs};
 
@@ -153,13 +154,15 @@ async fn a_postgres_that_is_stopped_and_started_costs_no_job() {
     let worker = Local::start(&stack.nodes[0].url(), &log.path, 50);
     let ids = enqueue(&[&stack.client(0)], 500, "sleep", 10).await;
     stack.postgres.kill();
-    let impatient = stack.client(0).deadline(Duration::from_secs(1));
-    let refused = impatient
-        .enqueue(NewJob::new("echo", &1).unwrap().queue("q"))
-        .await
-        .unwrap_err();
-    assert_eq!(refused.reason(), Some("STORE_UNAVAILABLE"), "{refused}");
     let address = stack.nodes[0].address;
+    let body = br#"{"queue":"q","kind":"echo","payload":1}"#;
+    let refused = request(address, "POST", "/jobs", body).await;
+    assert_eq!(
+        (refused.status, refused.json()["reason"].as_str()),
+        (503, Some("STORE_UNAVAILABLE")),
+        "{refused:?}"
+    );
+    assert!(refused.header("retry-after").is_some());
     until(SOON, "readyz says 503", async || {
         (http_status(address, "/readyz").await == Some(503)).then_some(())
     })

@@ -269,7 +269,9 @@ async fn a_cancelled_job_never_runs_and_a_running_one_is_told(world: World) {
     );
 
     let worker = world.worker();
-    let running = world.add(NewJob::new("until-cancelled", &()).unwrap()).await;
+    let running = world
+        .add(NewJob::new("until-cancelled", &()).unwrap())
+        .await;
     until(SOON, "the job runs", async || {
         (world.ask.get(&running).await.unwrap().state() == JobState::Running).then_some(())
     })

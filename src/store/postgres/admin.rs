@@ -167,7 +167,11 @@ fn add_attempts(found: &mut HashMap<JobId, Job>, rows: &[PgRow]) -> Result<()> {
             continue;
         };
         // An id that was asked for twice has its rows twice.
-        if job.attempts.last().is_some_and(|last| last.attempt >= record.attempt) {
+        if job
+            .attempts
+            .last()
+            .is_some_and(|last| last.attempt >= record.attempt)
+        {
             continue;
         }
         if matches!(
@@ -210,10 +214,11 @@ pub(super) async fn list(
     let kinds: Vec<String> = filter.kinds.iter().map(ToString::to_string).collect();
     let states: Vec<i16> = filter.states.iter().map(|s| s.number()).collect();
     // No filter by kind or state lets the first rows through, so no more need be looked at.
-    let rows_max = match kinds.is_empty() && (states.is_empty() || is_dead_letter && states.len() == 2) {
-        true => PAGE_ROWS_MAX.min(size.saturating_add(1)),
-        false => PAGE_ROWS_MAX,
-    };
+    let rows_max =
+        match kinds.is_empty() && (states.is_empty() || is_dead_letter && states.len() == 2) {
+            true => PAGE_ROWS_MAX.min(size.saturating_add(1)),
+            false => PAGE_ROWS_MAX,
+        };
     let rows = pool
         .read(|| {
             sqlx::query(sql)

@@ -279,19 +279,39 @@ fn statement<'q>(jobs: &[&NewJob]) -> Result<Statement<'q>> {
         .bind(jobs.iter().map(|j| j.id.uuid()).collect::<Vec<_>>())
         .bind(words(|j| j.spec.queue.as_str()))
         .bind(words(|j| j.spec.kind.as_str()))
-        .bind(jobs.iter().map(|j| j.spec.priority.number()).collect::<Vec<_>>())
-        .bind(jobs.iter().map(|j| int(j.spec.retry.max_attempts)).collect::<Vec<_>>())
+        .bind(
+            jobs.iter()
+                .map(|j| j.spec.priority.number())
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            jobs.iter()
+                .map(|j| int(j.spec.retry.max_attempts))
+                .collect::<Vec<_>>(),
+        )
         .bind(each(|j| micros(j.spec.retry.initial)))
         .bind(each(|j| micros(j.spec.retry.max)))
         .bind(jobs.iter().map(|j| j.spec.retry.factor).collect::<Vec<_>>())
-        .bind(jobs.iter().map(|j| j.spec.timeout.map(micros)).collect::<Vec<_>>())
+        .bind(
+            jobs.iter()
+                .map(|j| j.spec.timeout.map(micros))
+                .collect::<Vec<_>>(),
+        )
         .bind(each(|j| micros(j.spec.retention)))
         .bind(labels)
         .bind(headers)
-        .bind(jobs.iter().map(|j| j.fingerprint.to_vec()).collect::<Vec<_>>())
+        .bind(
+            jobs.iter()
+                .map(|j| j.fingerprint.to_vec())
+                .collect::<Vec<_>>(),
+        )
         .bind(words(|j| j.payload.content_type.as_str()))
         .bind(jobs.iter().map(|j| j.payload.is_text).collect::<Vec<_>>())
-        .bind(jobs.iter().map(|j| j.payload.data.to_vec()).collect::<Vec<_>>())
+        .bind(
+            jobs.iter()
+                .map(|j| j.payload.data.to_vec())
+                .collect::<Vec<_>>(),
+        )
         .bind(delays)
         .bind(starts)
         .bind(each(|j| j.id.time().0))

@@ -15,10 +15,12 @@ use crate::store::{Ask, Attached, Granted};
 /// skipped when somebody else has them. All three tables are walked by key in one nested loop: joining two batches with
 /// each other would be quadratic, and nothing here joins `jobs` in any other way.
 const GRANT: &str = "
-WITH locked AS MATERIALIZED (
+WITH look AS MATERIALIZED (SELECT lh_us() AS now),
+locked AS MATERIALIZED (
   SELECT j.id, s.id AS session, s.worker
     FROM unnest($1::uuid[], $2::uuid[], $3::int8[]) AS a (job, session, attach)
-    JOIN sessions s ON s.id = a.session AND s.attach = a.attach AND s.dead_at IS NULL
+   CROSS JOIN look t
+    JOIN sessions s ON s.id = a.session AND s.attach = a.attach AND s.dead_at IS NULL AND s.expires_at > t.now
     JOIN jobs j ON j.id = a.job AND j.state = 2
    ORDER BY j.id
      FOR KEY SHARE OF s FOR UPDATE OF j SKIP LOCKED),
@@ -42,7 +44,7 @@ SELECT * FROM granted";
 
 /// With a new snapshot: what the grant left out.
 const JOBS: &str = "SELECT id, state FROM jobs WHERE id = ANY($1)";
-const SESSIONS: &str = "SELECT id, attach FROM sessions WHERE id = ANY($1) AND dead_at IS NULL";
+const SESSIONS: &str = "SELECT id, attach FROM sessions WHERE id = ANY($1) AND dead_at IS NULL AND expires_at > (SELECT lh_us())";
 
 /// Hands jobs out.
 pub(super) async fn grant(pool: &Pool, node: NodeId, asks: &[Ask]) -> Result<Vec<Granted>> {

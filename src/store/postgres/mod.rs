@@ -29,8 +29,8 @@ pub use pool::PostgresOptions;
 use crate::error::Result;
 use crate::job::{Ending, Job, JobId, NewJob, NodeId, View};
 use crate::store::{
-    Ask, Attached, Cancelled, EnqueueAnswer, Epoch, Expired, FinishAnswer, Granted, JobFilter,
-    JobPage, Line, MigrationReport, NewSession, Offer, QueueStats, EntryId, Retried, Segment,
+    Ask, Attached, Cancelled, EnqueueAnswer, EntryId, Epoch, Expired, FinishAnswer, Granted,
+    JobFilter, JobPage, Line, MigrationReport, NewSession, Offer, QueueStats, Retried, Segment,
     Signal, Store, Swept, Unit,
 };
 use pool::{Pool, Transactions};

@@ -11,7 +11,8 @@ use crate::error::{Error, Result};
 use crate::job::limits::ROW_AGE_MIN;
 use crate::job::time::micros;
 use crate::job::{
-    AttemptOutcome, Ending, JobId, JobState, Lease, Outcome, Payload, SessionId, StaleReason, Verdict,
+    AttemptOutcome, Ending, JobId, JobState, Lease, Outcome, Payload, SessionId, StaleReason,
+    Verdict,
 };
 use crate::store::FinishAnswer;
 
@@ -206,8 +207,18 @@ fn statement<'q>(endings: &[&Ending]) -> Statement<'q> {
         delays.push(delay);
     }
     sqlx::query(FINISH)
-        .bind(endings.iter().map(|e| e.lease.job.uuid()).collect::<Vec<_>>())
-        .bind(endings.iter().map(|e| int(e.lease.attempt)).collect::<Vec<_>>())
+        .bind(
+            endings
+                .iter()
+                .map(|e| e.lease.job.uuid())
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            endings
+                .iter()
+                .map(|e| int(e.lease.attempt))
+                .collect::<Vec<_>>(),
+        )
         .bind(endings.iter().map(|e| e.session.uuid()).collect::<Vec<_>>())
         .bind(outcomes)
         .bind(outputs)
