@@ -102,6 +102,62 @@ impl StaleReason {
     }
 }
 
+/// What is known of a job when its ending was not taken, for the verdict on it.
+#[derive(Debug, Clone, Copy)]
+pub struct Standing {
+    /// The job's state now.
+    pub state: JobState,
+    /// Its newest attempt.
+    pub attempt: u32,
+    /// The session in its row, if there is one.
+    pub session: Option<SessionId>,
+    /// How the attempt of the ending is recorded to have ended, and under which session.
+    pub recorded: Option<(SessionId, AttemptOutcome)>,
+}
+
+impl Standing {
+    /// Whether the fence lets `ending` in: its attempt is its session's and runs, or its lease was lost, nobody has had
+    /// the job since, and it is a success (salvage).
+    pub fn lets_in(&self, ending: &Ending) -> bool {
+        let is_same = self.attempt == ending.lease.attempt && self.session == Some(ending.session);
+        let is_salvage =
+            self.state == JobState::Queued && matches!(ending.outcome, Outcome::Success(_));
+        is_same && (self.state == JobState::Running || is_salvage)
+    }
+
+    /// The verdict on an ending that the fence does not let in: RECORDED for a copy of what is recorded.
+    pub fn verdict(&self, ending: &Ending) -> Verdict {
+        let is_same_attempt = self.attempt == ending.lease.attempt;
+        let is_holder = is_same_attempt && self.session == Some(ending.session);
+        let is_success = matches!(ending.outcome, Outcome::Success(_));
+        if is_success && self.state == JobState::Succeeded && is_holder {
+            return Verdict::Recorded(self.state);
+        }
+        let own = self
+            .recorded
+            .filter(|(holder, _)| *holder == ending.session)
+            .map(|(_, outcome)| outcome);
+        let reason = match (own, &ending.outcome) {
+            (Some(AttemptOutcome::Failed), Outcome::Failure(_))
+            | (Some(AttemptOutcome::TimedOut), Outcome::TimedOut)
+            | (Some(AttemptOutcome::Released), Outcome::Release { .. }) => {
+                return Verdict::Recorded(self.state);
+            }
+            (Some(AttemptOutcome::TimedOut), _) => StaleReason::TimedOut,
+            (Some(AttemptOutcome::Cancelled), _) => StaleReason::Cancelled,
+            (Some(AttemptOutcome::Failed | AttemptOutcome::Released), _) => StaleReason::Finished,
+            // Its lease was lost, or it never had one.
+            _ if !is_same_attempt => StaleReason::Superseded,
+            _ => match self.state {
+                JobState::Cancelled => StaleReason::Cancelled,
+                JobState::Succeeded | JobState::Failed => StaleReason::Finished,
+                _ => StaleReason::Superseded,
+            },
+        };
+        Verdict::Stale(reason, self.state)
+    }
+}
+
 /// How one hand-out ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(i16)]
@@ -170,4 +226,107 @@ pub struct AttemptRecord {
     pub start_time: Timestamp,
     /// When its end was recorded.
     pub end_time: Timestamp,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn session(n: u8) -> SessionId {
+        SessionId::of_token(&[n])
+    }
+
+    fn ending(attempt: u32, by: u8, outcome: Outcome) -> Ending {
+        let job = JobId::from_store(Uuid::nil());
+        Ending {
+            lease: Lease { job, attempt },
+            session: session(by),
+            outcome,
+            chance: 0.0,
+        }
+    }
+
+    fn standing(state: JobState, attempt: u32, holder: Option<u8>) -> Standing {
+        Standing {
+            state,
+            attempt,
+            session: holder.map(session),
+            recorded: None,
+        }
+    }
+
+    const OK: Outcome = Outcome::Success(None);
+
+    #[test]
+    fn only_the_holder_of_the_newest_attempt_is_let_in() {
+        let running = standing(JobState::Running, 2, Some(1));
+        assert!(running.lets_in(&ending(2, 1, OK)));
+        for (attempt, by) in [(1, 1), (3, 1), (2, 2)] {
+            let late = ending(attempt, by, OK);
+            assert!(!running.lets_in(&late));
+            assert!(matches!(running.verdict(&late), Verdict::Stale(..)));
+        }
+    }
+
+    #[test]
+    fn a_lost_lease_is_salvaged_by_a_success_alone_and_only_while_its_session_is_in_the_row() {
+        let lost = standing(JobState::Queued, 1, Some(1));
+        assert!(lost.lets_in(&ending(1, 1, OK)));
+        let failure = ending(1, 1, Outcome::Failure(Failure::default()));
+        assert!(!lost.lets_in(&failure));
+        let superseded = Verdict::Stale(StaleReason::Superseded, JobState::Queued);
+        assert_eq!(lost.verdict(&failure), superseded);
+        let cleared = standing(JobState::Queued, 1, None);
+        assert!(!cleared.lets_in(&ending(1, 1, OK)));
+    }
+
+    #[test]
+    fn a_copy_gets_the_verdict_of_its_original_even_after_a_later_attempt() {
+        let recorded = |outcome| Standing {
+            recorded: Some((session(1), outcome)),
+            ..standing(JobState::Running, 2, Some(2))
+        };
+        let failure = || Outcome::Failure(Failure::default());
+        let release = || Outcome::Release {
+            delay: Duration::ZERO,
+            reason: String::new(),
+        };
+        let told = Verdict::Recorded(JobState::Running);
+        assert_eq!(
+            recorded(AttemptOutcome::Failed).verdict(&ending(1, 1, failure())),
+            told
+        );
+        assert_eq!(
+            recorded(AttemptOutcome::Released).verdict(&ending(1, 1, release())),
+            told
+        );
+        let succeeded = standing(JobState::Succeeded, 1, Some(1));
+        let told = Verdict::Recorded(JobState::Succeeded);
+        assert_eq!(succeeded.verdict(&ending(1, 1, OK)), told);
+        let other = Verdict::Stale(StaleReason::Finished, JobState::Succeeded);
+        assert_eq!(succeeded.verdict(&ending(1, 2, OK)), other);
+    }
+
+    #[test]
+    fn what_was_cancelled_or_timed_out_says_so() {
+        for (outcome, reason) in [
+            (AttemptOutcome::Cancelled, StaleReason::Cancelled),
+            (AttemptOutcome::TimedOut, StaleReason::TimedOut),
+            (AttemptOutcome::Failed, StaleReason::Finished),
+        ] {
+            let state = JobState::Scheduled;
+            let standing = Standing {
+                recorded: Some((session(1), outcome)),
+                ..standing(state, 1, None)
+            };
+            assert_eq!(
+                standing.verdict(&ending(1, 1, OK)),
+                Verdict::Stale(reason, state)
+            );
+        }
+    }
 }

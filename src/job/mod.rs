@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use attempt::{
-    AttemptOutcome, AttemptRecord, Ending, Failure, Lease, Outcome, StaleReason, Verdict,
+    AttemptOutcome, AttemptRecord, Ending, Failure, Lease, Outcome, StaleReason, Standing, Verdict,
 };
 pub use id::{JobId, Kind, NodeId, QueueName, SessionId};
 pub use retry::RetryPolicy;

@@ -11,8 +11,7 @@ use crate::error::{Error, Result};
 use crate::job::limits::ROW_AGE_MIN;
 use crate::job::time::micros;
 use crate::job::{
-    AttemptOutcome, Ending, JobId, JobState, Lease, Outcome, Payload, SessionId, StaleReason,
-    Verdict,
+    AttemptOutcome, Ending, JobId, JobState, Lease, Outcome, Payload, SessionId, Standing, Verdict,
 };
 use crate::store::FinishAnswer;
 
@@ -277,39 +276,13 @@ impl Look {
         let Some((state, attempt, holder)) = self.rows.get(&ending.lease.job).copied() else {
             return Some(Verdict::Unknown);
         };
-        let session = ending.session.uuid();
-        let is_success = matches!(ending.outcome, Outcome::Success(_));
-        let is_same_attempt = attempt == ending.lease.attempt;
-        if is_same_attempt && holder == Some(session) {
-            match state {
-                JobState::Running => return None,
-                JobState::Queued if is_success => return None,
-                JobState::Succeeded if is_success => return Some(Verdict::Recorded(state)),
-                _ => {}
-            }
-        }
-        let own = self
-            .ended
-            .get(&ending.lease)
-            .filter(|(holder, _)| *holder == session)
-            .map(|(_, outcome)| *outcome);
-        let reason = match (own, &ending.outcome) {
-            (Some(AttemptOutcome::Failed), Outcome::Failure(_))
-            | (Some(AttemptOutcome::TimedOut), Outcome::TimedOut)
-            | (Some(AttemptOutcome::Released), Outcome::Release { .. }) => {
-                return Some(Verdict::Recorded(state));
-            }
-            (Some(AttemptOutcome::TimedOut), _) => StaleReason::TimedOut,
-            (Some(AttemptOutcome::Cancelled), _) => StaleReason::Cancelled,
-            (Some(AttemptOutcome::Failed | AttemptOutcome::Released), _) => StaleReason::Finished,
-            // Its lease was lost, or it never had one.
-            _ if !is_same_attempt => StaleReason::Superseded,
-            _ => match state {
-                JobState::Cancelled => StaleReason::Cancelled,
-                JobState::Succeeded | JobState::Failed => StaleReason::Finished,
-                _ => StaleReason::Superseded,
-            },
+        let recorded = self.ended.get(&ending.lease);
+        let standing = Standing {
+            state,
+            attempt,
+            session: holder.map(SessionId::from_store),
+            recorded: recorded.map(|(holder, outcome)| (SessionId::from_store(*holder), *outcome)),
         };
-        Some(Verdict::Stale(reason, state))
+        (!standing.lets_in(ending)).then(|| standing.verdict(ending))
     }
 }

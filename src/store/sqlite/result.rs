@@ -13,7 +13,7 @@ use super::{SqliteStore, commit};
 use crate::error::Result;
 use crate::job::retry::release_floor;
 use crate::job::{
-    AttemptOutcome, Ending, Failure, JobId, JobState, Lease, Outcome, Payload, StaleReason,
+    AttemptOutcome, Ending, Failure, JobId, JobState, Lease, Outcome, Payload, SessionId, Standing,
     Timestamp, Verdict,
 };
 use crate::store::FinishAnswer;
@@ -46,8 +46,9 @@ pub(super) async fn finish(store: &SqliteStore, endings: Vec<Ending>) -> Result<
             verdicts.push(Verdict::Unknown);
             continue;
         };
-        if !is_open(row, &ending) {
-            verdicts.push(classify(row, ended.get(&ending.lease), &ending));
+        let standing = standing(row, ended.get(&ending.lease));
+        if !standing.lets_in(&ending) {
+            verdicts.push(standing.verdict(&ending));
             continue;
         }
         let lease = ending.lease;
@@ -72,11 +73,13 @@ pub(super) async fn finish(store: &SqliteStore, endings: Vec<Ending>) -> Result<
     Ok(FinishAnswer { verdicts, segments })
 }
 
-/// The fence: the attempt is this session's and runs, or its lease was lost, nobody had it since, and this is a success.
-fn is_open(row: &Current, ending: &Ending) -> bool {
-    let is_same = row.attempt == ending.lease.attempt && row.session == Some(ending.session.uuid());
-    let is_salvage = row.state == JobState::Queued && matches!(ending.outcome, Outcome::Success(_));
-    is_same && (row.state == JobState::Running || is_salvage)
+fn standing(row: &Current, recorded: Option<&(Uuid, AttemptOutcome)>) -> Standing {
+    Standing {
+        state: row.state,
+        attempt: row.attempt,
+        session: row.session.map(SessionId::from_store),
+        recorded: recorded.map(|(holder, outcome)| (SessionId::from_store(*holder), *outcome)),
+    }
 }
 
 /// What the ending makes of the job, and the output that it brings.
@@ -158,41 +161,6 @@ fn failed(
         failure: Some(failure),
     });
     change
-}
-
-/// The verdict on an ending that the fence refused.
-fn classify(row: &Current, ended: Option<&(Uuid, AttemptOutcome)>, ending: &Ending) -> Verdict {
-    let session = ending.session.uuid();
-    let is_success = matches!(ending.outcome, Outcome::Success(_));
-    let is_same_attempt = row.attempt == ending.lease.attempt;
-    if is_success
-        && row.state == JobState::Succeeded
-        && is_same_attempt
-        && row.session == Some(session)
-    {
-        return Verdict::Recorded(row.state);
-    }
-    let own = ended
-        .filter(|(holder, _)| *holder == session)
-        .map(|(_, outcome)| *outcome);
-    let reason = match (own, &ending.outcome) {
-        (Some(AttemptOutcome::Failed), Outcome::Failure(_))
-        | (Some(AttemptOutcome::TimedOut), Outcome::TimedOut)
-        | (Some(AttemptOutcome::Released), Outcome::Release { .. }) => {
-            return Verdict::Recorded(row.state);
-        }
-        (Some(AttemptOutcome::TimedOut), _) => StaleReason::TimedOut,
-        (Some(AttemptOutcome::Cancelled), _) => StaleReason::Cancelled,
-        (Some(AttemptOutcome::Failed | AttemptOutcome::Released), _) => StaleReason::Finished,
-        // Its lease was lost, or it never had one.
-        _ if !is_same_attempt => StaleReason::Superseded,
-        _ => match row.state {
-            JobState::Cancelled => StaleReason::Cancelled,
-            JobState::Succeeded | JobState::Failed => StaleReason::Finished,
-            _ => StaleReason::Superseded,
-        },
-    };
-    Verdict::Stale(reason, row.state)
 }
 
 async fn ended(
