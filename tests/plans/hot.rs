@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use leasehold::job::{JobId, JobState, Outcome};
-use leasehold::store::{Attached, Store};
+use leasehold::store::Attached;
 use sqlx::{PgConnection, Row};
 
 use crate::support::{PrivatePostgres, until};
