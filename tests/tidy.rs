@@ -249,3 +249,25 @@ fn the_sdk_can_be_used_alone() {
         );
     }
 }
+
+#[test]
+fn the_readme_lists_every_option_and_metric_as_it_is() {
+    let readme =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    for (name, table) in [
+        ("configuration", leasehold::config::reference_markdown()),
+        ("metrics", leasehold::telemetry::reference_markdown()),
+    ] {
+        let begin = format!("<!-- {name}: made from the source -->\n");
+        let at = readme
+            .find(&begin)
+            .unwrap_or_else(|| panic!("README.md has no place for {name}: {begin}"));
+        let rest = &readme[at + begin.len()..];
+        let shown = rest.split("<!-- end -->").next().unwrap();
+        assert_eq!(
+            shown.trim(),
+            table.trim(),
+            "README.md is behind: put this table of {name} there\n{table}"
+        );
+    }
+}

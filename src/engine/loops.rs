@@ -98,6 +98,9 @@ async fn expire(core: Arc<Core>, offers: Offers) -> Result<More> {
             "leases lost"
         );
         core.metrics.expired(expired.sessions, expired.jobs);
+        let again = expired.jobs.saturating_sub(expired.failed);
+        core.metrics
+            .extra_executions(usize::try_from(again).unwrap_or(usize::MAX));
     }
     offers.offer(expired.segments);
     Ok(expired.more)

@@ -25,50 +25,53 @@ impl pb::job_service_server::JobService for Jobs {
         &self,
         request: Request<pb::EnqueueRequest>,
     ) -> Result<Response<pb::EnqueueResponse>, Status> {
-        answer(self.enqueue_one(request.into_inner()).await)
+        self.answer(self.enqueue_one(request.into_inner()).await)
     }
 
     async fn enqueue_batch(
         &self,
         request: Request<pb::EnqueueBatchRequest>,
     ) -> Result<Response<pb::EnqueueBatchResponse>, Status> {
-        answer(self.enqueue_all(request.into_inner().requests).await)
+        self.answer(self.enqueue_all(request.into_inner().requests).await)
     }
 
     async fn get_job(
         &self,
         request: Request<pb::GetJobRequest>,
     ) -> Result<Response<pb::GetJobResponse>, Status> {
-        answer(self.get(request.into_inner()).await)
+        self.answer(self.get(request.into_inner()).await)
     }
 
     async fn list_jobs(
         &self,
         request: Request<pb::ListJobsRequest>,
     ) -> Result<Response<pb::ListJobsResponse>, Status> {
-        answer(self.list(request.into_inner()).await)
+        self.answer(self.list(request.into_inner()).await)
     }
 
     async fn cancel_job(
         &self,
         request: Request<pb::CancelJobRequest>,
     ) -> Result<Response<pb::CancelJobResponse>, Status> {
-        answer(self.cancel(request.into_inner()).await)
+        self.answer(self.cancel(request.into_inner()).await)
     }
 
     async fn retry_job(
         &self,
         request: Request<pb::RetryJobRequest>,
     ) -> Result<Response<pb::RetryJobResponse>, Status> {
-        answer(self.retry(request.into_inner()).await)
+        self.answer(self.retry(request.into_inner()).await)
     }
 }
 
-fn answer<T>(result: Result<T>) -> Result<Response<T>, Status> {
-    result.map(Response::new).map_err(status)
-}
-
 impl Jobs {
+    fn answer<T>(&self, result: Result<T>) -> Result<Response<T>, Status> {
+        result.map(Response::new).map_err(|error| {
+            self.0.metrics().failed_request("grpc", error.code().reason);
+            status(error)
+        })
+    }
+
     async fn enqueue_one(&self, request: pb::EnqueueRequest) -> Result<pb::EnqueueResponse> {
         let fields = Fields {
             item: String::new(),

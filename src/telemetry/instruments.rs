@@ -57,7 +57,7 @@ instruments! {
     ENQUEUED = "leasehold_jobs_enqueued_total" Counter ["queue"] "Jobs accepted by this node; a repeated request counts once.";
     STARTED = "leasehold_jobs_started_total" Counter ["queue"] "Attempts handed out by this node.";
     FINISHED = "leasehold_jobs_finished_total" Counter ["queue" "outcome"] "Attempts whose end this node recorded, by outcome.";
-    EXTRA_EXECUTIONS = "leasehold_extra_executions_total" Counter [] "Attempts handed out again after a lost lease: work that may have been done twice.";
+    EXTRA_EXECUTIONS = "leasehold_extra_executions_total" Counter [] "Jobs taken back from a lost lease for another attempt: work that may be done twice.";
     QUEUE_JOBS = "leasehold_queue_jobs" Gauge ["queue" "state"] "Jobs in a queue, by state; the same on every node.";
     QUEUE_OLDEST = "leasehold_queue_oldest_seconds" Gauge ["queue"] "Age of the oldest job that waits for a worker; the same on every node.";
     HANDOUT = "leasehold_handout_seconds" Seconds ["queue"] "From the time a job was due to its hand-out.";

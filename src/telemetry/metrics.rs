@@ -137,7 +137,7 @@ impl Metrics {
         }
     }
 
-    /// `jobs` were handed out again after their lease was lost.
+    /// `jobs` were taken back from a lost lease and go to another attempt.
     pub fn extra_executions(&self, jobs: usize) {
         plain(&self.extra_executions, many(jobs));
     }
