@@ -321,12 +321,7 @@ impl Dispatcher {
         if let Some(lane) = lane
             && let Err(promise) = lane.push(promise)
         {
-            let missed = vec![promise.candidate.line.queue.clone()];
-            promise.to.feed(Event::Granted {
-                jobs: Vec::new(),
-                missed,
-            });
-            give_back(&self.core, vec![promise.candidate]).await;
+            break_promises(&self.core, vec![promise]).await;
         }
     }
 }
@@ -443,6 +438,12 @@ fn lane_of(live: &Live) -> usize {
 
 /// One flush of a lane: leases by one guarded write, then a frame for each session that got some.
 async fn grant(core: Arc<Core>, batch: Vec<Promise>) {
+    // How large the jobs are shows only now: who fell behind since the slot was promised gets none.
+    let (late, batch): (Vec<_>, Vec<_>) = batch.into_iter().partition(|p| p.to.is_behind());
+    break_promises(&core, late).await;
+    if batch.is_empty() {
+        return;
+    }
     let asks = batch
         .iter()
         .map(|p| Ask {
@@ -500,6 +501,19 @@ async fn grant(core: Arc<Core>, batch: Vec<Promise>) {
     }
     settle(&core, spent).await;
     give_back(&core, returned).await;
+}
+
+async fn break_promises(core: &Core, promises: Vec<Promise>) {
+    let mut returned = Vec::with_capacity(promises.len());
+    for promise in promises {
+        let missed = vec![promise.candidate.line.queue.clone()];
+        promise.to.feed(Event::Granted {
+            jobs: Vec::new(),
+            missed,
+        });
+        returned.push(promise.candidate);
+    }
+    give_back(core, returned).await;
 }
 
 #[derive(Default)]

@@ -33,7 +33,8 @@ impl Outbox {
         }
     }
 
-    /// Adds a message. `false`: the worker reads too slowly for that.
+    /// Adds a message. `false`: the worker reads too slowly for that. Jobs are never refused, as nothing is granted to
+    /// a worker that is behind with reading: see `Live::free` and `Live::is_behind`.
     pub fn push(&self, message: ServerMessage) -> bool {
         let mut inner = self.lock();
         let bytes = inner.bytes + message.size();
@@ -42,7 +43,7 @@ impl Outbox {
             (inner.messages.back(), &message)
         {
             inner.messages.pop_back();
-        } else if bytes > OUTBOX_BYTES_HARD && !inner.messages.is_empty() {
+        } else if bytes > OUTBOX_BYTES_HARD && !matches!(message, ServerMessage::Jobs { .. }) {
             return false;
         } else {
             inner.bytes = bytes;

@@ -84,12 +84,17 @@ impl Live {
         }
     }
 
-    /// Slots that are free for a queue. None while the worker lets what it was sent pile up.
+    /// Slots that are free for a queue. None while the worker is behind with reading.
     pub fn free(&self, queue: &QueueName) -> u32 {
-        match self.outbox.bytes() < OUTBOX_BYTES_SOFT {
-            true => self.lock().free(self.now(), queue),
-            false => 0,
+        match self.is_behind() {
+            true => 0,
+            false => self.lock().free(self.now(), queue),
         }
+    }
+
+    /// The worker lets what it was sent pile up.
+    pub fn is_behind(&self) -> bool {
+        self.outbox.bytes() >= OUTBOX_BYTES_SOFT
     }
 
     /// Promises a slot to a grant.

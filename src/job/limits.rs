@@ -62,7 +62,10 @@ pub const KINDS_MAX: usize = 1_000;
 pub const HELD_MAX: usize = 2 * WINDOW_MAX as usize;
 /// Bytes that wait to be sent to one worker before it gets no more jobs.
 pub const OUTBOX_BYTES_SOFT: usize = 4 * MIB;
-/// Bytes that wait to be sent to one worker before its stream is ended: it does not read.
+/// Bytes of payload that one grant hands out; what is beyond is handed out by the next. With the bound below it is
+/// what one worker's jobs can take of a node's memory, whatever their size turns out to be.
+pub const GRANT_BYTES_MAX: usize = 8 * MIB;
+/// Bytes that wait to be sent to one worker, its jobs aside, before its stream is ended: it does not read.
 pub const OUTBOX_BYTES_HARD: usize = 16 * MIB;
 /// Streams of workers on one node.
 pub const STREAMS_MAX: usize = 10_000;

@@ -290,6 +290,7 @@ pub trait Store: Send + Sync + 'static {
     async fn close_sessions(&self, sessions: Vec<Attached>) -> Result<()>;
 
     /// Hands jobs out: each QUEUED one becomes RUNNING, attempt + 1, if its session is alive under that attach number.
+    /// Once [`crate::job::limits::GRANT_BYTES_MAX`] of payload are handed out, the rest is answered `Locked`.
     async fn grant(&self, node: NodeId, asks: Vec<Ask>) -> Result<Vec<Granted>>;
     /// Records how attempts ended, fenced by job, attempt and session (I2, I4).
     async fn finish(&self, endings: Vec<Ending>) -> Result<FinishAnswer>;

@@ -17,6 +17,7 @@ use worker_sdk::proto::{self as pb, job_spec::Start, payload::Body};
 
 use crate::stack::Dev;
 use crate::support::http::{request, request_as};
+use crate::workers::Local;
 
 const MIB: usize = 1 << 20;
 
@@ -605,4 +606,98 @@ async fn a_thousand_idle_connections_and_a_body_that_never_ends_harm_nobody() {
         client.enqueue(good()).await.unwrap();
     }
     drop(idle);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_does_not_read_gets_no_more_jobs_and_slows_nobody() {
+    let dev = Dev::start().await;
+    let mut client = jobs(&dev).await;
+    let body = || pb::Payload {
+        content_type: String::new(),
+        body: Some(Body::Data(vec![0; MIB / 4].into())),
+    };
+    for _ in 0..20 {
+        let requests = vec![with(|job| job.payload = Some(body())); 15];
+        client
+            .enqueue_batch(pb::EnqueueBatchRequest { requests })
+            .await
+            .unwrap();
+    }
+    let mut stalled = WorkerServiceClient::connect(dev.node.url()).await.unwrap();
+    let first = pb::LeaseJobsRequest {
+        message: Some(Message::Hello(pb::Hello {
+            max_in_flight: 1_000,
+            ..hello()
+        })),
+    };
+    let sent = tokio_stream::StreamExt::chain(tokio_stream::once(first), tokio_stream::pending());
+    let unread = stalled.lease_jobs(sent).await.unwrap();
+
+    let folder = tempfile::TempDir::new().unwrap();
+    let worker = Local::start_on(&dev.node.url(), "other", &folder.path().join("runs"), 10);
+    let other = crate::stack::client(&dev.node.url());
+    for n in 0..50 {
+        let job = worker_sdk::NewJob::new("echo", &n).unwrap().queue("other");
+        let id = other.enqueue(job).await.unwrap().job.id;
+        let job = other.wait(&id, Duration::from_secs(60)).await.unwrap();
+        assert_eq!(job.state(), pb::JobState::Succeeded);
+    }
+    let filter = pb::JobFilter {
+        queues: vec!["q".into()],
+        states: vec![pb::JobState::Running.into()],
+        ..Default::default()
+    };
+    let request = pb::ListJobsRequest {
+        filter: Some(filter),
+        page_size: 1_000,
+        ..Default::default()
+    };
+    let running = client
+        .list_jobs(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .jobs
+        .len();
+    assert!(
+        (1..100).contains(&running),
+        "{running} of 300 jobs, 75 MiB, wait for a worker that reads none"
+    );
+    drop(unread);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_in_the_middle_of_a_call_harms_nobody() {
+    let dev = Dev::start().await;
+    let mut client = jobs(&dev).await;
+    let calls: Vec<_> = (0..200)
+        .map(|n| {
+            let mut client = client.clone();
+            let call = tokio::spawn(async move { client.enqueue(good()).await.map(drop) });
+            if n % 2 == 0 {
+                call.abort();
+            }
+            call
+        })
+        .collect();
+    let mut told = 0;
+    for call in calls {
+        told += usize::from(call.await.is_ok_and(|answer| answer.is_ok()));
+    }
+    let request = pb::ListJobsRequest {
+        page_size: 1_000,
+        ..Default::default()
+    };
+    let listed = client
+        .list_jobs(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .jobs
+        .len();
+    assert!(
+        (100..=200).contains(&told) && (told..=200).contains(&listed),
+        "told {told}, listed {listed}"
+    );
 }

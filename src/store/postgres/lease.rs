@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::pool::Pool;
 use super::row::{self, column, count, priority, span, words};
 use crate::error::Result;
+use crate::job::limits::GRANT_BYTES_MAX;
 use crate::job::{JobId, JobState, Kind, Lease, LeasedJob, NodeId, QueueName};
 use crate::store::{Ask, Attached, Granted};
 
@@ -17,7 +18,7 @@ use crate::store::{Ask, Attached, Granted};
 const GRANT: &str = "
 WITH look AS MATERIALIZED (SELECT lh_us() AS now),
 locked AS MATERIALIZED (
-  SELECT j.id, s.id AS session, s.worker
+  SELECT j.id, s.id AS session, s.worker, octet_length(j.payload) AS size
     FROM unnest($1::uuid[], $2::uuid[], $3::int8[]) AS a (job, session, attach)
    CROSS JOIN look t
     JOIN sessions s ON s.id = a.session AND s.attach = a.attach AND s.dead_at IS NULL AND s.expires_at > t.now
@@ -25,11 +26,14 @@ locked AS MATERIALIZED (
    ORDER BY j.id
      FOR KEY SHARE OF s FOR UPDATE OF j SKIP LOCKED),
 clock AS MATERIALIZED (SELECT lh_us() AS now, (SELECT count(*) FROM locked) AS locked),
+fit AS MATERIALIZED (
+  SELECT id, session, worker
+    FROM (SELECT l.*, sum(size) OVER (ORDER BY id) - size AS before FROM locked l) AS l WHERE before < $5),
 granted AS (
   UPDATE jobs j
      SET state = 3, attempt = j.attempt + 1, revision = j.revision + 1, session = l.session, worker = l.worker,
          start_time = c.now, timeout_time = c.now + j.timeout
-    FROM clock c, locked l
+    FROM clock c, fit l
    WHERE j.id = l.id AND j.state = 2
   RETURNING j.id, j.attempt, j.session, j.queue, j.kind, j.priority, j.failures, j.max_attempts, j.lost_leases,
             j.releases, j.timeout, j.start_time - j.run_time AS waited, j.headers::text AS headers,
@@ -63,6 +67,7 @@ pub(super) async fn grant(pool: &Pool, node: NodeId, asks: &[Ask]) -> Result<Vec
                 .bind(&sessions)
                 .bind(&attaches)
                 .bind(node.0)
+                .bind(i64::try_from(GRANT_BYTES_MAX).unwrap_or(i64::MAX))
         })
         .await?;
     let mut leases = HashMap::with_capacity(rows.len());

@@ -11,6 +11,7 @@ use super::row::{BodyRow, batch, hex, id_list, payloads, priority, span, words};
 use super::session::attach;
 use super::{SqliteStore, commit};
 use crate::error::Result;
+use crate::job::limits::GRANT_BYTES_MAX;
 use crate::job::{JobId, Kind, Lease, LeasedJob, QueueName, Timestamp};
 use crate::store::{Ask, Granted};
 
@@ -30,7 +31,7 @@ RETURNING jobs.id, jobs.queue, jobs.kind, jobs.priority, jobs.attempt, jobs.fail
           jobs.lost_leases, jobs.releases, jobs.timeout, jobs.run_time";
 
 /// Bytes of payloads that one call hands out at most, beyond its first job; the hints of the rest stay.
-const BYTES_MAX: i64 = 32 * 1024 * 1024;
+const BYTES_MAX: i64 = GRANT_BYTES_MAX as i64;
 
 /// Hands jobs out, one answer an ask.
 pub(super) async fn grant(store: &SqliteStore, asks: &[Ask]) -> Result<Vec<Granted>> {
