@@ -36,3 +36,4 @@ mod steps;
 
 mod store_enqueue;
 mod store_lease;
+mod store_result;
