@@ -35,5 +35,6 @@ mod audit;
 mod steps;
 
 mod store_enqueue;
+mod store_fence;
 mod store_lease;
 mod store_result;
