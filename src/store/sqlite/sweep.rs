@@ -159,7 +159,7 @@ fn lost(row: &Current, now: Timestamp) -> Option<Change> {
     let mut change = match is_one_too_many {
         true => row.ends(JobState::Failed, now),
         false => {
-            let mut change = row.goes_on(JobState::Queued, row.run_time);
+            let mut change = row.goes_on(JobState::Queued, now);
             change.new.session = Some(session);
             change
         }
