@@ -38,3 +38,4 @@ mod store_enqueue;
 mod store_fence;
 mod store_lease;
 mod store_result;
+mod store_session;
