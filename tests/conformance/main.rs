@@ -35,4 +35,7 @@ mod audit;
 mod steps;
 
 mod store_enqueue;
+mod store_fence;
 mod store_lease;
+mod store_result;
+mod store_session;

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use sqlx::{FromRow, SqliteConnection};
+use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::backlog::{self, SegmentRow, drop_spent, trim};
@@ -27,13 +27,17 @@ const TOUCH: &str = "
 UPDATE pulse
    SET grace_until = CASE WHEN ?1 - touch_time NOT BETWEEN 0 AND ?2 THEN ?1 + ?3 ELSE grace_until END,
        touch_time = ?1";
+// Nothing is marked in a time of grace, nor while nobody has touched the pulse after a gap: the sweep may wake first.
 const BURY: &str = "
 UPDATE sessions SET dead = 1
- WHERE dead = 0 AND expire_time <= ?1 AND (SELECT grace_until FROM pulse) <= ?1
+ WHERE dead = 0 AND expire_time <= ?1
+   AND (SELECT grace_until <= ?1 AND (touch_time IS NULL OR ?1 - touch_time BETWEEN 0 AND ?3) FROM pulse)
    AND id IN (SELECT id FROM sessions WHERE dead = 0 AND expire_time <= ?1 ORDER BY expire_time LIMIT ?2)";
-// CROSS JOIN is SQLite's word for this order: from the few dead sessions to their jobs.
+// CROSS JOIN is SQLite's word for this order: from the few dead sessions to their jobs. A session whose time was over
+// before the last time of grace was could not be renewed, for the outage before it.
 const LOST: &str = "
-SELECT j.id FROM sessions s CROSS JOIN jobs j ON j.session = s.id AND j.state = 3
+SELECT j.id, s.expire_time <= (SELECT grace_until FROM pulse) AS in_outage
+  FROM sessions s CROSS JOIN jobs j ON j.session = s.id AND j.state = 3
  WHERE s.dead = 1 LIMIT ?1";
 const PURGEABLE: &str = "
 SELECT id FROM jobs WHERE purge_time <= ?1 ORDER BY purge_time LIMIT ?2";
@@ -125,19 +129,28 @@ pub(super) async fn expire(store: &SqliteStore, limit: usize) -> Result<Expired>
     let sessions = sqlx::query(BURY)
         .bind(now.0)
         .bind(rows_max(limit))
+        .bind(micros(GAP_MAX))
         .execute(&mut *tx)
         .await
         .map_err(fault)?
         .rows_affected();
-    let ids = ids(&mut tx, LOST, None, limit).await?;
-    if sessions == 0 && ids.is_empty() {
+    let found: Vec<(Uuid, bool)> = sqlx::query_as(LOST)
+        .bind(rows_max(limit))
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(fault)?;
+    if sessions == 0 && found.is_empty() {
         return Ok(Expired::default());
     }
+    let found: Vec<(JobId, bool)> = found
+        .into_iter()
+        .map(|(id, in_outage)| (JobId::from_store(id), in_outage))
+        .collect();
+    let ids: Vec<JobId> = found.iter().map(|(id, _)| *id).collect();
     let rows = current(&mut tx, &ids).await?;
-    let changes: Vec<Change> = ids
+    let changes: Vec<Change> = found
         .iter()
-        .filter_map(|id| rows.get(id))
-        .filter_map(|row| lost(row, now))
+        .filter_map(|(id, in_outage)| lost(rows.get(id)?, *in_outage, now))
         .collect();
     let segments = apply(&mut tx, now, &changes).await?;
     commit(tx).await?;
@@ -151,15 +164,16 @@ pub(super) async fn expire(store: &SqliteStore, limit: usize) -> Result<Expired>
     })
 }
 
-/// A lost lease. The session stays in a row that is QUEUED by it, so that a late success can still be taken.
-fn lost(row: &Current, now: Timestamp) -> Option<Change> {
+/// A lost lease. The session stays in a row that is QUEUED by it, so that a late success can still be taken. One that
+/// was lost to an outage of the store is not the handler's fault, and does not count.
+fn lost(row: &Current, in_outage: bool, now: Timestamp) -> Option<Change> {
     let session = row.session?;
-    let lost_leases = row.lost_leases.saturating_add(1);
+    let lost_leases = row.lost_leases.saturating_add(u32::from(!in_outage));
     let is_one_too_many = lost_leases > LOST_LEASES_MAX;
     let mut change = match is_one_too_many {
         true => row.ends(JobState::Failed, now),
         false => {
-            let mut change = row.goes_on(JobState::Queued, row.run_time);
+            let mut change = row.goes_on(JobState::Queued, now);
             change.new.session = Some(session);
             change
         }
@@ -181,7 +195,13 @@ fn lost(row: &Current, now: Timestamp) -> Option<Change> {
 /// Removes final jobs whose purge time is past.
 pub(super) async fn retain(store: &SqliteStore, limit: usize) -> Result<Swept> {
     let (mut tx, now) = store.write().await?;
-    let ids = ids(&mut tx, PURGEABLE, Some(now), limit).await?;
+    let found: Vec<Uuid> = sqlx::query_scalar(PURGEABLE)
+        .bind(now.0)
+        .bind(rows_max(limit))
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(fault)?;
+    let ids: Vec<JobId> = found.into_iter().map(JobId::from_store).collect();
     if ids.is_empty() {
         return Ok(Swept::default());
     }
@@ -237,24 +257,6 @@ pub(super) async fn tidy(store: &SqliteStore, limit: usize) -> Result<Swept> {
         more: !is_round || signals >= all || sessions >= all,
         segments: Vec::new(),
     })
-}
-
-async fn ids(
-    connection: &mut SqliteConnection,
-    statement: &'static str,
-    now: Option<Timestamp>,
-    limit: usize,
-) -> Result<Vec<JobId>> {
-    let mut query = sqlx::query_scalar(statement);
-    if let Some(now) = now {
-        query = query.bind(now.0);
-    }
-    let found: Vec<Uuid> = query
-        .bind(rows_max(limit))
-        .fetch_all(connection)
-        .await
-        .map_err(fault)?;
-    Ok(found.into_iter().map(JobId::from_store).collect())
 }
 
 fn count(rows: usize) -> u64 {
