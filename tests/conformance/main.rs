@@ -39,3 +39,4 @@ mod store_fence;
 mod store_lease;
 mod store_result;
 mod store_session;
+mod store_sweep;
