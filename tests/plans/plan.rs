@@ -44,48 +44,38 @@ impl Plan {
     }
 
     /// No table is read whole, no batch is compared with another one row by row, and nothing on `jobs` is joined but by
-    /// the walk of an index. The work stays within `bound`, whatever the tables hold.
-    pub fn check(&self, bound: Bound) {
+    /// the walk of an index. The work stays within `bound`, whatever the tables hold. `what` was done.
+    pub fn check(&self, bound: Bound, what: &str) {
         for step in self.steps() {
             let (kind, table) = (step.text("Node Type"), step.text("Relation Name"));
             let is_whole = matches!(kind, "Seq Scan" | "Sample Scan") && LARGE.contains(&table);
-            assert!(!is_whole, "{table} is read whole in\n{self}");
+            assert!(!is_whole, "{what}: {table} is read whole in\n{self}");
             let is_set_join = matches!(kind, "Hash Join" | "Merge Join");
-            assert!(!is_set_join, "a {kind} in\n{self}");
+            assert!(!is_set_join, "{what}: a {kind} in\n{self}");
             let rows = step.rows();
             assert!(
                 rows <= bound.rows,
-                "{kind} on {table}{} looks at {rows} rows where {} are enough in\n{self}",
+                "{what}: {kind} on {table}{} looks at {rows} rows where {} are enough in\n{self}",
                 step.text("CTE Name"),
                 bound.rows
             );
             let blocks = step.blocks();
             assert!(
                 blocks <= bound.blocks,
-                "{kind} on {table} touches {blocks} blocks where {} are enough in\n{self}",
+                "{what}: {kind} on {table} touches {blocks} blocks where {} are enough in\n{self}",
                 bound.blocks
             );
         }
     }
 
     /// Each look at `jobs` goes by its id.
-    pub fn check_by_id(&self) {
+    pub fn check_by_id(&self, what: &str) {
         for step in self.steps() {
-            let kind = step.text("Node Type");
-            if step.text("Relation Name") == "jobs" && kind.contains("Scan") && kind != "Bitmap Heap Scan"
-                || step.text("Index Name").starts_with("jobs_")
-            {
-                assert_eq!(step.text("Index Name"), "jobs_pkey", "{kind} in\n{self}");
+            let (kind, index) = (step.text("Node Type"), step.text("Index Name"));
+            let is_of_jobs = step.text("Relation Name") == "jobs" && kind.starts_with("Index");
+            if is_of_jobs || index.starts_with("jobs_") {
+                assert_eq!(index, "jobs_pkey", "{what}: {kind} in\n{self}");
             }
-        }
-    }
-
-    /// The most rows that a node looks at, and the most blocks that one touches.
-    pub fn work(&self) -> Bound {
-        let most = |of: fn(&Step<'_>) -> u64| self.steps().iter().map(of).max().unwrap_or(0);
-        Bound {
-            rows: most(|step| step.rows()),
-            blocks: most(|step| step.blocks()),
         }
     }
 
@@ -131,7 +121,15 @@ impl fmt::Display for Plan {
         while let Some((depth, node)) = open.pop() {
             let step = Step { node };
             write!(f, "{:1$}", "", 2 * depth)?;
-            for key in ["Subplan Name", "Node Type", "Operation", "Relation Name", "CTE Name", "Index Name", "Index Cond"] {
+            for key in [
+                "Subplan Name",
+                "Node Type",
+                "Operation",
+                "Relation Name",
+                "CTE Name",
+                "Index Name",
+                "Index Cond",
+            ] {
                 if !step.text(key).is_empty() {
                     write!(f, "{} ", step.text(key))?;
                 }
@@ -147,7 +145,13 @@ impl fmt::Display for Plan {
                 step.blocks(),
                 node["Plan Rows"],
             )?;
-            open.extend(plans.into_iter().flatten().rev().map(|below| (depth + 1, below)));
+            open.extend(
+                plans
+                    .into_iter()
+                    .flatten()
+                    .rev()
+                    .map(|below| (depth + 1, below)),
+            );
         }
         Ok(())
     }
