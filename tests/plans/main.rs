@@ -6,5 +6,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod growth;
 mod hot;
+mod plan;
+mod tables;
 mod verbs;
+mod watched;

@@ -48,9 +48,12 @@ SELECT ARRAY(SELECT id FROM picked ORDER BY id DESC) AS ids, (SELECT count(*) FR
 const LIST_ALL: &str = list!(
     "SELECT id, kind, state FROM jobs WHERE id < $1 AND cardinality($2::text[]) = 0 ORDER BY id DESC LIMIT $6"
 );
+/// Rows of one queue are asked for as a range of (queue, id), which the index of that order alone gives. Had they been
+/// asked for by `queue = ...`, the planner may walk all ids instead: 120,000 of a million for one page of a rare queue.
 const LIST_QUEUES: &str = list!(
     "SELECT s.* FROM unnest($2::text[]) AS q (queue), LATERAL (
-       SELECT id, kind, state FROM jobs WHERE queue = q.queue AND id < $1 ORDER BY queue DESC, id DESC LIMIT $6) AS s
+       SELECT id, kind, state FROM jobs WHERE queue >= q.queue AND (queue, id) < (q.queue, $1)
+        ORDER BY queue DESC, id DESC LIMIT $6) AS s
      ORDER BY s.id DESC LIMIT $6"
 );
 const LIST_FAILED: &str = list!(
@@ -59,7 +62,8 @@ const LIST_FAILED: &str = list!(
 );
 const LIST_FAILED_QUEUES: &str = list!(
     "SELECT s.* FROM unnest($2::text[]) AS q (queue), LATERAL (
-       SELECT id, kind, state FROM jobs WHERE failed_at IS NOT NULL AND queue = q.queue AND id < $1
+       SELECT id, kind, state FROM jobs
+        WHERE failed_at IS NOT NULL AND queue >= q.queue AND (queue, id) < (q.queue, $1)
         ORDER BY queue DESC, id DESC LIMIT $6) AS s
      ORDER BY s.id DESC LIMIT $6"
 );

@@ -69,15 +69,19 @@ UPDATE finished f SET check_at = greatest(l.next, c.now + 1000000)
   FROM looked l, clock c WHERE f.id = l.id AND l.next IS NOT NULL";
 
 /// The order by check_at is the cursor that goes round; a row that is still needed comes again later and later, so
-/// that a paused queue's old segments hold up nobody.
+/// that a paused queue's old segments hold up nobody. Rows are taken up to ten times `limit` jobs together: of a row that
+/// goes, every job is looked at, and a million in one statement outlast its timeout on a slow disk.
 macro_rules! drop_rows {
     ($table:literal, $needed:literal) => {
         concat!(
             "WITH clock AS MATERIALIZED (SELECT lh_us() AS now),
-taken AS MATERIALIZED (
-  SELECT b.id FROM ",
+ready AS MATERIALIZED (
+  SELECT b.id, b.check_at, cardinality(b.jobs) AS size FROM ",
             $table,
             " b WHERE b.check_at <= (SELECT now FROM clock) ORDER BY b.check_at LIMIT $1 FOR UPDATE SKIP LOCKED),
+taken AS MATERIALIZED (
+  SELECT id FROM (SELECT id, size, sum(size) OVER (ORDER BY check_at, id) AS total FROM ready) AS r
+   WHERE total <= 10 * $1 OR total = size),
 looked AS MATERIALIZED (
   SELECT b.id, ",
             $needed,
@@ -93,7 +97,8 @@ kept AS (
             $table,
             " b SET checks = least(b.checks + 1, 6), check_at = c.now + 5000000 * (1 << least(b.checks + 1, 6))::bigint
     FROM looked l, clock c WHERE b.id = l.id AND l.needed)
-SELECT (SELECT count(*) FROM dropped) AS changed, (SELECT count(*) FROM taken) AS taken"
+SELECT (SELECT count(*) FROM dropped) AS changed,
+       (SELECT count(*) FROM ready) > (SELECT count(*) FROM taken) OR (SELECT count(*) FROM ready) >= $1 AS more"
         )
     };
 }
@@ -109,19 +114,22 @@ const DROP_GRANTS: &str = drop_rows!(
                JOIN jobs j ON j.id = u.job AND j.state = 3 AND j.session = u.session)"
 );
 
-/// Small rows of one hour of purges become one row: ids are never added to an existing one.
+/// Small rows of one hour of purges become one row, of as many jobs as one purge takes: ids are never added to an
+/// existing one.
 const MERGE_FINISHED: &str = "
 WITH busy AS MATERIALIZED (
   SELECT bucket FROM finished WHERE size < 100 GROUP BY bucket HAVING count(*) >= 20 ORDER BY bucket LIMIT 1),
+found AS MATERIALIZED (
+  SELECT id, size FROM finished WHERE bucket = (SELECT bucket FROM busy) AND size < 100
+   ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED),
 small AS MATERIALIZED (
-  SELECT id FROM finished WHERE bucket = (SELECT bucket FROM busy) AND size < 100
-   ORDER BY id LIMIT least($1, 1000) FOR UPDATE SKIP LOCKED),
+  SELECT id FROM (SELECT id, sum(size) OVER (ORDER BY id) AS total FROM found) AS f WHERE total <= greatest($1, 100)),
 gone AS (
   DELETE FROM finished f USING small s WHERE f.id = s.id RETURNING f.id, f.bucket, f.check_at, f.jobs),
 merged AS (
   INSERT INTO finished (bucket, check_at, size, jobs)
   SELECT min(bucket), min(check_at), count(*), array_agg(job) FROM gone, unnest(jobs) AS u (job) HAVING count(*) > 0)
-SELECT count(*) AS changed, count(*) AS taken FROM gone";
+SELECT count(*) AS changed, count(*) > 0 AS more FROM gone";
 
 /// One compactor at a time: whoever has the lock of the transaction. A queue with one row is left alone, so that this
 /// comes to an end.
@@ -137,14 +145,14 @@ summed AS (
   INSERT INTO queue_counts (queue, scheduled, queued, running, succeeded, failed, cancelled)
   SELECT queue, sum(scheduled), sum(queued), sum(running), sum(succeeded), sum(failed), sum(cancelled)
     FROM gone GROUP BY queue)
-SELECT count(*) AS changed, 0::bigint AS taken FROM gone, (SELECT $1::bigint) AS ignored";
+SELECT count(*) AS changed, false AS more FROM gone, (SELECT $1::bigint) AS ignored";
 
 /// Far older than any window in which signals are read.
 const DROP_SIGNALS: &str = "
 WITH old AS MATERIALIZED (
   SELECT id FROM signals WHERE created_at < (SELECT lh_us() - 300000000) ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED),
 gone AS (DELETE FROM signals s USING old o WHERE s.id = o.id RETURNING s.id)
-SELECT count(*) AS changed, count(*) AS taken FROM gone";
+SELECT count(*) AS changed, count(*) >= $1 AS more FROM gone";
 
 /// Makes due jobs QUEUED.
 pub(super) async fn promote(pool: &Pool, limit: usize) -> Result<Swept> {
@@ -193,7 +201,7 @@ pub(super) async fn tidy(pool: &Pool, limit: usize) -> Result<Swept> {
     for step in steps {
         for row in pool.write(|| step().bind(bound(limit))).await? {
             swept.changed += u64::try_from(column::<i64>(&row, "changed")?).unwrap_or(0);
-            swept.more |= column::<i64>(&row, "taken")? >= bound(limit);
+            swept.more |= column::<bool>(&row, "more")?;
         }
     }
     Ok(swept)
