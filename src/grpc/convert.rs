@@ -122,6 +122,7 @@ pub fn leased_job(job: LeasedJob) -> pb::LeasedJob {
         releases: job.releases,
         time_left: job.time_left.map(duration),
         waited: Some(duration(job.waited)),
+        resent: job.resent,
     }
 }
 

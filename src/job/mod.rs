@@ -214,6 +214,8 @@ pub struct LeasedJob {
     pub time_left: Option<Duration>,
     /// Since it was due, at the time of the grant.
     pub waited: Duration,
+    /// It is pushed again under the same lease, because its worker does not seem to have it.
+    pub resent: bool,
 }
 
 impl LeasedJob {

@@ -53,6 +53,7 @@ fn job(n: u128) -> LeasedJob {
         releases: 0,
         time_left: Some(s(5)),
         waited: Duration::ZERO,
+        resent: false,
     }
 }
 

@@ -148,5 +148,6 @@ fn leased(row: &PgRow) -> Result<LeasedJob> {
         releases: count(row, "releases")?,
         time_left: column::<Option<i64>>(row, "timeout")?.map(span),
         waited: span(column(row, "waited")?),
+        resent: false,
     })
 }

@@ -156,6 +156,7 @@ impl GrantRow {
             releases: self.releases,
             time_left,
             waited: now.since(Timestamp(self.run_time)),
+            resent: false,
         })
     }
 }
