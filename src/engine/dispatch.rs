@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::batch::{Batcher, Bounds};
+use super::heal::refused;
 use super::sessions::Live;
 use super::tasks::Tasks;
 use super::{Core, lines_of};
@@ -21,7 +22,7 @@ use crate::job::limits::BATCH_MAX;
 use crate::job::{JobId, LeasedJob, QueueName};
 use crate::ready::{Hint, Want};
 use crate::session::Event;
-use crate::store::{Ask, Granted, Line};
+use crate::store::{Ask, Granted, Line, SessionState};
 
 /// Lanes of grants.
 const LANES: usize = 2;
@@ -455,6 +456,9 @@ async fn grant(core: Arc<Core>, batch: Vec<Promise>) {
         Ok(answers) => answers,
         Err(error) => {
             warn!(%error, jobs = batch.len(), "no leases granted");
+            // It may have been committed all the same: then the sessions have leases that they do not know of.
+            let asked = |p: &Promise| (p.candidate.job, p.to.attached().session);
+            core.doubts.add(batch.iter().map(asked));
             batch.iter().map(|_| Granted::Locked).collect()
         }
     };
@@ -483,9 +487,9 @@ async fn grant(core: Arc<Core>, batch: Vec<Promise>) {
                 outcome.missed.push(queue);
                 returned.push(promise.candidate);
             }
-            Granted::SessionLost => {
+            Granted::Refused(state) => {
                 outcome.missed.push(queue);
-                outcome.lost = true;
+                outcome.refused = Some(state);
                 returned.push(promise.candidate);
             }
         }
@@ -495,8 +499,8 @@ async fn grant(core: Arc<Core>, batch: Vec<Promise>) {
             jobs: outcome.jobs,
             missed: outcome.missed,
         });
-        if outcome.lost {
-            live.feed(Event::SessionLost);
+        if let Some(event) = outcome.refused.and_then(refused) {
+            live.feed(event);
         }
     }
     settle(&core, spent).await;
@@ -520,7 +524,7 @@ async fn break_promises(core: &Core, promises: Vec<Promise>) {
 struct Outcome {
     jobs: Vec<LeasedJob>,
     missed: Vec<QueueName>,
-    lost: bool,
+    refused: Option<SessionState>,
 }
 
 fn hints(candidates: Vec<Candidate>) -> Vec<Hint> {

@@ -15,14 +15,16 @@ use super::status::status;
 use crate::engine::{Engine, Live};
 use crate::error::{Error, Result, Violation};
 use crate::job::id::NAME_SHAPE;
-use crate::job::limits::{BATCH_MAX, HELLO_WITHIN, MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX, SPAN_MAX};
+use crate::job::limits::{
+    BATCH_MAX, HELLO_WITHIN, MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX, RESUME_TOKEN_BYTES, SPAN_MAX,
+};
 use crate::job::{Lease, QueueName, Verdict};
 use crate::proto as pb;
 use crate::proto::lease_jobs_request::Message as In;
 use crate::proto::lease_jobs_response::Message as Out;
 use crate::session::Event;
 use crate::session::message::{
-    CancelReason, ClientMessage, Hello, Reported, ServerMessage, Subscription, Welcome,
+    CancelReason, ClientMessage, Hello, Reported, Resume, ServerMessage, Subscription, Welcome,
 };
 
 /// What a worker can receive when it does not say.
@@ -63,7 +65,7 @@ impl Leases {
                 format!("must be at most {BATCH_MAX}"),
             ));
         }
-        if !(16..=64).contains(&request.resume_token.len()) {
+        if !RESUME_TOKEN_BYTES.contains(&request.resume_token.len()) {
             return Err(Error::field(
                 "resume_token",
                 "must be the token of a Welcome",
@@ -293,6 +295,10 @@ fn hello(message: pb::Hello) -> Result<Hello> {
             bytes => bytes,
         },
         lease_ttl,
+        resume: (!message.resume_token.is_empty()).then(|| Resume {
+            token: message.resume_token.into(),
+            attach_sequence: message.attach_sequence,
+        }),
         held: message
             .held
             .iter()
@@ -389,7 +395,7 @@ fn proto_welcome(welcome: Welcome) -> pb::Welcome {
     pb::Welcome {
         session_id: welcome.session.to_string(),
         resume_token: welcome.resume_token.to_vec(),
-        resumed: false,
+        resumed: welcome.resumed,
         node: welcome.node,
         server_version: env!("CARGO_PKG_VERSION").into(),
         heartbeat_interval: Some(convert::duration(welcome.heartbeat_interval)),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Payload;
-use super::id::{JobId, SessionId};
+use super::id::{JobId, Kind, QueueName, SessionId};
 use super::state::JobState;
 use super::time::Timestamp;
 use crate::error::Violation;
@@ -16,6 +16,19 @@ pub struct Lease {
     pub job: JobId,
     /// The number of this hand-out, from 1; it only grows.
     pub attempt: u32,
+}
+
+/// A lease under which its job is RUNNING, with what is to be known to watch it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldLease {
+    /// The lease.
+    pub lease: Lease,
+    /// Where its job waited.
+    pub queue: QueueName,
+    /// Which handler runs it.
+    pub kind: Kind,
+    /// Until the attempt's timeout; `None`: it has none.
+    pub time_left: Option<Duration>,
 }
 
 /// Why an attempt failed, as its worker said.
@@ -42,6 +55,8 @@ pub enum Outcome {
     Failure(Failure),
     /// The attempt's timeout is over. Counts as a failure; said by the node that watches the session.
     TimedOut,
+    /// Its worker had it and does not list it any more. Counts as a lost lease; said by the node that has the session.
+    Forgotten,
     /// Given back without a verdict.
     Release {
         /// Wait before it is due again; the floor for releases in a row may make it longer.
@@ -140,6 +155,7 @@ impl Standing {
         let reason = match (own, &ending.outcome) {
             (Some(AttemptOutcome::Failed), Outcome::Failure(_))
             | (Some(AttemptOutcome::TimedOut), Outcome::TimedOut)
+            | (Some(AttemptOutcome::Forgotten), Outcome::Forgotten)
             | (Some(AttemptOutcome::Released), Outcome::Release { .. }) => {
                 return Verdict::Recorded(self.state);
             }
@@ -170,6 +186,8 @@ pub enum AttemptOutcome {
     TimedOut = 3,
     /// Its worker was not heard of within the lease's time.
     LeaseLost = 4,
+    /// Its worker had it and does not list it any more: counted as a lost lease.
+    Forgotten = 5,
     /// Its worker gave it back.
     Released = 6,
     /// The job was cancelled while it ran.
@@ -177,11 +195,12 @@ pub enum AttemptOutcome {
 }
 
 impl AttemptOutcome {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Succeeded,
         Self::Failed,
         Self::TimedOut,
         Self::LeaseLost,
+        Self::Forgotten,
         Self::Released,
         Self::Cancelled,
     ];
@@ -205,6 +224,7 @@ impl AttemptOutcome {
             Self::Failed => "FAILED",
             Self::TimedOut => "TIMED_OUT",
             Self::LeaseLost => "LEASE_LOST",
+            Self::Forgotten => "FORGOTTEN",
             Self::Released => "RELEASED",
             Self::Cancelled => "CANCELLED",
         }

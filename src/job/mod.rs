@@ -14,7 +14,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use attempt::{
-    AttemptOutcome, AttemptRecord, Ending, Failure, Lease, Outcome, StaleReason, Standing, Verdict,
+    AttemptOutcome, AttemptRecord, Ending, Failure, HeldLease, Lease, Outcome, StaleReason,
+    Standing, Verdict,
 };
 pub use id::{JobId, Kind, NodeId, QueueName, SessionId};
 pub use retry::RetryPolicy;

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use crate::error::{Error, Violation};
 use crate::job::draft::{check_labels, is_storable};
 use crate::job::limits::{
-    FRAME_BYTES_MIN, HELD_MAX, KINDS_MAX, LEASE_TTL_MAX, LEASE_TTL_MIN, SUBSCRIPTIONS_MAX,
-    WINDOW_MAX, WORD_BYTES_MAX,
+    ATTACH_SEQUENCE_MAX, FRAME_BYTES_MIN, HELD_MAX, KINDS_MAX, LEASE_TTL_MAX, LEASE_TTL_MIN,
+    RESUME_TOKEN_BYTES, SUBSCRIPTIONS_MAX, WINDOW_MAX, WORD_BYTES_MAX,
 };
 use crate::job::{Lease, LeasedJob, Outcome, QueueName, SessionId, Verdict};
 
@@ -80,12 +80,23 @@ pub struct Hello {
     pub max_frame_bytes: u32,
     /// Wish; `None`: the server's default.
     pub lease_ttl: Option<Duration>,
+    /// The session to go on with; `None`: a new one.
+    pub resume: Option<Resume>,
     /// Every attempt without a receipt.
     pub held: Vec<Lease>,
     /// Name and version of its SDK.
     pub sdk: String,
     /// About the worker, for people.
     pub labels: BTreeMap<String, String>,
+}
+
+/// Asks to go on with a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resume {
+    /// The secret of its Welcome.
+    pub token: Bytes,
+    /// The worker's own count of the session's Hellos.
+    pub attach_sequence: u64,
 }
 
 impl Hello {
@@ -133,6 +144,21 @@ impl Hello {
             "hello.max_in_flight",
             format!("must be from 1 to {WINDOW_MAX}"),
         );
+        if let Some(resume) = &self.resume {
+            let token = RESUME_TOKEN_BYTES.contains(&resume.token.len());
+            require(
+                token,
+                "hello.resume_token",
+                "must be the token of a Welcome".into(),
+            );
+            // The first is the Hello that began the session.
+            let sequence = (2..=ATTACH_SEQUENCE_MAX).contains(&resume.attach_sequence);
+            require(
+                sequence,
+                "hello.attach_sequence",
+                format!("must be from 2 to {ATTACH_SEQUENCE_MAX} with a resume_token"),
+            );
+        }
         let ttl = self
             .lease_ttl
             .is_none_or(|ttl| (LEASE_TTL_MIN..=LEASE_TTL_MAX).contains(&ttl));
@@ -221,6 +247,8 @@ pub struct Welcome {
     pub session: SessionId,
     /// Secret of the session.
     pub resume_token: Bytes,
+    /// The session of the Hello's token goes on.
+    pub resumed: bool,
     /// Name of the node.
     pub node: String,
     /// How often to send a heartbeat.

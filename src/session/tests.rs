@@ -1,5 +1,7 @@
 //! The session's rules, told as a worker would see them.
 
+mod heal;
+
 use super::message::{
     CancelReason, ClientMessage, Hello, Reported, ServerMessage, Subscription, Welcome,
 };
@@ -57,17 +59,21 @@ fn job(n: u128) -> LeasedJob {
     }
 }
 
-fn live() -> Session {
-    let mut session = Session::open(s(0), hello(), LEASE_TTL_DEFAULT).unwrap();
-    let welcome = Welcome {
+fn welcome(resumed: bool) -> Box<Welcome> {
+    Box::new(Welcome {
         session: SessionId::of_token(b"t"),
         resume_token: Default::default(),
+        resumed,
         node: String::new(),
-        heartbeat_interval: session.heartbeat_interval(),
-        lease_ttl: session.ttl(),
+        heartbeat_interval: LEASE_TTL_DEFAULT / 3,
+        lease_ttl: LEASE_TTL_DEFAULT,
         max_in_flight: 2,
-    };
-    session.handle(s(0), Event::Opened(Box::new(welcome)));
+    })
+}
+
+fn live() -> Session {
+    let mut session = Session::open(s(0), hello(), LEASE_TTL_DEFAULT).unwrap();
+    session.handle(s(0), Event::Opened(welcome(false)));
     session
 }
 
@@ -183,7 +189,7 @@ fn an_attempt_past_its_time_is_a_failure_unless_its_result_has_arrived() {
     assert!(
         actions
             .iter()
-            .any(|a| matches!(a, Action::RecordTimeout(_)))
+            .any(|a| matches!(a, Action::RecordOwn(_, Outcome::TimedOut)))
     );
     assert!(
         matches!(&sent(&actions)[..], [ServerMessage::Cancels(c)] if c[0].1 == CancelReason::Timeout)
@@ -198,10 +204,16 @@ fn an_attempt_past_its_time_is_a_failure_unless_its_result_has_arrived() {
 fn a_timeout_that_the_store_could_not_take_is_recorded_later() {
     let mut session = running();
     session.handle(s(5), Event::Tick);
-    session.handle(s(5), Event::TimeoutRecorded(job(1).lease, false));
+    session.handle(
+        s(5),
+        Event::OwnRecorded(job(1).lease, Outcome::TimedOut, false),
+    );
     assert_eq!(session.deadline(), s(6));
     let actions = session.handle(s(6), Event::Tick);
-    assert!(matches!(actions[..], [Action::RecordTimeout(_)]));
+    assert!(matches!(
+        actions[..],
+        [Action::RecordOwn(_, Outcome::TimedOut)]
+    ));
 }
 
 #[test]
@@ -342,7 +354,7 @@ fn a_second_hello_ends_the_stream() {
 
 #[test]
 fn a_lost_session_stops_its_handlers() {
-    let actions = running().handle(s(1), Event::SessionLost);
+    let actions = running().handle(s(1), Event::Dead);
     assert!(matches!(sent(&actions)[..], [ServerMessage::Lost(_)]));
     assert!(matches!(
         actions.last(),

@@ -34,6 +34,7 @@ macro_rules! on_each_store {
 mod audit;
 mod steps;
 
+mod store_attach;
 mod store_enqueue;
 mod store_fence;
 mod store_lease;

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use sqlx::{FromRow, SqliteConnection};
 use uuid::Uuid;
 
-use super::change::{Change, Current, Ended, apply, current};
+use super::change::{Change, Current, Ended, apply, current, lost};
 use super::enqueue::push;
 use super::fault::{broken, fault};
 use super::row::{batch, hex};
@@ -113,6 +113,10 @@ fn change(row: &Current, ending: Ending, now: Timestamp) -> (Change, Option<Payl
                 None,
             )
         }
+        Outcome::Forgotten => (
+            lost(row, session, AttemptOutcome::Forgotten, true, now),
+            None,
+        ),
         Outcome::Release { delay, reason } => {
             let delay = delay.max(release_floor(row.released_in_row));
             let to = match delay.is_zero() {
