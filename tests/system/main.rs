@@ -14,6 +14,8 @@ mod support;
 mod clients;
 mod errors;
 mod faults;
+mod hand;
 mod journey;
+mod resume;
 mod stack;
 mod workers;
