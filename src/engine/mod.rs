@@ -16,6 +16,7 @@ mod loops;
 mod offer;
 mod outbox;
 pub mod page;
+mod progress;
 mod renew;
 mod results;
 mod sessions;
@@ -46,6 +47,7 @@ use attach::Attaches;
 use enqueue::Enqueues;
 use heal::Doubts;
 use offer::Offers;
+use progress::Reports;
 use renew::Renewals;
 use results::Results;
 use sessions::{Outlets, Registry};
@@ -157,6 +159,7 @@ impl Engine {
         let enqueues = Enqueues::start(&tasks, core.clone(), offers.clone());
         let results = Results::start(&tasks, core.clone(), offers.clone());
         let renewals = Renewals::start(&tasks, core.clone());
+        let reports = Reports::start(&tasks, core.clone());
         let attaches = Attaches::start(&tasks, core.clone());
         dispatch::start(&tasks, core.clone());
         loops::start(&tasks, core.clone(), &offers);
@@ -170,6 +173,7 @@ impl Engine {
             outlets: Outlets {
                 results,
                 renewals,
+                reports,
                 attaches,
             },
         })

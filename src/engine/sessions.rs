@@ -13,6 +13,7 @@ use tracing::{debug, info};
 use super::attach::Attaches;
 use super::heal;
 use super::outbox::Outbox;
+use super::progress::Reports;
 use super::renew::Renewals;
 use super::results::{RecordRequest, Results};
 use super::{Core, Options};
@@ -41,6 +42,7 @@ pub struct Live {
 pub struct Outlets {
     pub(super) results: Results,
     pub(super) renewals: Renewals,
+    pub(super) reports: Reports,
     pub(super) attaches: Attaches,
 }
 
@@ -140,6 +142,7 @@ impl Live {
                 .outlets
                 .results
                 .record(RecordRequest::session(self.clone(), lease, outcome)),
+            Action::Report(reports) => self.outlets.reports.report(self.clone(), reports),
             Action::Find(leases) => {
                 // Ends by itself once the store has answered, or the stream is over.
                 tokio::spawn(heal::find(self.core.clone(), self.clone(), leases));

@@ -16,7 +16,8 @@ use crate::engine::{Engine, Live};
 use crate::error::{Error, Result, Violation};
 use crate::job::id::NAME_SHAPE;
 use crate::job::limits::{
-    BATCH_MAX, HELLO_WITHIN, MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX, RESUME_TOKEN_BYTES, SPAN_MAX,
+    BATCH_MAX, CHECKPOINT_BYTES_MAX, HELLO_WITHIN, MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX,
+    RESUME_TOKEN_BYTES, SPAN_MAX,
 };
 use crate::job::{Lease, QueueName, Verdict};
 use crate::proto as pb;
@@ -250,6 +251,13 @@ fn take(live: &Arc<Live>, message: In) {
             },
             Err(error) => return live.outbox().close(Some(error)),
         },
+        In::Progress(progress) => ClientMessage::Progress(
+            progress
+                .reports
+                .into_iter()
+                .filter_map(convert::report)
+                .collect(),
+        ),
         In::Results(results) => ClientMessage::Results(reported(live, results.results)),
     };
     live.feed(Event::Frame(message));
@@ -339,6 +347,15 @@ fn response(message: ServerMessage) -> pb::LeaseJobsResponse {
                 receipts: receipts.into_iter().map(receipt).collect(),
             })
         }
+        ServerMessage::ProgressReceipts(receipts) => {
+            let receipt = |(lease, progress_revision, verdict)| pb::Receipt {
+                progress_revision,
+                ..convert::receipt(convert::proto_lease(lease), verdict)
+            };
+            Out::Receipts(pb::Receipts {
+                receipts: receipts.into_iter().map(receipt).collect(),
+            })
+        }
         ServerMessage::Unreadable(raw) => {
             let (job_id, attempt) = raw.unwrap_or_default();
             let receipt = convert::receipt(pb::Lease { job_id, attempt }, Verdict::Unknown);
@@ -403,5 +420,6 @@ fn proto_welcome(welcome: Welcome) -> pb::Welcome {
         max_in_flight: welcome.max_in_flight,
         max_frame_bytes: u32::try_from(MESSAGE_BYTES_MAX).unwrap_or(u32::MAX),
         max_output_bytes: u32::try_from(PAYLOAD_BYTES_MAX).unwrap_or(u32::MAX),
+        max_checkpoint_bytes: u32::try_from(CHECKPOINT_BYTES_MAX).unwrap_or(u32::MAX),
     }
 }

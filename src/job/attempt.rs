@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::Payload;
 use super::id::{JobId, Kind, QueueName, SessionId};
 use super::state::JobState;
@@ -29,6 +31,42 @@ pub struct HeldLease {
     pub kind: Kind,
     /// Until the attempt's timeout; `None`: it has none.
     pub time_left: Option<Duration>,
+}
+
+/// How far an attempt is, as its worker says. What is `None` in a report stays as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Progress {
+    /// 0 to 100.
+    pub percent: Option<u32>,
+    /// A word for people.
+    pub note: Option<String>,
+    /// What the handler wants to have when the job is run again.
+    pub checkpoint: Option<Bytes>,
+    /// The worker's own count of its reports on the job; of several the highest wins.
+    pub revision: u64,
+}
+
+impl Progress {
+    /// What two reports come to.
+    pub fn merge(self, other: Self) -> Self {
+        let (older, newer) = match self.revision <= other.revision {
+            true => (self, other),
+            false => (other, self),
+        };
+        Self {
+            percent: newer.percent.or(older.percent),
+            note: newer.note.or(older.note),
+            checkpoint: newer.checkpoint.or(older.checkpoint),
+            revision: newer.revision,
+        }
+    }
+
+    /// About how many bytes it takes.
+    pub fn size(&self) -> usize {
+        self.checkpoint.as_ref().map_or(0, Bytes::len)
+            + self.note.as_ref().map_or(0, String::len)
+            + 64
+    }
 }
 
 /// Why an attempt failed, as its worker said.
@@ -148,20 +186,24 @@ impl Standing {
         if is_success && self.state == JobState::Succeeded && is_holder {
             return Verdict::Recorded(self.state);
         }
-        let own = self
-            .recorded
-            .filter(|(holder, _)| *holder == ending.session)
-            .map(|(_, outcome)| outcome);
-        let reason = match (own, &ending.outcome) {
+        match (self.own(ending.session), &ending.outcome) {
             (Some(AttemptOutcome::Failed), Outcome::Failure(_))
             | (Some(AttemptOutcome::TimedOut), Outcome::TimedOut)
             | (Some(AttemptOutcome::Forgotten), Outcome::Forgotten)
             | (Some(AttemptOutcome::Released), Outcome::Release { .. }) => {
-                return Verdict::Recorded(self.state);
+                Verdict::Recorded(self.state)
             }
-            (Some(AttemptOutcome::TimedOut), _) => StaleReason::TimedOut,
-            (Some(AttemptOutcome::Cancelled), _) => StaleReason::Cancelled,
-            (Some(AttemptOutcome::Failed | AttemptOutcome::Released), _) => StaleReason::Finished,
+            _ => self.stale(ending.lease, ending.session),
+        }
+    }
+
+    /// Why nothing that `session` says of this lease is recorded any more.
+    pub fn stale(&self, lease: Lease, session: SessionId) -> Verdict {
+        let is_same_attempt = self.attempt == lease.attempt;
+        let reason = match self.own(session) {
+            Some(AttemptOutcome::TimedOut) => StaleReason::TimedOut,
+            Some(AttemptOutcome::Cancelled) => StaleReason::Cancelled,
+            Some(AttemptOutcome::Failed | AttemptOutcome::Released) => StaleReason::Finished,
             // Its lease was lost, or it never had one.
             _ if !is_same_attempt => StaleReason::Superseded,
             _ => match self.state {
@@ -171,6 +213,13 @@ impl Standing {
             },
         };
         Verdict::Stale(reason, self.state)
+    }
+
+    /// How the attempt ended, if it was this session's.
+    fn own(&self, session: SessionId) -> Option<AttemptOutcome> {
+        self.recorded
+            .filter(|(holder, _)| *holder == session)
+            .map(|(_, outcome)| outcome)
     }
 }
 

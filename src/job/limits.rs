@@ -20,6 +20,10 @@ pub const FAILURE_MESSAGE_BYTES_MAX: usize = 8 * KIB;
 pub const FAILURE_DETAIL_BYTES_MAX: usize = 32 * KIB;
 /// Bytes of the reason of a release or a cancel.
 pub const REASON_BYTES_MAX: usize = KIB;
+/// The highest count of a worker's reports on a job; databases have no unsigned numbers.
+pub const REVISION_MAX: u64 = i64::MAX as u64;
+/// Bytes of a checkpoint.
+pub const CHECKPOINT_BYTES_MAX: usize = 64 * KIB;
 /// Entries of the labels, and of the headers, of one job.
 pub const LABELS_MAX: usize = 64;
 /// Bytes of the keys and values of labels and headers together.

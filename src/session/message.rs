@@ -11,7 +11,7 @@ use crate::job::limits::{
     ATTACH_SEQUENCE_MAX, FRAME_BYTES_MIN, HELD_MAX, KINDS_MAX, LEASE_TTL_MAX, LEASE_TTL_MIN,
     RESUME_TOKEN_BYTES, SUBSCRIPTIONS_MAX, WINDOW_MAX, WORD_BYTES_MAX,
 };
-use crate::job::{Lease, LeasedJob, Outcome, QueueName, SessionId, Verdict};
+use crate::job::{Lease, LeasedJob, Outcome, Progress, QueueName, SessionId, Verdict};
 
 /// The protocol that is spoken here.
 pub const PROTOCOL: u32 = 1;
@@ -37,6 +37,8 @@ pub enum ClientMessage {
         /// Every lease without a receipt.
         held: Vec<Lease>,
     },
+    /// What running attempts have come to.
+    Progress(Vec<(Lease, Progress)>),
     /// How attempts ended.
     Results(Vec<(Lease, Reported)>),
     /// No new jobs.
@@ -209,6 +211,8 @@ pub enum ServerMessage {
     },
     /// Verdicts on results.
     Receipts(Vec<(Lease, Verdict)>),
+    /// Verdicts on checkpoints, by the revisions of their reports.
+    ProgressReceipts(Vec<(Lease, u64, Verdict)>),
     /// Verdict on a result whose lease names no job: it is sent back as it came.
     Unreadable(Option<(String, u32)>),
     /// Tells handlers to stop.
@@ -274,6 +278,7 @@ impl ServerMessage {
         const LEASE: usize = 48;
         match self {
             Self::Jobs { jobs, .. } => jobs.iter().map(LeasedJob::size).sum(),
+            Self::ProgressReceipts(receipts) => receipts.len() * (LEASE + 80),
             Self::Receipts(receipts) => receipts.len() * (LEASE + 80),
             Self::Cancels(cancels) => cancels.len() * LEASE,
             Self::Lost(leases) => leases.len() * LEASE,

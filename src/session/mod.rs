@@ -15,6 +15,7 @@
 //! | `push` | jobs on their way to the worker, in numbered frames |
 //! | `ending` | results, verdicts, timeouts, cancels |
 //! | `heal` | resume, and what heartbeats and looks at the store put right |
+//! | `progress` | what attempts have come to, with checkpoints |
 //! | `held` | the book of leases |
 //! | `message` | what the two sides say to each other |
 
@@ -22,6 +23,7 @@ mod ending;
 mod heal;
 pub mod held;
 pub mod message;
+mod progress;
 mod push;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may")]
@@ -32,11 +34,12 @@ use std::time::Duration;
 
 use crate::error::{Error, Violation};
 use crate::job::limits::{HEARTBEATS_PER_TTL, WINDOW_MAX};
-use crate::job::{HeldLease, Lease, LeasedJob, Outcome, QueueName, Verdict};
+use crate::job::{HeldLease, Lease, LeasedJob, Outcome, Progress, QueueName, Verdict};
 use ending::Recording;
 use heal::{Finding, Seen};
 use held::{Ended, Held};
 use message::{ClientMessage, Hello, ServerMessage, Subscription, Welcome, check_subscriptions};
+use progress::Reporting;
 
 /// What the store could not do for the session is asked again after this.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -89,6 +92,10 @@ pub enum Event {
     RecordFailed(Vec<Lease>),
     /// Whether the store has judged what [`Action::RecordOwn`] asked for; `false`: it could not be asked.
     OwnRecorded(Lease, Outcome, bool),
+    /// Verdicts on reports of the worker.
+    ProgressRecorded(Vec<(Lease, Progress, Verdict)>),
+    /// Reports on these could not be recorded now; the worker will send what counts again.
+    ProgressFailed(Vec<Lease>),
     /// The job of this lease was cancelled.
     Cancel(Lease),
     /// This node is leaving; the stream will be closed after this time.
@@ -108,6 +115,8 @@ pub enum Action {
     Renew,
     /// Record how attempts ended, as the worker said; answer with `Verdicts` or `RecordFailed`.
     Record(Vec<(Lease, Outcome)>),
+    /// Record what attempts have come to; answer with `ProgressRecorded` or `ProgressFailed`.
+    Report(Vec<(Lease, Progress)>),
     /// Record how an attempt ended, as the session itself found; answer with `OwnRecorded`.
     RecordOwn(Lease, Outcome),
     /// Read the jobs of these leases, at most a batch, to push them again; answer with `Found`.
@@ -142,6 +151,7 @@ pub struct Session {
     /// Its time is over by the store's clock: it gets nothing until it is renewed.
     lapsed: bool,
     recording: Recording,
+    reporting: Reporting,
     finding: Finding,
     seen: Seen,
     /// Cancels that came before their lease did.
@@ -178,6 +188,7 @@ impl Session {
             renew_next: None,
             lapsed: false,
             recording: Recording::default(),
+            reporting: Reporting::default(),
             finding: Finding::default(),
             seen: Seen::default(),
             early_cancels: BTreeSet::new(),
@@ -288,6 +299,8 @@ impl Session {
             Event::OwnRecorded(lease, outcome, recorded) => {
                 self.own_recorded(now, lease, outcome, recorded, out)
             }
+            Event::ProgressRecorded(verdicts) => self.progress_recorded(verdicts, out),
+            Event::ProgressFailed(leases) => self.progress_failed(&leases),
             Event::Cancel(lease) => self.cancel(lease, out),
             Event::Drain(close_after) => self.drain(now, close_after, out),
             Event::HalfClosed => self.half_closed = true,
@@ -315,6 +328,7 @@ impl Session {
                 last_frame,
                 held,
             } => self.heartbeat(sequence, last_frame, held, out),
+            ClientMessage::Progress(reports) => self.progress(reports, out),
             ClientMessage::Results(results) => self.results(results, out),
             ClientMessage::Goodbye => {
                 if self.phase == SessionPhase::Live {

@@ -1,6 +1,7 @@
 //! The session's rules, told as a worker would see them.
 
 mod heal;
+mod progress;
 
 use super::message::{
     CancelReason, ClientMessage, Hello, Reported, ServerMessage, Subscription, Welcome,
@@ -55,6 +56,8 @@ fn job(n: u128) -> LeasedJob {
         releases: 0,
         time_left: Some(s(5)),
         waited: Duration::ZERO,
+        checkpoint: None,
+        progress_revision: 0,
         resent: false,
     }
 }

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::error::Result;
 use crate::job::{
     Ending, HeldLease, Job, JobId, JobState, Kind, Lease, LeasedJob, NewJob, NodeId, Priority,
-    QueueName, SessionId, Verdict, View,
+    Progress, QueueName, SessionId, Verdict, View,
 };
 
 /// One line of hand-out: a queue at one priority. The ready-list has a stream for each, the backlog its segments.
@@ -247,6 +247,17 @@ pub struct FinishAnswer {
     pub segments: Vec<Segment>,
 }
 
+/// What a worker says of an attempt that it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The attempt.
+    pub lease: Lease,
+    /// The session that claims to hold it.
+    pub session: SessionId,
+    /// What it has come to.
+    pub progress: Progress,
+}
+
 /// What one bounded step of a sweep did.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Swept {
@@ -353,6 +364,10 @@ pub trait Store: Send + Sync + 'static {
     async fn grant(&self, node: NodeId, asks: Vec<Ask>) -> Result<Vec<Granted>>;
     /// Records how attempts ended, fenced by job, attempt and session (I2, I4).
     async fn finish(&self, endings: Vec<Ending>) -> Result<FinishAnswer>;
+
+    /// Records what running attempts have come to, under the same fence; a report whose revision is not above the
+    /// newest one's changes nothing, and is `Recorded` all the same.
+    async fn report(&self, reports: Vec<Report>) -> Result<Vec<Verdict>>;
 
     /// Remembers where segments stand in the ready-list.
     async fn offered(&self, offers: Vec<Offer>) -> Result<()>;

@@ -12,10 +12,10 @@ use tracing::{Instrument, debug, debug_span, error};
 use super::{
     Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch, Expired,
     FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
-    QueueStats, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
+    QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
 };
 use crate::error::{Error, Result};
-use crate::job::{Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId, View};
+use crate::job::{Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId, Verdict, View};
 
 /// How long a caller waits who has one of their own: its client is still there.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -254,6 +254,12 @@ impl Store for Observed {
     async fn finish(&self, endings: Vec<Ending>) -> Result<FinishAnswer> {
         let call = step("finish", endings.len());
         let work = move |store: Arc<dyn Store>| async move { store.finish(endings).await };
+        self.run(call, work).await
+    }
+
+    async fn report(&self, reports: Vec<Report>) -> Result<Vec<Verdict>> {
+        let call = step("report", reports.len());
+        let work = move |store: Arc<dyn Store>| async move { store.report(reports).await };
         self.run(call, work).await
     }
 

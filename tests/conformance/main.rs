@@ -38,6 +38,7 @@ mod store_attach;
 mod store_enqueue;
 mod store_fence;
 mod store_lease;
+mod store_progress;
 mod store_result;
 mod store_session;
 mod store_sweep;

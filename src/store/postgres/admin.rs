@@ -7,7 +7,7 @@ use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::pool::Pool;
-use super::row::{attempt, bound, column, job, job_columns, segments, span};
+use super::row::{attempt, bound, column, job, job_columns, progress, segments, span};
 use crate::error::{Error, Result};
 use crate::job::limits::{ATTEMPTS_SHOWN, PAGE_ROWS_MAX};
 use crate::job::time::micros;
@@ -27,8 +27,12 @@ const ATTEMPTS: &str = "
 SELECT a.* FROM unnest($1::uuid[]) AS n (job), LATERAL (
   (SELECT * FROM attempts WHERE job = n.job ORDER BY attempt DESC LIMIT $2)
   UNION
-  (SELECT * FROM attempts WHERE job = n.job AND outcome IN (2, 3) ORDER BY attempt DESC LIMIT 1)) AS a
+  (SELECT * FROM attempts WHERE job = n.job AND (outcome IN (2, 3) OR failure_type = 'LEASES_LOST')
+    ORDER BY attempt DESC LIMIT 1)) AS a
  ORDER BY a.job, a.attempt";
+
+const PROGRESS: &str =
+    "SELECT job, revision, percent, note, checkpoint FROM progress WHERE job = ANY($1)";
 
 /// What a page looks at, by an index that is ordered by id, and what of it passes the filter.
 macro_rules! list {
@@ -160,6 +164,12 @@ async fn read(pool: &Pool, ids: &[JobId], view: View) -> Result<HashMap<JobId, J
             })
             .await?;
         add_attempts(&mut found, &rows)?;
+        for row in pool.read(|| sqlx::query(PROGRESS).bind(&keys)).await? {
+            let (id, progress) = progress(&row)?;
+            if let Some(job) = found.get_mut(&JobId::from_store(id)) {
+                job.progress = Some(progress);
+            }
+        }
     }
     Ok(found)
 }
@@ -178,10 +188,13 @@ fn add_attempts(found: &mut HashMap<JobId, Job>, rows: &[PgRow]) -> Result<()> {
         {
             continue;
         }
-        if matches!(
-            record.outcome,
-            AttemptOutcome::Failed | AttemptOutcome::TimedOut
-        ) {
+        let is_failure = match record.outcome {
+            AttemptOutcome::Failed | AttemptOutcome::TimedOut => true,
+            // One too many.
+            AttemptOutcome::LeaseLost | AttemptOutcome::Forgotten => record.failure.is_some(),
+            _ => false,
+        };
+        if is_failure {
             job.last_failure.clone_from(&record.failure);
         }
         job.attempts.push(record);

@@ -77,7 +77,9 @@ fit AS MATERIALIZED (
 clock AS MATERIALIZED (SELECT lh_us() AS now)
 SELECT f.fits, j.id, j.attempt, j.session, j.queue, j.kind, j.priority, j.failures, j.max_attempts, j.lost_leases,
        j.releases, j.timeout_time - c.now AS timeout, j.start_time - j.run_time AS waited,
-       j.headers::text AS headers, j.payload_type, j.payload_is_text,
+       j.headers::text AS headers, CASE WHEN j.has_progress THEN (SELECT p.checkpoint FROM progress p WHERE p.job = j.id) END AS checkpoint,
+            CASE WHEN j.has_progress THEN (SELECT p.revision FROM progress p WHERE p.job = j.id) END AS progress_revision,
+       j.payload_type, j.payload_is_text,
        CASE WHEN f.fits THEN j.payload ELSE '' END AS payload
   FROM clock c, fit f JOIN jobs j ON j.id = f.id AND j.state = 3";
 

@@ -37,6 +37,8 @@ granted AS (
    WHERE j.id = l.id AND j.state = 2
   RETURNING j.id, j.attempt, j.session, j.queue, j.kind, j.priority, j.failures, j.max_attempts, j.lost_leases,
             j.releases, j.timeout, j.start_time - j.run_time AS waited, j.headers::text AS headers,
+            CASE WHEN j.has_progress THEN (SELECT p.checkpoint FROM progress p WHERE p.job = j.id) END AS checkpoint,
+            CASE WHEN j.has_progress THEN (SELECT p.revision FROM progress p WHERE p.job = j.id) END AS progress_revision,
             j.payload_type, j.payload_is_text, j.payload),
 logged AS (
   INSERT INTO grants (node, created_at, check_at, jobs, sessions)
@@ -150,6 +152,9 @@ pub(super) fn leased(row: &PgRow) -> Result<LeasedJob> {
         releases: count(row, "releases")?,
         time_left: column::<Option<i64>>(row, "timeout")?.map(span),
         waited: span(column(row, "waited")?),
+        checkpoint: column::<Option<Vec<u8>>>(row, "checkpoint")?.map(Into::into),
+        progress_revision: column::<Option<i64>>(row, "progress_revision")?
+            .map_or(0, |n| u64::try_from(n).unwrap_or(0)),
         resent: false,
     })
 }

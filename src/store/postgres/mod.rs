@@ -15,6 +15,7 @@ mod fault;
 mod lease;
 mod migrate;
 mod pool;
+mod progress;
 mod result;
 mod row;
 mod session;
@@ -28,11 +29,11 @@ use async_trait::async_trait;
 pub use pool::PostgresOptions;
 
 use crate::error::Result;
-use crate::job::{Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId, View};
+use crate::job::{Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId, Verdict, View};
 use crate::store::{
     Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch, Expired,
     FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
-    QueueStats, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
+    QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
 };
 use pool::{Pool, Transactions};
 
@@ -134,6 +135,9 @@ impl Store for PostgresStore {
     }
     async fn finish(&self, endings: Vec<Ending>) -> Result<FinishAnswer> {
         result::finish(&self.hot, &endings).await
+    }
+    async fn report(&self, reports: Vec<Report>) -> Result<Vec<Verdict>> {
+        progress::report(&self.hot, &reports).await
     }
     async fn offered(&self, offers: Vec<Offer>) -> Result<()> {
         backlog::offered(&self.loops, &offers).await

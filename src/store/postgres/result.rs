@@ -145,10 +145,10 @@ pub(super) async fn finish(pool: &Pool, endings: &[Ending]) -> Result<FinishAnsw
         if verdicts.iter().all(Option::is_some) {
             break;
         }
-        let rest: Vec<&Ending> = endings
+        let rest: Vec<Lease> = endings
             .iter()
             .zip(&verdicts)
-            .filter_map(|(ending, verdict)| verdict.is_none().then_some(ending))
+            .filter_map(|(ending, verdict)| verdict.is_none().then_some(ending.lease))
             .collect();
         let look = Look::at(pool, &rest).await?;
         for (ending, slot) in endings.iter().zip(&mut verdicts) {
@@ -241,15 +241,15 @@ fn statement<'q>(endings: &[&Ending]) -> Statement<'q> {
 }
 
 /// What a second look shows of the endings that were refused.
-struct Look {
+pub(super) struct Look {
     rows: HashMap<JobId, (JobState, u32, Option<Uuid>)>,
     ended: HashMap<Lease, (Uuid, AttemptOutcome)>,
 }
 
 impl Look {
-    async fn at(pool: &Pool, endings: &[&Ending]) -> Result<Self> {
-        let ids: Vec<Uuid> = endings.iter().map(|e| e.lease.job.uuid()).collect();
-        let attempts: Vec<i32> = endings.iter().map(|e| int(e.lease.attempt)).collect();
+    pub(super) async fn at(pool: &Pool, leases: &[Lease]) -> Result<Self> {
+        let ids: Vec<Uuid> = leases.iter().map(|lease| lease.job.uuid()).collect();
+        let attempts: Vec<i32> = leases.iter().map(|lease| int(lease.attempt)).collect();
         // The rows after the attempts: an attempt that ended between the two looks is then seen as moved on, never as
         // open and ended.
         let mut ended = HashMap::new();
@@ -281,16 +281,21 @@ impl Look {
 
     /// `None`: it looks open, and is to be tried again.
     fn judge(&self, ending: &Ending) -> Option<Verdict> {
-        let Some((state, attempt, holder)) = self.rows.get(&ending.lease.job).copied() else {
+        let Some(standing) = self.standing(ending.lease) else {
             return Some(Verdict::Unknown);
         };
-        let recorded = self.ended.get(&ending.lease);
-        let standing = Standing {
+        (!standing.lets_in(ending)).then(|| standing.verdict(ending))
+    }
+
+    /// `None`: there is no such job.
+    pub(super) fn standing(&self, lease: Lease) -> Option<Standing> {
+        let (state, attempt, holder) = self.rows.get(&lease.job).copied()?;
+        let recorded = self.ended.get(&lease);
+        Some(Standing {
             state,
             attempt,
             session: holder.map(SessionId::from_store),
             recorded: recorded.map(|(holder, outcome)| (SessionId::from_store(*holder), *outcome)),
-        };
-        (!standing.lets_in(ending)).then(|| standing.verdict(ending))
+        })
     }
 }

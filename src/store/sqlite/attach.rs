@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::fault::{broken, fault};
 use super::lease::GrantRow;
+use super::progress;
 use super::row::{batch, hex, payloads, span};
 use super::session::{attach as attach_number, rows as session_rows};
 use super::{SqliteStore, commit};
@@ -149,6 +150,7 @@ pub(super) async fn leased(
     let (now_rows, later): (Vec<_>, Vec<_>) = rows.into_iter().partition(fits);
     let ids: Vec<JobId> = now_rows.iter().map(LeasedRow::job).collect();
     let mut bodies = payloads(&mut tx, &ids).await?;
+    let mut reports = progress::read(&mut tx, &ids).await?;
     commit(tx).await?;
     let mut found = HashMap::with_capacity(leases.len());
     for row in later {
@@ -159,7 +161,9 @@ pub(super) async fn leased(
         let body = bodies
             .remove(&row.job())
             .ok_or_else(|| broken("no payload"))?;
-        let job = row.granted.into_job(body, Timestamp(row.start_time))?;
+        let progress = reports.remove(&row.job());
+        let granted = Timestamp(row.start_time);
+        let job = row.granted.into_job(body, progress, granted)?;
         found.insert(place, Found::Job(Box::new(job)));
     }
     Ok(leases

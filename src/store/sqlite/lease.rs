@@ -7,12 +7,13 @@ use sqlx::{FromRow, SqliteConnection};
 use uuid::Uuid;
 
 use super::fault::{broken, fault};
+use super::progress;
 use super::row::{BodyRow, batch, hex, id_list, payloads, priority, span, words};
 use super::session::attach;
 use super::{SqliteStore, commit};
 use crate::error::Result;
 use crate::job::limits::GRANT_BYTES_MAX;
-use crate::job::{JobId, Kind, Lease, LeasedJob, QueueName, Timestamp};
+use crate::job::{JobId, Kind, Lease, LeasedJob, Progress, QueueName, Timestamp};
 use crate::store::{Ask, Granted, SessionState};
 
 const ALIVE: &str = "
@@ -54,11 +55,12 @@ pub(super) async fn grant(store: &SqliteStore, asks: &[Ask]) -> Result<Vec<Grant
         .map_err(fault)?;
     let ids: Vec<JobId> = granted.iter().map(|g| JobId::from_store(g.id)).collect();
     let mut bodies = payloads(&mut tx, &ids).await?;
+    let mut reports = progress::read(&mut tx, &ids).await?;
     let mut leased = HashMap::with_capacity(granted.len());
     for row in granted {
         let id = JobId::from_store(row.id);
         let body = bodies.remove(&id).ok_or_else(|| broken("no payload"))?;
-        leased.insert(id, row.into_job(body, now)?);
+        leased.insert(id, row.into_job(body, reports.remove(&id), now)?);
     }
     commit(tx).await?;
 
@@ -147,7 +149,13 @@ pub(super) struct GrantRow {
 
 impl GrantRow {
     /// `granted`: when it was.
-    pub(super) fn into_job(self, body: BodyRow, granted: Timestamp) -> Result<LeasedJob> {
+    pub(super) fn into_job(
+        self,
+        body: BodyRow,
+        progress: Option<Progress>,
+        granted: Timestamp,
+    ) -> Result<LeasedJob> {
+        let progress = progress.unwrap_or_default();
         let time_left: Option<Duration> = self.timeout.map(span);
         Ok(LeasedJob {
             lease: Lease {
@@ -165,6 +173,8 @@ impl GrantRow {
             releases: self.releases,
             time_left,
             waited: granted.since(Timestamp(self.run_time)),
+            checkpoint: progress.checkpoint,
+            progress_revision: progress.revision,
             resent: false,
         })
     }

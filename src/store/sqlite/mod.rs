@@ -18,12 +18,12 @@ use sqlx::{ConnectOptions, Connection, Executor, Sqlite, Transaction};
 use super::{
     Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, Epoch, Expired, FinishAnswer,
     Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer, QueueStats,
-    Retried, Segment, SessionState, Signal, Store, Swept, Unit,
+    Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::error::Result;
 use crate::job::{
-    Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId, Timestamp, View,
+    Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId, Timestamp, Verdict, View,
 };
 use fault::{commit_fault, fault};
 
@@ -35,6 +35,7 @@ mod enqueue;
 mod fault;
 mod lease;
 mod migrate;
+mod progress;
 mod result;
 mod row;
 mod session;
@@ -219,6 +220,10 @@ impl Store for SqliteStore {
 
     async fn finish(&self, endings: Vec<Ending>) -> Result<FinishAnswer> {
         result::finish(self, endings).await
+    }
+
+    async fn report(&self, reports: Vec<Report>) -> Result<Vec<Verdict>> {
+        progress::report(self, reports).await
     }
 
     async fn offered(&self, offers: Vec<Offer>) -> Result<()> {

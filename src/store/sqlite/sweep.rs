@@ -41,7 +41,8 @@ SELECT j.id, s.expire_time <= (SELECT grace_until FROM pulse) AS in_outage
  WHERE s.dead = 1 LIMIT ?1";
 const PURGEABLE: &str = "
 SELECT id FROM jobs WHERE purge_time <= ?1 ORDER BY purge_time LIMIT ?2";
-const PURGE: [&str; 4] = [
+const PURGE: [&str; 5] = [
+    "DELETE FROM progress WHERE id IN (SELECT unhex(value) FROM json_each(?1))",
     "DELETE FROM payloads WHERE id IN (SELECT unhex(value) FROM json_each(?1))",
     "DELETE FROM outputs WHERE id IN (SELECT unhex(value) FROM json_each(?1))",
     "DELETE FROM attempts WHERE job IN (SELECT unhex(value) FROM json_each(?1))",
