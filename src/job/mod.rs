@@ -115,6 +115,14 @@ pub struct NewJob {
     pub fingerprint: [u8; 32],
 }
 
+impl NewJob {
+    /// Bytes of its payload and words, as the bounds of a batch count them.
+    pub fn size(&self) -> usize {
+        let words = self.spec.labels.iter().chain(&self.spec.headers);
+        self.payload.data.len() + words.map(|(k, v)| k.len() + v.len()).sum::<usize>()
+    }
+}
+
 /// A job as the store knows it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {

@@ -526,6 +526,22 @@ async fn a_stream_that_breaks_the_protocol_ends_with_its_reason() {
             Code::InvalidArgument,
             "FIELD_INVALID",
         ),
+        (
+            vec![Message::Hello(pb::Hello {
+                kinds: vec!["a\0".into()],
+                ..hello()
+            })],
+            Code::InvalidArgument,
+            "FIELD_INVALID",
+        ),
+        (
+            vec![Message::Hello(pb::Hello {
+                labels: HashMap::from([("a".into(), "x".repeat(17 * 1024))]),
+                ..hello()
+            })],
+            Code::InvalidArgument,
+            "FIELD_INVALID",
+        ),
     ];
     for (messages, code, word) in cases {
         let status = stream(&dev, messages).await;

@@ -14,6 +14,7 @@ mod support;
 mod clients;
 mod errors;
 mod faults;
+mod hostile;
 mod journey;
 mod stack;
 mod workers;
