@@ -259,7 +259,7 @@ pub struct QueueStats {
 pub trait Store: Send + Sync + 'static {
     /// Brings the schema to this binary's version; safe to run from many nodes at once. Refuses a newer schema.
     async fn migrate(&self) -> Result<MigrationReport>;
-    /// Says what [`Store::migrate`] would do.
+    /// Says what [`Store::migrate`] would do. Of a newer schema it says its version.
     async fn pending_migrations(&self) -> Result<MigrationReport>;
     /// One cheap round trip. The answer names the server and its version.
     async fn ping(&self) -> Result<String>;
@@ -348,4 +348,14 @@ pub struct MigrationReport {
     pub needed: i64,
     /// What is between, one line each: "0002 add labels".
     pub steps: Vec<String>,
+}
+
+impl MigrationReport {
+    /// Why this binary must leave the schema alone, if it is newer.
+    pub fn refusal(&self) -> Option<String> {
+        let Self { found, needed, .. } = self;
+        (found > needed).then(|| {
+            format!("the schema is at version {found}, newer than the {needed} that this program knows; use a newer program")
+        })
+    }
 }

@@ -15,5 +15,6 @@ mod clients;
 mod errors;
 mod faults;
 mod journey;
+mod schema;
 mod stack;
 mod workers;
