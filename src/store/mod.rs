@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::error::Result;
+use crate::job::limits::BATCH_BYTES_MAX;
 use crate::job::{
     Ending, Job, JobId, JobState, Kind, Lease, LeasedJob, NewJob, NodeId, Priority, QueueName,
     SessionId, Verdict, View,
@@ -100,7 +101,7 @@ pub struct EnqueueAnswer {
     pub segments: Vec<Segment>,
 }
 
-/// Conditions of a list; each that is not empty must hold.
+/// Conditions of a list; each that is not empty must hold, when the job is read.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct JobFilter {
     /// Any of these queues.
@@ -114,10 +115,28 @@ pub struct JobFilter {
 /// One page of a list, newest job first.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct JobPage {
-    /// At most as many as were asked for, perhaps fewer, even when there are more.
+    /// At most as many as were asked for, perhaps fewer, even when there are more: it also ends before
+    /// [`crate::job::limits::BATCH_BYTES_MAX`] of bodies and words, but not before its first job.
     pub jobs: Vec<Job>,
     /// Where the next page begins: it holds ids below this. `None`: there is no more.
     pub next: Option<JobId>,
+}
+
+impl JobPage {
+    /// Ends the page before it is more than one message carries, but not before its first job. `size` is asked for
+    /// each job: the bytes of its words, and of a full view those of its bodies and attempts.
+    fn cut(ids: &mut Vec<JobId>, next: &mut Option<JobId>, size: impl Fn(&JobId) -> usize) {
+        let mut bytes = 0_usize;
+        let fits = ids.iter().take_while(|id| {
+            bytes = bytes.saturating_add(size(id));
+            bytes <= BATCH_BYTES_MAX
+        });
+        let fitting = fits.count().max(1);
+        if fitting < ids.len() {
+            ids.truncate(fitting);
+            *next = ids.last().copied();
+        }
+    }
 }
 
 /// Answer to a cancel.
