@@ -327,7 +327,7 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Vec<Segment>>;
     /// Takes, oldest first, segments of `line` that were offered under `epoch` with their last entry below `first`
     /// (`None`: the line is empty), at least `age` ago, and still have QUEUED jobs, trimmed to those: their hints are
-    /// lost. They count as not offered until [`Store::offered`] says where they are.
+    /// lost. They count as not offered until [`Store::offered`] says where they are. A loan goes on.
     async fn lost_offers(
         &self,
         epoch: Epoch,
@@ -336,8 +336,8 @@ pub trait Store: Send + Sync + 'static {
         age: Duration,
         limit: usize,
     ) -> Result<Vec<Segment>>;
-    /// Lends segments of these lines to one caller for `claim`, oldest first, trimmed to their QUEUED jobs: hand-out
-    /// without a ready-list.
+    /// Lends segments of these lines to one caller for `claim`, those of the highest priority first and of these the
+    /// oldest, trimmed to their QUEUED jobs: hand-out without a ready-list.
     async fn claim(&self, lines: Vec<Line>, claim: Duration, limit: usize) -> Result<Vec<Segment>>;
 
     /// Makes SCHEDULED jobs QUEUED whose time has come.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use leasehold::job::limits::{REASON_BYTES_MAX, RETENTION_DEFAULT};
-use leasehold::job::{AttemptOutcome, Job, JobId, JobState, NodeId, View};
+use leasehold::job::{AttemptOutcome, Job, JobId, JobState, NodeId};
 use leasehold::store::{Cancelled, Granted, Signal};
 use uuid::Uuid;
 
@@ -34,19 +34,13 @@ fn done(answer: Cancelled) -> Job {
     }
 }
 
-async fn basic(world: &World, id: JobId) -> Job {
-    let found = world.store.get(vec![id], View::Basic).await;
-    let found = found.expect("get answers").remove(0);
-    found.expect("it is there")
-}
-
 /// Cancels a job that nobody runs, and sees that it ended there and then.
 async fn cancel_waiting(world: &World, id: JobId) {
     let before = world.look(id).await;
     let job = done(world.cancel(id).await);
     assert_eq!(
         job,
-        basic(world, id).await,
+        world.basic(id).await,
         "a basic view of it as it is now"
     );
     let finish = job.finish_time.expect("it is final");
@@ -106,7 +100,7 @@ async fn a_running_job_is_cancelled_with_its_reason_and_its_node_is_told(world: 
             panic!("it ran");
         };
         assert_eq!(held, (lease, session.session));
-        assert_eq!(job, basic(&world, lease.job).await);
+        assert_eq!(job, world.basic(lease.job).await);
         let after = world.look(lease.job).await;
         let past = &after.attempts[..];
         assert_eq!(past.len(), 1);
@@ -149,7 +143,7 @@ async fn a_second_cancel_changes_nothing(world: World) {
         let Cancelled::Already(job) = again.expect("cancel answers") else {
             panic!("it was cancelled before");
         };
-        assert_eq!(job, basic(&world, job.id).await);
+        assert_eq!(job, world.basic(job.id).await);
         assert_eq!(world.look(job.id).await, before);
         assert_eq!(signals(&world).await, told);
     }

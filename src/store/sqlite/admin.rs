@@ -9,11 +9,11 @@ use uuid::Uuid;
 use super::change::{Current, Ended, apply, current};
 use super::fault::{broken, fault};
 use super::row::{complete, id_list, job, jobs, rows_max, state};
-use super::{SqliteStore, commit, signals};
+use super::{SqliteStore, backlog, commit, signals};
 use crate::error::Result;
 use crate::job::limits::{ATTEMPTS_SHOWN, PAGE_ROWS_MAX};
 use crate::job::{
-    AttemptOutcome, Failure, Job, JobId, JobState, Lease, QueueName, SessionId, Timestamp, View,
+    AttemptOutcome, Failure, Job, JobId, JobState, Lease, QueueName, SessionId, View,
 };
 use crate::store::{Cancelled, JobFilter, JobPage, QueueStats, Retried};
 
@@ -30,14 +30,10 @@ SELECT j.id, octet_length(p.labels) + octet_length(p.headers)
          ELSE 0 END
   FROM jobs j JOIN payloads p ON p.id = j.id
  WHERE j.id IN (SELECT unhex(value) FROM json_each(?1))";
-// The oldest segment of a line is the first one.
 const COUNTS: &str = "
-SELECT c.queue, c.state, c.jobs,
-       (SELECT min((SELECT b.create_time FROM backlog b WHERE b.queue = c.queue AND b.priority = p.value ORDER BY b.id LIMIT 1))
-          FROM json_each('[1, 2, 3]') p WHERE c.state = 2) AS oldest
-  FROM queue_counts c
- WHERE c.queue IN (SELECT DISTINCT queue FROM queue_counts ORDER BY queue LIMIT ?1)
- ORDER BY c.queue";
+SELECT queue, state, jobs FROM queue_counts
+ WHERE queue IN (SELECT DISTINCT queue FROM queue_counts ORDER BY queue LIMIT ?1)
+ ORDER BY queue";
 
 /// Rows that a list reads at once.
 const STEP: usize = 500;
@@ -242,40 +238,34 @@ async fn known(connection: &mut SqliteConnection, id: JobId) -> Result<Job> {
 
 /// Reads the numbers of queues, by name.
 pub(super) async fn stats(store: &SqliteStore, limit: usize) -> Result<Vec<QueueStats>> {
-    #[derive(FromRow)]
-    struct CountRow {
-        queue: String,
-        state: i16,
-        jobs: i64,
-        oldest: Option<i64>,
-    }
-    let rows: Vec<CountRow> = sqlx::query_as(COUNTS)
+    let mut snapshot = store.readers.begin().await.map_err(fault)?;
+    let rows: Vec<(String, i16, i64)> = sqlx::query_as(COUNTS)
         .bind(rows_max(limit))
-        .fetch_all(&store.readers)
+        .fetch_all(&mut *snapshot)
         .await
         .map_err(fault)?;
-    let now = store.clock.now();
     let mut queues: Vec<QueueStats> = Vec::new();
-    for row in rows {
-        let state = state(row.state)?;
-        let jobs = u64::try_from(row.jobs).unwrap_or(0);
-        if queues.last().is_none_or(|q| q.queue.as_str() != row.queue) {
+    for (queue, number, jobs) in rows {
+        let state = state(number)?;
+        if queues.last().is_none_or(|q| q.queue.as_str() != queue) {
             queues.push(QueueStats {
-                queue: QueueName::from_store(&row.queue),
+                queue: QueueName::from_store(&queue),
                 counts: [0; 6],
                 oldest_wait: None,
             });
         }
+        let Some(stats) = queues.last_mut() else {
+            continue;
+        };
         let place = JobState::ALL.iter().position(|one| *one == state);
-        if let Some(queue) = queues.last_mut() {
-            if let Some(count) = place.and_then(|place| queue.counts.get_mut(place)) {
-                *count = jobs;
-            }
-            // What is left of a backlog without a QUEUED job waits for nothing but to be tidied.
-            if state == JobState::Queued && jobs > 0 {
-                queue.oldest_wait = row.oldest.map(|at| now.since(Timestamp(at)));
-            }
+        if let Some(count) = place.and_then(|place| stats.counts.get_mut(place)) {
+            *count = u64::try_from(jobs).unwrap_or(0);
+        }
+        if state == JobState::Queued && jobs > 0 {
+            let oldest = backlog::oldest(&mut snapshot, &stats.queue).await?;
+            stats.oldest_wait = oldest.map(|at| store.clock.now().since(at));
         }
     }
+    snapshot.rollback().await.map_err(fault)?;
     Ok(queues)
 }
