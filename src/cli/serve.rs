@@ -11,8 +11,9 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::exit::{Exit, Failure, told};
+use super::migrate::{self, Refusal};
 use super::settings::Given;
-use super::{migrate, signals};
+use super::signals;
 use crate::config::{Command, Config};
 use crate::engine::{Engine, Options};
 use crate::error::{Error, Result as StoreResult};
@@ -123,17 +124,6 @@ async fn until_there(
     }
 }
 
-enum Refusal {
-    Store(Error),
-    Schema(Failure),
-}
-
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Self {
-        Self::Store(error)
-    }
-}
-
 async fn open_postgres(config: &Config) -> Result<PostgresStore, Refusal> {
     let store = postgres(config).await?;
     let server = store.ping().await?;
@@ -145,6 +135,7 @@ async fn open_postgres(config: &Config) -> Result<PostgresStore, Refusal> {
 /// Brings the schema up to date, or checks that it is.
 async fn bring_up(store: &dyn Store, migrate: bool) -> Result<(), Refusal> {
     if migrate {
+        migrate::refuse_newer(store).await?;
         let report = store.migrate().await?;
         for step in &report.steps {
             info!(step, "migrated");
@@ -198,7 +189,7 @@ impl Backends {
         config: &Config,
     ) -> Result<Arc<Engine>, Failure> {
         let store = SqliteStore::open(path).await?;
-        store.migrate().await?;
+        bring_up(&store, true).await?;
         Ok(self.engine(Arc::new(store), MemoryReady::new(), config))
     }
 

@@ -146,7 +146,7 @@ pub struct Job {
     pub releases: u32,
     /// What the handler returned. `None` in a basic view.
     pub output: Option<Payload>,
-    /// Of the newest attempt that failed or timed out. `None` in a basic view.
+    /// Of the newest attempt that failed or timed out, or whose lost lease was one too many. `None` in a basic view.
     pub last_failure: Option<Failure>,
     /// Name of the worker that has it, or had it last; empty before the first hand-out.
     pub worker: String,

@@ -16,5 +16,6 @@ mod errors;
 mod faults;
 mod hostile;
 mod journey;
+mod schema;
 mod stack;
 mod workers;
