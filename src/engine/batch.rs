@@ -138,7 +138,9 @@ mod tests {
             let both = both.clone();
             move |_: Vec<u8>| {
                 let both = both.clone();
-                async move { drop(both.wait().await) }
+                async move {
+                    both.wait().await;
+                }
             }
         };
         let batcher = Batcher::start(&tasks, bounds, |_| 0, flush);

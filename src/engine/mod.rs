@@ -9,6 +9,7 @@
 mod batch;
 mod dispatch;
 mod enqueue;
+mod hunger;
 mod jobs;
 mod loops;
 mod offer;
@@ -17,6 +18,7 @@ pub mod page;
 mod renew;
 mod results;
 mod sessions;
+mod slots;
 mod tasks;
 mod watch;
 
@@ -103,7 +105,10 @@ pub(crate) struct Core {
     /// Rings when other nodes may have something to say.
     nudged: Notify,
     store_away: AtomicBool,
+    /// The ready-list does not answer.
     ready_away: AtomicBool,
+    /// It does not take new hints; full, perhaps.
+    ready_refuses: AtomicBool,
     draining: AtomicBool,
 }
 
@@ -143,6 +148,7 @@ impl Engine {
             nudged: Notify::new(),
             store_away: AtomicBool::new(false),
             ready_away: AtomicBool::new(false),
+            ready_refuses: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         });
         let tasks = Tasks::default();
@@ -172,7 +178,7 @@ impl Engine {
     pub fn health(&self) -> Health {
         Health {
             store: !self.core.store_away.load(Ordering::Relaxed),
-            ready_list: !self.core.ready_is_away(),
+            ready_list: !self.core.ready_is_degraded(),
             draining: self.core.is_draining(),
         }
     }
@@ -281,19 +287,36 @@ impl Core {
         }
     }
 
-    /// The ready-list failed: direct claims take over until it answers.
+    /// It is away or takes nothing new: then not all that is QUEUED is in it, and direct claims take over.
+    fn ready_is_degraded(&self) -> bool {
+        self.ready_is_away() || self.ready_refuses.load(Ordering::Relaxed)
+    }
+
     fn ready_failed(&self) {
-        if !self.ready_away.swap(true, Ordering::Relaxed) {
-            warn!("degraded: the ready-list is away, jobs are claimed directly");
-            self.metrics.ready_list_degraded(true);
-        }
+        self.note_ready(&self.ready_away, true);
     }
 
     fn ready_answered(&self) {
-        if self.ready_away.swap(false, Ordering::Relaxed) {
-            info!("the ready-list is back");
-            self.metrics.ready_list_degraded(false);
+        self.note_ready(&self.ready_away, false);
+    }
+
+    fn ready_took(&self, took: bool) {
+        self.note_ready(&self.ready_refuses, !took);
+    }
+
+    fn note_ready(&self, fault: &AtomicBool, is_so: bool) {
+        let before = self.ready_is_degraded();
+        fault.store(is_so, Ordering::Relaxed);
+        let after = self.ready_is_degraded();
+        if before != after {
+            match after {
+                true => {
+                    warn!("degraded: the ready-list is away or full, jobs are claimed directly")
+                }
+                false => info!("the ready-list is back"),
+            }
         }
+        self.metrics.ready_list_degraded(after);
     }
 
     /// An attempt ended: wakes who waits for the job.
