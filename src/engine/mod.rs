@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
@@ -52,6 +52,9 @@ use watch::Watches;
 
 /// How long the engine's own tasks may take to end once they are told to.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
+
+/// Calls of [`Engine::report`] that are being recorded at once: a crowd of them must leave connections for the sessions.
+const REPORTS_MAX: usize = 2;
 
 /// What a user may choose.
 #[derive(Debug, Clone)]
@@ -90,6 +93,7 @@ pub struct Engine {
     enqueues: Enqueues,
     offers: Offers,
     outlets: Outlets,
+    reports: Arc<Semaphore>,
 }
 
 /// What all parts of the engine share.
@@ -166,6 +170,7 @@ impl Engine {
             enqueues,
             offers,
             outlets: Outlets { results, renewals },
+            reports: Arc::new(Semaphore::new(REPORTS_MAX)),
         })
     }
 
@@ -231,7 +236,11 @@ impl Engine {
             .map(|(lease, outcome)| results::ending(lease, session, outcome))
             .collect();
         let (core, offers) = (self.core.clone(), self.offers.clone());
-        let recording = tokio::spawn(async move { results::record(&core, &offers, endings).await });
+        let turn = self.reports.clone().acquire_owned().await;
+        let recording = tokio::spawn(async move {
+            let _turn = turn.map_err(Error::internal)?;
+            results::record(&core, &offers, endings).await
+        });
         recording.await.map_err(Error::internal)?
     }
 

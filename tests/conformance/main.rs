@@ -37,6 +37,7 @@ mod steps;
 mod store_enqueue;
 mod store_fence;
 mod store_lease;
+mod store_races;
 mod store_result;
 mod store_session;
 mod store_sweep;

@@ -65,6 +65,9 @@ impl PostgresOptions {
                 ("enable_seqscan", "off"),
                 ("enable_hashjoin", "off"),
                 ("enable_mergejoin", "off"),
+                // While a table is small, a loop over all of it, kept aside, looks cheaper than a look by key; the plan
+                // stays when the table has grown, and the batch is quadratic.
+                ("enable_material", "off"),
                 ("plan_cache_mode", "force_generic_plan"),
                 ("synchronous_commit", "on"),
                 ("default_transaction_isolation", "read committed"),
