@@ -137,25 +137,3 @@ async fn a_panic_is_an_internal_error_and_the_store_goes_on() {
         ]
     );
 }
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn a_crowd_of_clients_is_not_in_the_way_of_the_engine() {
-    let f = fixture().await;
-    f.gate.set(Is::Shut);
-    let crowd = (0..CALLS_MAX).map(|_| {
-        let (store, jobs) = (f.store.clone(), job());
-        tokio::spawn(async move { store.enqueue(jobs, Unit::Each).await })
-    });
-    let crowd: Vec<_> = crowd.collect();
-    let end = Instant::now() + Duration::from_secs(10);
-    while f.calls.lock().unwrap().last() != Some(&("get", Some(away().code().reason))) {
-        assert!(Instant::now() < end, "clients are never refused");
-        drop(f.store.get(Vec::new(), View::Basic).await);
-    }
-    let pinged = f.store.ping().await;
-    assert!(pinged.is_ok(), "{pinged:?}");
-    f.gate.set(Is::Open);
-    for one in crowd {
-        drop(one.await);
-    }
-}
