@@ -336,8 +336,8 @@ pub trait Store: Send + Sync + 'static {
         age: Duration,
         limit: usize,
     ) -> Result<Vec<Segment>>;
-    /// Lends segments of these lines to one caller for `claim`, those of the highest priority first and of these the
-    /// oldest, trimmed to their QUEUED jobs: hand-out without a ready-list.
+    /// Lends segments of these lines to one caller for `claim`, trimmed to their QUEUED jobs: hand-out without a
+    /// ready-list. The queues take turns, and each begins with its most urgent and oldest.
     async fn claim(&self, lines: Vec<Line>, claim: Duration, limit: usize) -> Result<Vec<Segment>>;
 
     /// Makes SCHEDULED jobs QUEUED whose time has come.

@@ -41,6 +41,7 @@ mod store_fence;
 mod store_lease;
 mod store_list;
 mod store_migrate;
+mod store_races;
 mod store_result;
 mod store_retry;
 mod store_session;

@@ -11,6 +11,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod adversity;
 mod clients;
 mod errors;
 mod faults;

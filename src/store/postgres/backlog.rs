@@ -86,14 +86,18 @@ taken AS MATERIALIZED (
     "segment"
 );
 
+/// The queues in turns, and of each the most urgent and oldest first. To take the oldest of all would let one long line
+/// keep out every other; which queue begins is left to chance, so that no call after call leaves out the same one.
 const CLAIM: &str = trimmed!(
     "clock AS MATERIALIZED (SELECT lh_us() AS now),
 oldest AS MATERIALIZED (
-  SELECT o.id FROM clock c, (SELECT DISTINCT * FROM unnest($1::text[], $2::int2[])) AS l (queue, priority),
-         LATERAL (SELECT b.id FROM backlog b
-                   WHERE b.queue = l.queue AND b.priority = l.priority AND b.claim_until <= c.now
-                   ORDER BY b.id LIMIT $4) AS o
-   ORDER BY l.priority DESC, o.id LIMIT $4),
+  SELECT id FROM (
+    SELECT o.id, row_number() OVER (PARTITION BY l.queue ORDER BY l.priority DESC, o.id) AS turn
+      FROM clock c, (SELECT DISTINCT * FROM unnest($1::text[], $2::int2[])) AS l (queue, priority),
+           LATERAL (SELECT b.id FROM backlog b
+                     WHERE b.queue = l.queue AND b.priority = l.priority AND b.claim_until <= c.now
+                     ORDER BY b.id LIMIT $4) AS o) AS o
+   ORDER BY turn, random() LIMIT $4),
 taken AS MATERIALIZED (
   SELECT b.id FROM backlog b, clock c
    WHERE b.id = ANY (ARRAY(SELECT id FROM oldest)) AND b.claim_until <= c.now

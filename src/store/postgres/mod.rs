@@ -80,7 +80,8 @@ impl Store for PostgresStore {
         migrate::pending(&self.entry).await
     }
     async fn ping(&self) -> Result<String> {
-        admin::ping(&self.reads).await
+        // Of the pool that must work: a crowd of readers makes them wait, and is no outage.
+        admin::ping(&self.hot).await
     }
     async fn enqueue(&self, jobs: std::sync::Arc<[NewJob]>, unit: Unit) -> Result<EnqueueAnswer> {
         enqueue::enqueue(&self.entry, &jobs, unit).await

@@ -65,10 +65,13 @@ impl PostgresOptions {
                 ("enable_seqscan", "off"),
                 ("enable_hashjoin", "off"),
                 ("enable_mergejoin", "off"),
+                // While a table is small, a loop over all of it, kept aside, looks cheaper than a look by key; the plan
+                // stays when the table has grown, and the batch is quadratic.
+                ("enable_material", "off"),
                 ("plan_cache_mode", "force_generic_plan"),
                 ("synchronous_commit", "on"),
                 ("default_transaction_isolation", "read committed"),
-                // A ROLLBACK where nothing is open is no news.
+                // A BEGIN where something is open is no news: see the pools below.
                 ("client_min_messages", "error"),
                 ("statement_timeout", "10000"),
                 ("lock_timeout", "5000"),
@@ -95,6 +98,8 @@ impl Pool {
         let options = PgPoolOptions::new()
             .max_connections(size.max(1))
             .acquire_timeout(CONNECT_WITHIN)
+            // The driver would warn of each call that waited: a line for every one of a crowd. Metrics tell of it.
+            .acquire_slow_threshold(Duration::from_secs(60))
             .max_lifetime(Duration::from_secs(30 * 60))
             .test_before_acquire(false)
             .before_acquire(|conn, meta| {
@@ -111,9 +116,11 @@ impl Pool {
             Transactions::None => options,
             // A begin() that was dropped can come back with its transaction open (sqlx #4385): what others then
             // "commit" would vanish. The driver's own count of open transactions is what goes wrong, so it is not asked.
+            // BEGIN first: a ROLLBACK where nothing is open is a warning in the server's log, at every flush. In a
+            // transaction that has failed BEGIN fails too, and the connection is thrown away.
             Transactions::RolledBack => options.after_release(|conn, _| {
                 Box::pin(async move {
-                    conn.execute("ROLLBACK").await?;
+                    conn.execute("BEGIN; ROLLBACK").await?;
                     Ok(true)
                 })
             }),

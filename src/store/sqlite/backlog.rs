@@ -320,7 +320,8 @@ impl Source<'_> {
                 rows.extend(query.fetch_all(&mut **tx).await.map_err(fault)?);
             }
             Self::Lines(lines) => {
-                for line in lines {
+                // The most urgent first, so that a queue's turns follow that order.
+                for line in lines.iter().rev() {
                     let query = sqlx::query_as(OF_LINE)
                         .bind(line.queue.as_str())
                         .bind(line.priority.number())
@@ -328,6 +329,7 @@ impl Source<'_> {
                         .bind(rows_max(limit));
                     rows.extend(query.fetch_all(&mut **tx).await.map_err(fault)?);
                 }
+                return Ok(in_turns(rows, limit));
             }
         }
         match self {
@@ -337,6 +339,22 @@ impl Source<'_> {
         rows.truncate(limit);
         Ok(rows)
     }
+}
+
+/// The queues in turns, each in the order of its rows: no line keeps out another, however long it is.
+fn in_turns(rows: Vec<SegmentRow>, limit: usize) -> Vec<SegmentRow> {
+    let mut turns: HashMap<String, usize> = HashMap::new();
+    let mut rows: Vec<(usize, SegmentRow)> = rows
+        .into_iter()
+        .map(|row| {
+            let turn = turns.entry(row.queue.clone()).or_default();
+            *turn += 1;
+            (*turn, row)
+        })
+        .collect();
+    rows.sort_by_key(|(turn, row)| (*turn, row.id));
+    rows.truncate(limit);
+    rows.into_iter().map(|(_, row)| row).collect()
 }
 
 impl Mark {
