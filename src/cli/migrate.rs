@@ -19,8 +19,17 @@ pub(super) async fn run(args: Args, given: Given) -> Result<Exit, Failure> {
     let config = given.config(Command::Migrate)?;
     let store = serve::postgres(&config).await?;
     let (report, done) = match args.dry_run {
-        true => (store.pending_migrations().await?, "would run"),
-        false => (store.migrate().await?, "ran"),
+        true => (store.pending_migrations().await, "would run"),
+        false => (store.migrate().await, "ran"),
+    };
+    let report = match report {
+        Ok(report) => report,
+        Err(error) => {
+            return Err(Failure {
+                why: serve::why(&config, &error).await,
+                ..Failure::from(error)
+            });
+        }
     };
     if report.found > report.needed {
         return Err(Failure::usage(newer(&report)));

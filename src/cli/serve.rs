@@ -77,6 +77,21 @@ pub(super) async fn postgres(config: &Config) -> StoreResult<PostgresStore> {
     PostgresStore::connect(url.expose(), &PostgresOptions::default()).await
 }
 
+/// Why a call to the Postgres of the configuration failed: the reason that no connection is to be had, if none is.
+pub(super) async fn why(config: &Config, error: &Error) -> String {
+    match trouble(config).await {
+        Some(trouble) => format!("postgres: {trouble}"),
+        None => told(error),
+    }
+}
+
+/// Why no connection to the Postgres of the configuration is to be had; `None`: one is.
+pub(super) async fn trouble(config: &Config) -> Option<String> {
+    let url = config.database_url.as_ref()?.expose();
+    let trouble = PostgresStore::trouble(url, &PostgresOptions::default()).await;
+    trouble.unwrap_or_else(|error| Some(told(&error)))
+}
+
 /// Prepares for the Redis of the configuration; nothing is sent yet.
 pub(super) fn redis_of(config: &Config, node: NodeId) -> StoreResult<RedisReady> {
     let url = config
@@ -107,9 +122,15 @@ async fn until_there(
         match opened {
             Ok(store) => return Ok(Some(store)),
             Err(Refusal::Store(error @ (Error::Unavailable { .. } | Error::OutcomeUnknown))) => {
-                warn!(error = told(&error), again_in = ?pause, "the database does not answer");
+                let error = why(config, &error).await;
+                warn!(error, again_in = ?pause, "the database does not answer");
             }
-            Err(Refusal::Store(error)) => return Err(error.into()),
+            Err(Refusal::Store(error)) => {
+                return Err(Failure {
+                    why: why(config, &error).await,
+                    ..Failure::from(error)
+                });
+            }
             Err(Refusal::Schema(failure)) => return Err(failure),
         }
         if shutdown
@@ -169,7 +190,7 @@ async fn redis(config: &Config, node: NodeId) -> Result<RedisReady, Failure> {
             }
         }
         Err(error) => warn!(
-            error = told(&error),
+            error = ready.trouble().await.unwrap_or_else(|| told(&error)),
             "redis does not answer, going on without until it does"
         ),
     }

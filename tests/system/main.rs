@@ -12,6 +12,7 @@
 mod support;
 
 mod clients;
+mod doctor;
 mod errors;
 mod faults;
 mod journey;
