@@ -55,7 +55,7 @@ pub(super) async fn run(args: Args, given: Given) -> Result<Exit, Failure> {
     }
     // Taken now, so that a second node on one port is known at once; open only when there is a store behind it.
     let door = Door::bind(config.listen)?;
-    let shutdown = signals::shutdown()?;
+    let shutdown = signals::shutdown(|| {})?;
     let backends = Backends::new()?;
     let Some(store) = until_there(&config, &shutdown).await? else {
         return Ok(Exit::Done);

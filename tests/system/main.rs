@@ -16,5 +16,6 @@ mod doctor;
 mod errors;
 mod faults;
 mod journey;
+mod signals;
 mod stack;
 mod workers;
