@@ -31,9 +31,7 @@ pub(super) async fn run(args: Args, given: Given) -> Result<Exit, Failure> {
             });
         }
     };
-    if report.found > report.needed {
-        return Err(Failure::usage(newer(&report)));
-    }
+    not_newer(&report)?;
     for step in &report.steps {
         terminal::line(format_args!("{done} {step}"));
     }
@@ -42,6 +40,14 @@ pub(super) async fn run(args: Args, given: Given) -> Result<Exit, Failure> {
         false => format!("from version {} to {}", report.found, report.needed),
     });
     Ok(Exit::Done)
+}
+
+/// Refuses a schema that a newer binary has made.
+pub(super) fn not_newer(report: &MigrationReport) -> Result<(), Failure> {
+    match report.found > report.needed {
+        true => Err(Failure::usage(newer(report))),
+        false => Ok(()),
+    }
 }
 
 /// Whether this binary can work on that schema, and if not, what to do.

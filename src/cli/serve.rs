@@ -167,6 +167,7 @@ async fn open_postgres(config: &Config) -> Result<PostgresStore, Refusal> {
 async fn bring_up(store: &dyn Store, migrate: bool) -> Result<(), Refusal> {
     if migrate {
         let report = store.migrate().await?;
+        migrate::not_newer(&report).map_err(Refusal::Schema)?;
         for step in &report.steps {
             info!(step, "migrated");
         }
@@ -219,7 +220,7 @@ impl Backends {
         config: &Config,
     ) -> Result<Arc<Engine>, Failure> {
         let store = SqliteStore::open(path).await?;
-        store.migrate().await?;
+        migrate::not_newer(&store.migrate().await?)?;
         Ok(self.engine(Arc::new(store), MemoryReady::new(), config))
     }
 

@@ -16,6 +16,7 @@ mod doctor;
 mod errors;
 mod faults;
 mod journey;
+mod schema;
 mod signals;
 mod stack;
 mod workers;
