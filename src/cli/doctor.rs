@@ -219,7 +219,8 @@ async fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> 
         .nth(1)
         .and_then(|status| status.parse().ok());
     let status = status.ok_or_else(|| std::io::Error::other("the answer is not HTTP"))?;
-    Ok((status, body.trim().to_owned()))
+    let lines: Vec<_> = body.lines().map(str::trim).collect();
+    Ok((status, lines.join(", ").trim_matches([',', ' ']).to_owned()))
 }
 
 #[cfg(test)]
