@@ -19,10 +19,19 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args, given: Given) -> Result<Exit, Failure> {
     let config = given.config(Command::Migrate)?;
     let store = serve::postgres(&config).await?;
-    refuse_newer(&store).await?;
     let (report, done) = match args.dry_run {
-        true => (store.pending_migrations().await?, "would run"),
-        false => (store.migrate().await?, "ran"),
+        true => (pending(&store).await, "would run"),
+        false => (migrate(&store).await, "ran"),
+    };
+    let report = match report {
+        Ok(report) => report,
+        Err(Refusal::Schema(failure)) => return Err(failure),
+        Err(Refusal::Store(error)) => {
+            return Err(Failure {
+                why: serve::why(&config, &error).await,
+                ..Failure::from(error)
+            });
+        }
     };
     for step in &report.steps {
         terminal::line(format_args!("{done} {step}"));
@@ -34,13 +43,18 @@ pub(super) async fn run(args: Args, given: Given) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// Says that a schema is newer than this binary as the operator's matter that it is; the store would call its own
-/// refusal an internal error.
-pub(super) async fn refuse_newer(store: &dyn Store) -> Result<(), Refusal> {
+/// Brings the schema up to date. That it is newer than this binary is the operator's matter; the store would call its
+/// own refusal an internal error.
+pub(super) async fn migrate(store: &dyn Store) -> Result<MigrationReport, Refusal> {
+    pending(store).await?;
+    Ok(store.migrate().await?)
+}
+
+async fn pending(store: &dyn Store) -> Result<MigrationReport, Refusal> {
     let report = store.pending_migrations().await?;
     match report.refusal() {
         Some(why) => Err(Refusal::Schema(Failure::usage(why))),
-        None => Ok(()),
+        None => Ok(report),
     }
 }
 

@@ -37,6 +37,8 @@ pub fn face(engine: Arc<Engine>) -> Result<Face> {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // So that clients that know us by reflection alone can read the details of errors.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     let jobs = JobServiceServer::new(jobs::Jobs(engine.clone()));
     let leases = WorkerServiceServer::new(leases::Leases(engine));

@@ -13,10 +13,12 @@ mod support;
 
 mod adversity;
 mod clients;
+mod doctor;
 mod errors;
 mod faults;
 mod hostile;
 mod journey;
 mod schema;
+mod signals;
 mod stack;
 mod workers;

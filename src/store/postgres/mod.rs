@@ -63,6 +63,14 @@ impl PostgresStore {
         })
     }
 
+    /// Why no connection to `url` is to be had, in the driver's words, for people; `None`: one is.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when the URL cannot be read.
+    pub async fn trouble(url: &str, options: &PostgresOptions) -> Result<Option<String>> {
+        Ok(pool::trouble(&options.connect_options(url)?).await)
+    }
+
     /// Closes all connections once they are idle.
     pub async fn close(&self) {
         for pool in [&self.hot, &self.entry, &self.reads, &self.loops] {

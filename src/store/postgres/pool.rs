@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::query::Query;
-use sqlx::{ConnectOptions, Connection, Executor, PgPool, Postgres};
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection, PgPool, Postgres};
 
-use super::fault::{Effect, fault, gave_way, no_connection, silent};
+use super::fault::{Effect, fault, gave_way, no_connection, silent, words};
 use crate::error::{Error, Result};
 
 /// A statement with its arguments.
@@ -87,6 +87,19 @@ pub(super) enum Transactions {
     None,
     /// What comes back is rolled back.
     RolledBack,
+}
+
+/// Why no connection is to be had: a pool only says that it has waited.
+pub(super) async fn trouble(base: &PgConnectOptions) -> Option<String> {
+    match tokio::time::timeout(CONNECT_WITHIN, PgConnection::connect_with(base)).await {
+        Ok(Ok(conn)) => {
+            // It has told what was asked of it, however it ends.
+            let _ = conn.close().await;
+            None
+        }
+        Ok(Err(cause)) => Some(words(&cause)),
+        Err(_) => Some(format!("no answer within {CONNECT_WITHIN:?}")),
+    }
 }
 
 /// One pool.
