@@ -276,8 +276,8 @@ pub struct QueueStats {
 /// [`crate::job::limits::BATCH_MAX`] items.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Brings the schema to this binary's version; safe to run from many nodes at once. A newer schema is left as it
-    /// is: the report says so, and its reader must not go on.
+    /// Brings the schema to this binary's version; safe to run from many nodes at once. A newer schema is
+    /// refused, and left as it is.
     async fn migrate(&self) -> Result<MigrationReport>;
     /// Says what [`Store::migrate`] would do. Of a newer schema it says its version.
     async fn pending_migrations(&self) -> Result<MigrationReport>;
