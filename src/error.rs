@@ -22,6 +22,9 @@ pub struct Violation {
     pub reason: ViolationReason,
 }
 
+/// Bytes of a field's path that are kept: the name of an unknown field is the caller's own text.
+const FIELD_BYTES_MAX: usize = 200;
+
 /// The stable word for a violation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ViolationReason {
@@ -35,7 +38,7 @@ impl Violation {
     /// A field that is missing, ill-formed or out of bounds.
     pub fn field(field: impl Into<String>, why: impl Into<String>) -> Self {
         Self {
-            field: field.into(),
+            field: cut(field.into()),
             why: why.into(),
             reason: ViolationReason::FieldInvalid,
         }
@@ -45,11 +48,16 @@ impl Violation {
     pub fn too_large(field: impl Into<String>, size: usize, max: usize) -> Self {
         let why = format!("has {size} bytes, more than {max}");
         Self {
-            field: field.into(),
+            field: cut(field.into()),
             why,
             reason: ViolationReason::PayloadTooLarge,
         }
     }
+}
+
+fn cut(mut field: String) -> String {
+    field.truncate(field.floor_char_boundary(FIELD_BYTES_MAX));
+    field
 }
 
 /// Why a call failed. Cheap to clone: all callers of a failed batch get the same one.
@@ -96,6 +104,9 @@ pub enum Error {
     /// The call may or may not have taken effect. Safe to repeat with the same id.
     #[error("the outcome is not known; repeat the call with the same id")]
     OutcomeUnknown,
+    /// A request whose message or body does not end.
+    #[error("the request did not end within {0:?}")]
+    BodyTimeout(Duration),
     /// A stream that does not say Hello in time.
     #[error("no Hello within 5 s")]
     HelloMissed,
@@ -196,6 +207,7 @@ impl Error {
             }
             Self::ProtocolViolation(_) => (3, 400, "PROTOCOL_VIOLATION"),
             Self::OutcomeUnknown => (4, 504, "UNKNOWN_OUTCOME"),
+            Self::BodyTimeout(_) => (4, 408, "BODY_TIMEOUT"),
             Self::HelloMissed => (4, 408, "HELLO_MISSED"),
             Self::HeartbeatMissed => (4, 408, "HEARTBEAT_MISSED"),
             Self::JobNotFound(_) => (5, 404, "JOB_NOT_FOUND"),

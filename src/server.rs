@@ -2,6 +2,8 @@
 //!
 //! The accept loop is our own, as neither axum's nor tonic's exposes every timeout that hostile clients call for.
 
+mod door;
+
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
@@ -27,8 +29,8 @@ use crate::{grpc, http as http_face};
 
 /// Connections at once; more are refused at the door.
 const CONNECTIONS_MAX: usize = 2 * STREAMS_MAX;
-/// A connection must say something within this.
-const FIRST_BYTE_WITHIN: Duration = Duration::from_secs(30);
+/// Which protocol a connection speaks must be clear within this.
+const BEGUN_WITHIN: Duration = Duration::from_secs(30);
 /// HTTP/1.1: the head of a request must be whole within this; it bounds idle keep-alive, too.
 const HEAD_WITHIN: Duration = Duration::from_secs(60);
 /// HTTP/2: an answer to a PING must come within this.
@@ -61,7 +63,7 @@ pub async fn serve(
     let serving = grpc.serving();
     serving.set(true).await;
     let faces = Faces {
-        grpc: grpc.routes.into_axum_router(),
+        grpc: grpc.routes,
         http: http_face::router(engine.clone()),
     };
     let closing = CancellationToken::new();
@@ -120,7 +122,7 @@ async fn accept(
     connections: TaskTracker,
     closing: CancellationToken,
 ) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Arc::new(Semaphore::new(door::places(CONNECTIONS_MAX)));
     // Cancel safe: a connection that was not accepted yet stays in the kernel's queue.
     while let Some(accepted) = closing.run_until_cancelled(listener.accept()).await {
         let (stream, peer) = match accepted {
@@ -147,13 +149,9 @@ async fn connection(
     _place: OwnedSemaphorePermit,
 ) {
     let _ = stream.set_nodelay(true);
-    // Which protocol it is shows with the first byte; whoever sends none is not waited for.
-    if !matches!(
-        tokio::time::timeout(FIRST_BYTE_WITHIN, stream.peek(&mut [0])).await,
-        Ok(Ok(1))
-    ) {
+    let Ok(Ok(stream)) = tokio::time::timeout(BEGUN_WITHIN, door::begun(stream)).await else {
         return;
-    }
+    };
     let service = TowerToHyperService::new(tower::service_fn(move |request| {
         faces.clone().call(request)
     }));

@@ -35,13 +35,14 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args, given: Given) -> Result<Exit, Failure> {
     let config = given.config(Command::Dev)?;
     let demo = args.demo.as_deref().map(demo_worker::folder).transpose()?;
-    let door = Door::bind(config.listen)?;
+    // Before the address: who starts it twice by mistake is told so, and not to choose another address.
     let folder = if config.ephemeral {
         Folder::temporary()?
     } else {
         Folder::open(&config.data)?
     };
-    let shutdown = signals::shutdown()?;
+    let door = Door::bind(config.listen)?;
+    let shutdown = signals::shutdown(folder.removal())?;
     let engine = Backends::new()?
         .embedded(&folder.database(), &config)
         .await?;

@@ -11,7 +11,7 @@ use super::exit::{Exit, Failure, told};
 use super::settings::Given;
 use super::{dev, migrate, serve, terminal};
 use crate::config::{Command, Config};
-use crate::error::Result as StoreResult;
+use crate::error::{Error, Result as StoreResult};
 use crate::job::NodeId;
 use crate::store::Store;
 
@@ -83,7 +83,8 @@ async fn postgres(config: &Config, found: &mut Findings) {
     };
     let (server, report) = match within(look).await {
         Ok(looked) => looked,
-        Err(why) => {
+        Err(error) => {
+            let why = because(serve::trouble(config).await, error);
             let cure = "see that it runs, and that --database-url has its host, port, database, user and password";
             return found.bad(what, &why, cure);
         }
@@ -119,21 +120,18 @@ async fn postgres(config: &Config, found: &mut Findings) {
 
 async fn redis(config: &Config, found: &mut Findings) {
     let what = "redis";
-    let look = async {
-        serve::redis_of(config, NodeId(Uuid::new_v4()))?
-            .check()
-            .await
+    let redis = match serve::redis_of(config, NodeId(Uuid::new_v4())) {
+        Ok(redis) => redis,
+        Err(error) => return found.bad(what, &told(&error), "see what --redis-url says"),
     };
-    match within(look).await {
+    match within(redis.check()).await {
         Ok(check) => {
-            match check.refusal {
-                Some(why) => found.bad(
-                    what,
-                    &why,
-                    "use Redis 7.0 or newer, as a primary that takes writes",
-                ),
-                None => found.good(what, &check.server),
+            if let Some(why) = check.refusal {
+                let cure =
+                    "use Redis 7.0 or newer, and a --redis-url with the password it asks for";
+                return found.bad(what, &why, cure);
             }
+            found.good(what, &check.server);
             if let Some(why) = check.eviction.warning() {
                 found.bad(
                     "eviction",
@@ -142,7 +140,8 @@ async fn redis(config: &Config, found: &mut Findings) {
                 );
             }
         }
-        Err(why) => {
+        Err(error) => {
+            let why = because(redis.trouble().await, error);
             let cure = "see that it runs and that --redis-url is right; until then jobs are handed out by Postgres";
             found.bad(what, &why, cure);
         }
@@ -162,11 +161,20 @@ async fn node(config: &Config, found: &mut Findings) {
     }
 }
 
-async fn within<T>(look: impl Future<Output = StoreResult<T>>) -> Result<T, String> {
+/// The error is `None` when there was no answer.
+async fn within<T>(look: impl Future<Output = StoreResult<T>>) -> Result<T, Option<Error>> {
     match tokio::time::timeout(LOOK_WITHIN, look).await {
-        Ok(looked) => looked.map_err(|error| told(&error)),
-        Err(_) => Err(format!("no answer within {LOOK_WITHIN:?}")),
+        Ok(looked) => looked.map_err(Some),
+        Err(_) => Err(None),
     }
+}
+
+/// The trouble with the way there says more than the error that came of it.
+fn because(trouble: Option<String>, error: Option<Error>) -> String {
+    trouble.unwrap_or_else(|| match error {
+        Some(error) => told(&error),
+        None => format!("no answer within {LOOK_WITHIN:?}"),
+    })
 }
 
 /// The first number of a server's name and version.
@@ -211,7 +219,8 @@ async fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> 
         .nth(1)
         .and_then(|status| status.parse().ok());
     let status = status.ok_or_else(|| std::io::Error::other("the answer is not HTTP"))?;
-    Ok((status, body.trim().to_owned()))
+    let lines: Vec<_> = body.lines().map(str::trim).collect();
+    Ok((status, lines.join(", ").trim_matches([',', ' ']).to_owned()))
 }
 
 #[cfg(test)]

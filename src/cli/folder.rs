@@ -1,6 +1,6 @@
 //! The folder of an embedded server: made when it is not there, and held by one process at a time.
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
@@ -24,10 +24,20 @@ impl Folder {
     /// Takes the folder at `path`, and makes it if need be.
     pub(super) fn open(path: &Path) -> Result<Self, Failure> {
         let bad = |why: std::io::Error| {
-            Failure::trouble(format!("data folder {}: {why}", path.display()))
+            Failure::trouble(format!(
+                "data folder {}: {why}; choose one that you can write to, by --data",
+                path.display()
+            ))
         };
         make(path).map_err(bad)?;
-        let lock = lock(path)?;
+        let mut lock = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path.join("lock"))
+            .map_err(bad)?;
+        hold(&mut lock, path, bad)?;
         let ignore = path.join(".gitignore");
         if !ignore.exists() {
             std::fs::write(ignore, GITIGNORE).map_err(bad)?;
@@ -45,6 +55,17 @@ impl Folder {
         let mut folder = Self::open(&path)?;
         folder.temporary = true;
         Ok(folder)
+    }
+
+    /// Removes the folder if it is temporary: for a process that ends without dropping this.
+    pub(super) fn removal(&self) -> impl FnOnce() + Send + 'static {
+        let path = self.temporary.then(|| self.path.clone());
+        move || {
+            if let Some(path) = path {
+                // The store may still be writing: then something stays, as after a kill.
+                let _ = std::fs::remove_dir_all(path);
+            }
+        }
     }
 
     /// The file of the store.
@@ -71,21 +92,16 @@ fn make(path: &Path) -> std::io::Result<()> {
     folder.recursive(true).create(path)
 }
 
-fn lock(folder: &Path) -> Result<File, Failure> {
-    let path = folder.join("lock");
-    let bad = |why: std::io::Error| Failure::trouble(format!("{}: {why}", path.display()));
-    let open = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path);
-    let mut file = open.map_err(bad)?;
+fn hold(
+    file: &mut File,
+    folder: &Path,
+    bad: impl Fn(std::io::Error) -> Failure,
+) -> Result<(), Failure> {
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
-            let _ = (&mut file).take(20).read_to_string(&mut holder);
+            let _ = file.take(20).read_to_string(&mut holder);
             let holder = holder
                 .trim()
                 .parse::<u32>()
@@ -99,13 +115,10 @@ fn lock(folder: &Path) -> Result<File, Failure> {
         Err(TryLockError::Error(why)) => return Err(bad(why)),
     }
     // For the message above; the lock itself is not in the file.
-    let note = |file: &mut File| {
-        file.set_len(0)?;
-        file.rewind()?;
-        writeln!(file, "{}", std::process::id())
-    };
-    note(&mut file).map_err(bad)?;
-    Ok(file)
+    file.set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| writeln!(file, "{}", std::process::id()))
+        .map_err(bad)
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ enum Verb {
         /// Ids of the jobs
         #[arg(required = true)]
         ids: Vec<String>,
-        /// Why, for the job's history
+        /// Why; kept with the attempt that was running, if one was
         #[arg(long, value_name = "TEXT", default_value = "")]
         reason: String,
     },

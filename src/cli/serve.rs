@@ -11,8 +11,9 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::exit::{Exit, Failure, told};
+use super::migrate::{self, Refusal};
 use super::settings::Given;
-use super::{migrate, signals};
+use super::signals;
 use crate::config::{Command, Config};
 use crate::engine::{Engine, Options};
 use crate::error::{Error, Result as StoreResult};
@@ -55,7 +56,7 @@ pub(super) async fn run(args: Args, given: Given) -> Result<Exit, Failure> {
     }
     // Taken now, so that a second node on one port is known at once; open only when there is a store behind it.
     let door = Door::bind(config.listen)?;
-    let shutdown = signals::shutdown()?;
+    let shutdown = signals::shutdown(|| {})?;
     let backends = Backends::new()?;
     let Some(store) = until_there(&config, &shutdown).await? else {
         return Ok(Exit::Done);
@@ -75,6 +76,21 @@ pub(super) async fn postgres(config: &Config) -> StoreResult<PostgresStore> {
         .as_ref()
         .ok_or_else(|| Error::field("database_url", "is required"))?;
     PostgresStore::connect(url.expose(), &PostgresOptions::default()).await
+}
+
+/// Why a call to the Postgres of the configuration failed: the reason that no connection is to be had, if none is.
+pub(super) async fn why(config: &Config, error: &Error) -> String {
+    match trouble(config).await {
+        Some(trouble) => format!("postgres: {trouble}"),
+        None => told(error),
+    }
+}
+
+/// Why no connection to the Postgres of the configuration is to be had; `None`: one is.
+pub(super) async fn trouble(config: &Config) -> Option<String> {
+    let url = config.database_url.as_ref()?.expose();
+    let trouble = PostgresStore::trouble(url, &PostgresOptions::default()).await;
+    trouble.unwrap_or_else(|error| Some(told(&error)))
 }
 
 /// Prepares for the Redis of the configuration; nothing is sent yet.
@@ -107,9 +123,15 @@ async fn until_there(
         match opened {
             Ok(store) => return Ok(Some(store)),
             Err(Refusal::Store(error @ (Error::Unavailable { .. } | Error::OutcomeUnknown))) => {
-                warn!(error = told(&error), again_in = ?pause, "the database does not answer");
+                let error = why(config, &error).await;
+                warn!(error, again_in = ?pause, "the database does not answer");
             }
-            Err(Refusal::Store(error)) => return Err(error.into()),
+            Err(Refusal::Store(error)) => {
+                return Err(Failure {
+                    why: why(config, &error).await,
+                    ..Failure::from(error)
+                });
+            }
             Err(Refusal::Schema(failure)) => return Err(failure),
         }
         if shutdown
@@ -120,17 +142,6 @@ async fn until_there(
             return Ok(None);
         }
         pause = (pause * 2).min(AGAIN_MAX);
-    }
-}
-
-enum Refusal {
-    Store(Error),
-    Schema(Failure),
-}
-
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Self {
-        Self::Store(error)
     }
 }
 
@@ -145,7 +156,7 @@ async fn open_postgres(config: &Config) -> Result<PostgresStore, Refusal> {
 /// Brings the schema up to date, or checks that it is.
 async fn bring_up(store: &dyn Store, migrate: bool) -> Result<(), Refusal> {
     if migrate {
-        let report = store.migrate().await?;
+        let report = migrate::migrate(store).await?;
         for step in &report.steps {
             info!(step, "migrated");
         }
@@ -169,7 +180,7 @@ async fn redis(config: &Config, node: NodeId) -> Result<RedisReady, Failure> {
             }
         }
         Err(error) => warn!(
-            error = told(&error),
+            error = ready.trouble().await.unwrap_or_else(|| told(&error)),
             "redis does not answer, going on without until it does"
         ),
     }
@@ -198,7 +209,7 @@ impl Backends {
         config: &Config,
     ) -> Result<Arc<Engine>, Failure> {
         let store = SqliteStore::open(path).await?;
-        store.migrate().await?;
+        bring_up(&store, true).await?;
         Ok(self.engine(Arc::new(store), MemoryReady::new(), config))
     }
 

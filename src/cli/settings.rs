@@ -49,8 +49,9 @@ impl Given {
             mut config,
             sources,
             warnings,
-        } = self.load()?;
-        let faults = config.check(command);
+            mut faults,
+        } = self.read()?;
+        faults.extend(config.check(command));
         if !faults.is_empty() {
             return Err(refused(&faults));
         }
@@ -66,9 +67,16 @@ impl Given {
 
     /// What the sources say, without a check of whether a command could start with it.
     pub(super) fn load(self) -> Result<Loaded, Failure> {
-        let sources = Sources::of_process(self.file.as_deref(), self.flags)
-            .map_err(|fault| refused(&[fault]))?;
-        load(&sources).map_err(|faults| refused(&faults))
+        let loaded = self.read()?;
+        match loaded.faults.is_empty() {
+            true => Ok(loaded),
+            false => Err(refused(&loaded.faults)),
+        }
+    }
+
+    fn read(self) -> Result<Loaded, Failure> {
+        let sources = Sources::of_process(self.file.as_deref(), self.flags);
+        Ok(load(&sources.map_err(|fault| refused(&[fault]))?))
     }
 }
 

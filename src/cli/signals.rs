@@ -8,8 +8,8 @@ use super::exit::Failure;
 /// What a shell reports for a process that was interrupted.
 const INTERRUPTED: i32 = 130;
 
-/// A token that the first signal cancels. From then on, a second one ends the process at once.
-pub(super) fn shutdown() -> Result<CancellationToken, Failure> {
+/// A token that the first signal cancels. From then on, a second one ends the process at once, after `last`.
+pub(super) fn shutdown(last: impl FnOnce() + Send + 'static) -> Result<CancellationToken, Failure> {
     let mut signals = Signals::listen()
         .map_err(|why| Failure::trouble(format!("cannot listen to signals: {why}")))?;
     let token = CancellationToken::new();
@@ -20,6 +20,7 @@ pub(super) fn shutdown() -> Result<CancellationToken, Failure> {
         told.cancel();
         signals.next().await;
         warn!("second signal, ending at once");
+        last();
         std::process::exit(INTERRUPTED);
     });
     Ok(token)

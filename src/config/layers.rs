@@ -95,13 +95,12 @@ pub struct Loaded {
     /// Worth a line in the log, but no reason to refuse. The environment is shared with others (an orchestrator that
     /// has a service called "leasehold" sets LEASEHOLD_PORT), so an unknown variable is here rather than a fault.
     pub warnings: Vec<String>,
+    /// Every value that cannot be read, where what lies below it stands, and every unknown key.
+    pub faults: Vec<Fault>,
 }
 
-/// Puts the sources on top of each other.
-///
-/// # Errors
-/// Every value that cannot be read and every unknown key, in one list.
-pub fn load(sources: &Sources) -> Result<Loaded, Vec<Fault>> {
+/// Puts the sources on top of each other. What is wrong is told beside the rest, which can then be checked, too.
+pub fn load(sources: &Sources) -> Loaded {
     let mut loaded = Loaded::default();
     let mut faults = Vec::new();
 
@@ -154,10 +153,8 @@ pub fn load(sources: &Sources) -> Result<Loaded, Vec<Fault>> {
             loaded.set(opt, Source::Flag, value, &mut faults);
         }
     }
-    match faults.is_empty() {
-        true => Ok(loaded),
-        false => Err(faults),
-    }
+    loaded.faults = faults;
+    loaded
 }
 
 impl Loaded {
@@ -234,8 +231,7 @@ mod tests {
             "lease_ttl = \"20s\"\nlog = \"warn\"\nnode = \"file\"\nmigrate = false",
             &[("LEASEHOLD_LOG", "debug"), ("LEASEHOLD_NODE", "env")],
             &[("node", "flag")],
-        ))
-        .unwrap();
+        ));
         assert_eq!(loaded.config.lease_ttl.as_secs(), 20);
         assert_eq!(loaded.config.log, "debug");
         assert_eq!(loaded.config.node, "flag");
@@ -255,7 +251,7 @@ mod tests {
             &[("LEASEHOLD_LISTEN", "here")],
             &[("migrate", "maybe")],
         ))
-        .unwrap_err();
+        .faults;
         let keys: Vec<_> = faults.iter().map(|f| f.key.as_str()).collect();
         assert_eq!(
             keys,
@@ -271,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_broken_file_is_told_with_its_line_and_without_its_text() {
-        let faults = load(&sources("log = \"info\"\nredis_url = hunter2", &[], &[])).unwrap_err();
+        let faults = load(&sources("log = \"info\"\nredis_url = hunter2", &[], &[])).faults;
         let told = faults.first().unwrap().to_string();
         assert!(told.starts_with("conf.toml:2"), "{told}");
         assert!(!told.contains("hunter2"), "{told}");
@@ -284,7 +280,7 @@ mod tests {
             &[("LEASEHOLD_PORT_7070_TCP", "tcp://10.0.0.1:7070")],
             &[],
         ));
-        assert_eq!(loaded.unwrap().warnings.len(), 1);
+        assert_eq!((loaded.warnings.len(), loaded.faults.len()), (1, 0));
     }
 
     #[test]

@@ -77,9 +77,17 @@ async fn lane<T, F, Fut>(
     F: Fn(Vec<T>) -> Fut,
     Fut: Future<Output = ()>,
 {
-    // The lock is held over the await on purpose: it is the turn of the one lane that waits for the next item.
-    while let Some(batch) = next_batch(&mut *inbox.lock().await, bounds, size).await {
-        flush(batch).await;
+    loop {
+        // The lock is held over the await on purpose: it is the turn of the one lane that waits for the next item. It
+        // must be gone before the flush, or all lanes are one: so not in the head of a `while let`.
+        let batch = {
+            let mut turn = inbox.lock().await;
+            next_batch(&mut turn, bounds, size).await
+        };
+        match batch {
+            Some(batch) => flush(batch).await,
+            None => return,
+        }
     }
 }
 
@@ -106,4 +114,38 @@ async fn next_batch<T>(
         batch.push(item);
     }
     Some(batch)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::Barrier;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn as_many_flushes_are_under_way_as_there_are_lanes() {
+        let tasks = Tasks::default();
+        let both = Arc::new(Barrier::new(3));
+        let bounds = Bounds {
+            lanes: 2,
+            waiting: 10,
+            items: 1,
+            bytes: usize::MAX,
+        };
+        let flush = {
+            let both = both.clone();
+            move |_: Vec<u8>| {
+                let both = both.clone();
+                async move {
+                    both.wait().await;
+                }
+            }
+        };
+        let batcher = Batcher::start(&tasks, bounds, |_| 0, flush);
+        assert_eq!((batcher.push(1), batcher.push(2)), (Ok(()), Ok(())));
+        let met = tokio::time::timeout(Duration::from_secs(10), both.wait()).await;
+        assert!(met.is_ok(), "one flush waits for the end of the other");
+    }
 }

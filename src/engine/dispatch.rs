@@ -3,23 +3,27 @@
 //! One loop per node looks for jobs; grants are written by lanes, to which sessions are hashed, so that two statements
 //! under way never lock the same session. Without a ready-list the loop claims segments of the backlog instead.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::batch::{Batcher, Bounds};
 use super::heal::refused;
+use super::hunger::{Hungry, doorbell};
 use super::sessions::Live;
+use super::slots::Slots;
 use super::tasks::Tasks;
 use super::{Core, lines_of};
 use crate::error::Error;
 use crate::job::limits::BATCH_MAX;
-use crate::job::{JobId, LeasedJob, QueueName};
+use crate::job::{JobId, LeasedJob, Priority, QueueName};
 use crate::ready::{Hint, Want};
 use crate::session::Event;
 use crate::store::{Ask, Granted, Line, SessionState};
@@ -28,16 +32,18 @@ use crate::store::{Ask, Granted, Line, SessionState};
 const LANES: usize = 2;
 /// Grants that may be under way before the loop waits for some to end: then batches form.
 const UNDER_WAY_MAX: usize = 2 * LANES * BATCH_MAX;
-/// Longest wait for the doorbell; a missed ring costs no more.
-const DOORBELL_WAIT: Duration = Duration::from_secs(2);
 /// How often to look for work without a ready-list while slots are free.
 const DIRECT_EVERY: Duration = Duration::from_millis(200);
 /// How long a directly claimed segment is this node's.
 const CLAIM_FOR: Duration = Duration::from_secs(5);
+/// Segments of one direct claim.
+const CLAIM_MAX: usize = 16;
 /// Hints of one line that are taken at once.
 const TAKE_MAX: usize = BATCH_MAX;
 /// After a fault of the store, how long until the next grants.
 const AFTER_FAULT: Duration = Duration::from_millis(500);
+/// After a flush that got nothing because others had the rows locked.
+const AFTER_LOCKED: Duration = Duration::from_millis(20);
 /// Hints that another node has had for so long are taken over.
 const STEAL_IDLE: Duration = Duration::from_secs(5);
 const STEAL_EVERY: Duration = Duration::from_secs(1);
@@ -54,8 +60,8 @@ struct Candidate {
 enum Source {
     /// From the ready-list: to be settled or put back.
     Hint(Hint),
-    /// From a claimed segment: nothing to give back, the claim runs out.
-    Claim,
+    /// From a segment that is claimed until then: nothing to give back, the claim runs out.
+    Claim(Instant),
 }
 
 /// A slot that was promised to a candidate.
@@ -68,6 +74,7 @@ struct Promise {
 
 pub(super) fn start(tasks: &Tasks, core: Arc<Core>) {
     let hungry = Arc::new(Hungry::default());
+    let brake = Arc::new(Brake::default());
     let lanes = (0..LANES)
         .map(|_| {
             let bounds = Bounds {
@@ -76,22 +83,23 @@ pub(super) fn start(tasks: &Tasks, core: Arc<Core>) {
                 items: BATCH_MAX,
                 bytes: usize::MAX,
             };
-            let core = core.clone();
+            let (core, brake) = (core.clone(), brake.clone());
             Batcher::start(
                 tasks,
                 bounds,
                 |_| 0,
-                move |batch| grant(core.clone(), batch),
+                move |batch| grant(core.clone(), brake.clone(), batch),
             )
         })
         .collect();
     let dispatcher = Dispatcher {
         core: core.clone(),
         hungry: hungry.clone(),
+        brake,
         lanes,
         under_way: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
         claimed: VecDeque::new(),
-        claim_until: Instant::now(),
+        claimed_at: Instant::now(),
         stolen_at: Instant::now(),
         turn: 0,
     };
@@ -99,74 +107,31 @@ pub(super) fn start(tasks: &Tasks, core: Arc<Core>) {
     tasks.spawn(doorbell(tasks.clone(), core, hungry));
 }
 
-/// The lines with free slots that nothing was found for: only for these is the doorbell of any use. It would ring at
-/// once, and for nothing, for a line whose sessions are full.
+/// Slows down a loop whose grants come to nothing. What they were for is given back at once, and would be found at once:
+/// a store that answers but takes no writes would be asked hundreds of times a second.
 #[derive(Debug, Default)]
-struct Hungry {
-    lines: Mutex<Vec<Line>>,
-    changed: Notify,
-}
+struct Brake(AtomicU64);
 
-impl Hungry {
-    fn set(&self, lines: Vec<Line>) {
-        let mut now = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        if *now != lines {
-            *now = lines;
-            self.changed.notify_one();
-        }
+impl Brake {
+    fn pull(&self, pause: Duration) {
+        let ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        self.0.fetch_max(ms, Ordering::Relaxed);
     }
 
-    fn get(&self) -> Vec<Line> {
-        self.lines
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-}
-
-/// Waits at the ready-list's door for as long as there is hunger, and for nudges always.
-async fn doorbell(tasks: Tasks, core: Arc<Core>, hungry: Arc<Hungry>) {
-    while !tasks.stopping().is_cancelled() {
-        let lines = hungry.get();
-        // Cancel safe: a doorbell takes nothing, and the other branches only wait.
-        let ring = tokio::select! {
-            () = tasks.stopping().cancelled() => return,
-            () = hungry.changed.notified() => continue,
-            ring = core.ready.doorbell(lines, DOORBELL_WAIT) => ring,
-        };
-        match ring {
-            Ok(ring) => {
-                core.ready_answered();
-                if ring.work {
-                    // Quiet until the loop has looked and found that it is still hungry.
-                    hungry.set(Vec::new());
-                    core.wake.notify_one();
-                }
-                if ring.nudge {
-                    core.nudged.notify_one();
-                }
-            }
-            Err(error) => {
-                debug!(%error, "no doorbell");
-                core.ready_failed();
-                if !tasks
-                    .sleep(Duration::from_millis(500 + rand::random_range(0..500)))
-                    .await
-                {
-                    return;
-                }
-            }
-        }
+    fn release(&self) -> Option<Duration> {
+        let ms = self.0.swap(0, Ordering::Relaxed);
+        (ms > 0).then(|| Duration::from_millis(ms))
     }
 }
 
 struct Dispatcher {
     core: Arc<Core>,
     hungry: Arc<Hungry>,
+    brake: Arc<Brake>,
     lanes: Vec<Batcher<Promise>>,
     under_way: Arc<Semaphore>,
     claimed: VecDeque<Candidate>,
-    claim_until: Instant,
+    claimed_at: Instant,
     stolen_at: Instant,
     /// Turns round the sessions, so that none is always first.
     turn: usize,
@@ -177,9 +142,13 @@ impl Dispatcher {
         while !tasks.stopping().is_cancelled() {
             let idle = match self.look().await {
                 Looked::Found => continue,
-                Looked::Nothing if self.core.ready_is_away() => DIRECT_EVERY,
+                Looked::Nothing if self.core.ready_is_degraded() => DIRECT_EVERY,
                 Looked::Nothing => STEAL_EVERY,
-                Looked::Fault => AFTER_FAULT,
+                Looked::Pause(pause) => {
+                    // Whatever rings: a pause that every free slot cuts short is none.
+                    tasks.sleep(pause).await;
+                    continue;
+                }
             };
             // Cancel safe: these only wait, and a ring that comes later is kept.
             tokio::select! {
@@ -194,7 +163,10 @@ impl Dispatcher {
     async fn look(&mut self) -> Looked {
         if self.core.is_draining() || self.core.store_is_away() {
             self.hungry.set(Vec::new());
-            return Looked::Fault;
+            return Looked::Pause(AFTER_FAULT);
+        }
+        if let Some(pause) = self.brake.release() {
+            return Looked::Pause(pause);
         }
         let mut slots = Slots::count(&self.core, self.turn);
         self.turn = self.turn.wrapping_add(1);
@@ -206,9 +178,10 @@ impl Dispatcher {
             Ok(candidates) => candidates,
             Err(error) => {
                 warn!(%error, "no jobs can be claimed");
-                return Looked::Fault;
+                return Looked::Pause(AFTER_FAULT);
             }
         };
+        let candidates = in_turns(candidates);
         let found = !candidates.is_empty();
         let mut surplus = Vec::new();
         for candidate in candidates {
@@ -229,15 +202,18 @@ impl Dispatcher {
     async fn candidates(&mut self, slots: &Slots) -> Result<Vec<Candidate>, Error> {
         let mut wanted = slots.wanted();
         let mut found = Vec::new();
-        if self.claim_until <= Instant::now() {
-            self.claimed.clear();
-        }
+        let now = Instant::now();
+        self.claimed
+            .retain(|candidate| !matches!(candidate.source, Source::Claim(until) if until <= now));
         take_claimed(&mut self.claimed, &mut wanted, &mut found);
         if !self.core.ready_is_away() {
             match self.take_hints(&mut wanted).await {
                 Ok(hints) => {
                     found.extend(hints.into_iter().map(Candidate::from));
-                    return Ok(found);
+                    // One that takes nothing new still gives what it has, and is emptied by that.
+                    if !self.core.ready_is_degraded() {
+                        return Ok(found);
+                    }
                 }
                 Err(error) => {
                     debug!(%error, "no hints");
@@ -245,7 +221,10 @@ impl Dispatcher {
                 }
             }
         }
-        if self.claimed.is_empty() && found.is_empty() {
+        // Only queues of which nothing is claimed want more here: no line is in the way of another.
+        wanted.retain(|_, count| *count > 0);
+        let is_time = found.is_empty() || self.claimed_at.elapsed() >= DIRECT_EVERY;
+        if is_time && !wanted.is_empty() {
             self.claim(&wanted).await?;
             take_claimed(&mut self.claimed, &mut wanted, &mut found);
         }
@@ -268,7 +247,7 @@ impl Dispatcher {
             count_off(wanted, hints.iter().map(|hint| &hint.line.queue));
         }
         // All lines of one level in one round trip, and the next level with what is still free then.
-        for level in crate::job::Priority::ALL {
+        for level in Priority::ALL {
             let wants: Vec<_> = lines_of(queues.clone())
                 .into_iter()
                 .filter(|line| line.priority == level)
@@ -289,18 +268,20 @@ impl Dispatcher {
 
     async fn claim(&mut self, wanted: &BTreeMap<QueueName, usize>) -> Result<(), Error> {
         let total: usize = wanted.values().sum();
-        let limit = 2 + total.div_ceil(BATCH_MAX).min(8);
+        let limit = (2 + total).min(CLAIM_MAX);
         let lines = lines_of(wanted.keys().cloned().collect());
-        let segments = self.core.store.claim(lines, CLAIM_FOR, limit).await?;
+        let mut segments = self.core.store.claim(lines, CLAIM_FOR, limit).await?;
+        segments.sort_by_key(|segment| Reverse(segment.line.priority));
         self.core
             .metrics
             .direct_claims(segments.iter().map(|s| s.jobs.len()).sum());
-        self.claim_until = Instant::now() + CLAIM_FOR;
+        self.claimed_at = Instant::now();
+        let until = self.claimed_at + CLAIM_FOR;
         for segment in segments {
             let candidate = |job| Candidate {
                 job,
                 line: segment.line.clone(),
-                source: Source::Claim,
+                source: Source::Claim(until),
             };
             self.claimed
                 .extend(segment.jobs.iter().copied().map(candidate));
@@ -330,7 +311,7 @@ impl Dispatcher {
 enum Looked {
     Found,
     Nothing,
-    Fault,
+    Pause(Duration),
 }
 
 impl From<Hint> for Candidate {
@@ -340,65 +321,6 @@ impl From<Hint> for Candidate {
             line: hint.line.clone(),
             source: Source::Hint(hint),
         }
-    }
-}
-
-/// Free slots at the beginning of a round, by queue.
-struct Slots {
-    queues: BTreeMap<QueueName, Takers>,
-}
-
-struct Takers {
-    sessions: Vec<(Arc<Live>, u32)>,
-    next: usize,
-}
-
-impl Slots {
-    fn count(core: &Core, turn: usize) -> Self {
-        let mut queues: BTreeMap<QueueName, Takers> = BTreeMap::new();
-        for live in core.sessions.all() {
-            for queue in live.queues() {
-                let free = live.free(&queue);
-                if free > 0 {
-                    let takers = queues.entry(queue).or_insert(Takers {
-                        sessions: Vec::new(),
-                        next: turn,
-                    });
-                    takers.sessions.push((live.clone(), free));
-                }
-            }
-        }
-        Self { queues }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.queues.is_empty()
-    }
-
-    /// How many jobs of each queue could be placed.
-    fn wanted(&self) -> BTreeMap<QueueName, usize> {
-        let free = |takers: &Takers| takers.sessions.iter().map(|(_, free)| *free as usize).sum();
-        self.queues
-            .iter()
-            .map(|(queue, takers)| (queue.clone(), free(takers)))
-            .collect()
-    }
-
-    /// Reserves the next free slot of a queue, going round its sessions.
-    fn assign(&mut self, queue: &QueueName) -> Option<Arc<Live>> {
-        let takers = self.queues.get_mut(queue)?;
-        while !takers.sessions.is_empty() {
-            let at = takers.next % takers.sessions.len();
-            let (live, free) = takers.sessions.get_mut(at)?;
-            // What was free a moment ago may be taken: a session can subscribe to several queues.
-            if *free > 0 && live.reserve(queue) {
-                *free -= 1;
-                takers.next = at + 1;
-                return Some(live.clone());
-            }
-            takers.sessions.swap_remove(at);
-        }
-        None
     }
 }
 
@@ -420,6 +342,35 @@ fn take_claimed(
     *claimed = kept;
 }
 
+/// What is urgent first. Within a level the queues take turns, and chance says which begins: a slot that serves several
+/// queues would else be the first one's for as long as that has a line.
+fn in_turns(candidates: Vec<Candidate>) -> Vec<Candidate> {
+    let mut lines: BTreeMap<Line, VecDeque<Candidate>> = BTreeMap::new();
+    let mut ordered = Vec::with_capacity(candidates.len());
+    for candidate in candidates {
+        let line = lines.entry(candidate.line.clone()).or_default();
+        line.push_back(candidate);
+    }
+    for level in Priority::ALL {
+        let mut queues: Vec<_> = lines
+            .iter_mut()
+            .filter(|(line, _)| line.priority == level)
+            .map(|(_, waiting)| waiting)
+            .collect();
+        if !queues.is_empty() {
+            let first = rand::random_range(0..queues.len());
+            queues.rotate_left(first);
+        }
+        while !queues.is_empty() {
+            queues.retain_mut(|waiting| {
+                ordered.extend(waiting.pop_front());
+                !waiting.is_empty()
+            });
+        }
+    }
+    ordered
+}
+
 fn count_off<'a>(
     wanted: &mut BTreeMap<QueueName, usize>,
     queues: impl Iterator<Item = &'a QueueName>,
@@ -438,7 +389,7 @@ fn lane_of(live: &Live) -> usize {
 }
 
 /// One flush of a lane: leases by one guarded write, then a frame for each session that got some.
-async fn grant(core: Arc<Core>, batch: Vec<Promise>) {
+async fn grant(core: Arc<Core>, brake: Arc<Brake>, batch: Vec<Promise>) {
     // How large the jobs are shows only now: who fell behind since the slot was promised gets none.
     let (late, batch): (Vec<_>, Vec<_>) = batch.into_iter().partition(|p| p.to.is_behind());
     break_promises(&core, late).await;
@@ -459,10 +410,14 @@ async fn grant(core: Arc<Core>, batch: Vec<Promise>) {
             // It may have been committed all the same: then the sessions have leases that they do not know of.
             let asked = |p: &Promise| (p.candidate.job, p.to.attached().session);
             core.doubts.add(batch.iter().map(asked));
+            brake.pull(AFTER_FAULT);
             batch.iter().map(|_| Granted::Locked).collect()
         }
     };
     core.metrics.batch("grant", batch.len());
+    if answers.iter().all(|answer| *answer == Granted::Locked) {
+        brake.pull(AFTER_LOCKED);
+    }
     let mut sessions: BTreeMap<crate::job::SessionId, (Arc<Live>, Outcome)> = BTreeMap::new();
     let mut spent = Vec::new();
     let mut returned = Vec::new();
@@ -530,7 +485,7 @@ struct Outcome {
 fn hints(candidates: Vec<Candidate>) -> Vec<Hint> {
     let hint = |candidate: Candidate| match candidate.source {
         Source::Hint(hint) => Some(hint),
-        Source::Claim => None,
+        Source::Claim(_) => None,
     };
     candidates.into_iter().filter_map(hint).collect()
 }

@@ -41,7 +41,7 @@ impl Enqueues {
             items: BATCH_MAX,
             bytes: BATCH_BYTES_MAX,
         };
-        let size = |waiting: &Waiting| size(&waiting.job);
+        let size = |waiting: &Waiting| waiting.job.size() + 200;
         let (flush_core, flush_offers) = (core.clone(), offers.clone());
         let flush = move |batch| flush(flush_core.clone(), flush_offers.clone(), batch);
         Self {
@@ -180,15 +180,4 @@ fn accepted(
         )),
         Enqueued::NotTried => Ok(None),
     }
-}
-
-fn size(job: &NewJob) -> usize {
-    let words: usize = job
-        .spec
-        .labels
-        .iter()
-        .chain(&job.spec.headers)
-        .map(|(k, v)| k.len() + v.len())
-        .sum();
-    job.payload.data.len() + words + 200
 }

@@ -122,6 +122,10 @@ fn swept(offers: &Offers, swept: Swept) -> More {
 
 /// Offers again what the ready-list has lost, or was never told.
 async fn reconcile(core: Arc<Core>, _: Offers) -> Result<More> {
+    if core.ready_is_degraded() {
+        // What it took to offer would be kept from direct claims.
+        return Ok(false);
+    }
     let Ok(epoch) = core.ready.epoch().await else {
         // The doorbell and the health loop report it.
         return Ok(false);
@@ -169,6 +173,10 @@ async fn health(core: Arc<Core>, _: Offers) -> Result<More> {
     match core.ready.ping().await {
         Ok(_) => core.ready_answered(),
         Err(_) => core.ready_failed(),
+    }
+    // It may answer and take nothing: a nudge is the smallest thing to add.
+    if core.ready_is_degraded() && !core.ready_is_away() {
+        core.ready_took(core.ready.nudge().await.is_ok());
     }
     let store = core.store.ping().await;
     core.store_answered(store.is_ok());

@@ -11,6 +11,7 @@ mod batch;
 mod dispatch;
 mod enqueue;
 mod heal;
+mod hunger;
 mod jobs;
 mod loops;
 mod offer;
@@ -20,6 +21,7 @@ mod progress;
 mod renew;
 mod results;
 mod sessions;
+mod slots;
 mod tasks;
 mod watch;
 
@@ -27,7 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
@@ -56,6 +58,9 @@ use watch::Watches;
 
 /// How long the engine's own tasks may take to end once they are told to.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
+
+/// Calls of [`Engine::report`] that are being recorded at once: a crowd of them must leave connections for the sessions.
+const REPORTS_MAX: usize = 2;
 
 /// What a user may choose.
 #[derive(Debug, Clone)]
@@ -94,6 +99,7 @@ pub struct Engine {
     enqueues: Enqueues,
     offers: Offers,
     outlets: Outlets,
+    reports: Arc<Semaphore>,
 }
 
 /// What all parts of the engine share.
@@ -111,7 +117,10 @@ pub(crate) struct Core {
     /// Rings when other nodes may have something to say.
     nudged: Notify,
     store_away: AtomicBool,
+    /// The ready-list does not answer.
     ready_away: AtomicBool,
+    /// It does not take new hints; full, perhaps.
+    ready_refuses: AtomicBool,
     draining: AtomicBool,
 }
 
@@ -152,6 +161,7 @@ impl Engine {
             nudged: Notify::new(),
             store_away: AtomicBool::new(false),
             ready_away: AtomicBool::new(false),
+            ready_refuses: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         });
         let tasks = Tasks::default();
@@ -176,6 +186,7 @@ impl Engine {
                 reports,
                 attaches,
             },
+            reports: Arc::new(Semaphore::new(REPORTS_MAX)),
         })
     }
 
@@ -188,7 +199,7 @@ impl Engine {
     pub fn health(&self) -> Health {
         Health {
             store: !self.core.store_away.load(Ordering::Relaxed),
-            ready_list: !self.core.ready_is_away(),
+            ready_list: !self.core.ready_is_degraded(),
             draining: self.core.is_draining(),
         }
     }
@@ -241,7 +252,11 @@ impl Engine {
             .map(|(lease, outcome)| results::ending(lease, session, outcome))
             .collect();
         let (core, offers) = (self.core.clone(), self.offers.clone());
-        let recording = tokio::spawn(async move { results::record(&core, &offers, endings).await });
+        let turn = self.reports.clone().acquire_owned().await;
+        let recording = tokio::spawn(async move {
+            let _turn = turn.map_err(Error::internal)?;
+            results::record(&core, &offers, endings).await
+        });
         recording.await.map_err(Error::internal)?
     }
 
@@ -297,19 +312,36 @@ impl Core {
         }
     }
 
-    /// The ready-list failed: direct claims take over until it answers.
+    /// It is away or takes nothing new: then not all that is QUEUED is in it, and direct claims take over.
+    fn ready_is_degraded(&self) -> bool {
+        self.ready_is_away() || self.ready_refuses.load(Ordering::Relaxed)
+    }
+
     fn ready_failed(&self) {
-        if !self.ready_away.swap(true, Ordering::Relaxed) {
-            warn!("degraded: the ready-list is away, jobs are claimed directly");
-            self.metrics.ready_list_degraded(true);
-        }
+        self.note_ready(&self.ready_away, true);
     }
 
     fn ready_answered(&self) {
-        if self.ready_away.swap(false, Ordering::Relaxed) {
-            info!("the ready-list is back");
-            self.metrics.ready_list_degraded(false);
+        self.note_ready(&self.ready_away, false);
+    }
+
+    fn ready_took(&self, took: bool) {
+        self.note_ready(&self.ready_refuses, !took);
+    }
+
+    fn note_ready(&self, fault: &AtomicBool, is_so: bool) {
+        let before = self.ready_is_degraded();
+        fault.store(is_so, Ordering::Relaxed);
+        let after = self.ready_is_degraded();
+        if before != after {
+            match after {
+                true => {
+                    warn!("degraded: the ready-list is away or full, jobs are claimed directly")
+                }
+                false => info!("the ready-list is back"),
+            }
         }
+        self.metrics.ready_list_degraded(after);
     }
 
     /// An attempt ended: wakes who waits for the job.

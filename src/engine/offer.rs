@@ -48,7 +48,7 @@ impl Offers {
 
     /// Passes segments on. Without a ready-list, or when too many wait, they are left to direct claims and reconcile.
     pub fn offer(&self, segments: Vec<Segment>) {
-        let away = self.core.ready_is_away();
+        let away = self.core.ready_is_degraded();
         for segment in segments {
             if away || self.batcher.push(segment).is_err() {
                 self.core.wake.notify_one();
@@ -65,7 +65,7 @@ pub async fn offer_now(core: &Core, segments: Vec<Segment>) -> Option<Vec<Offer>
         .collect();
     match core.ready.offer(lines).await {
         Ok(placed) => {
-            core.ready_answered();
+            core.ready_took(true);
             let offers = segments.iter().zip(placed);
             Some(
                 offers
@@ -79,7 +79,7 @@ pub async fn offer_now(core: &Core, segments: Vec<Segment>) -> Option<Vec<Offer>
         }
         Err(error) => {
             debug!(%error, segments = segments.len(), "segments not offered");
-            core.ready_failed();
+            core.ready_took(false);
             None
         }
     }

@@ -12,7 +12,7 @@ use crate::engine::{Accepted, Engine};
 use crate::error::{Error, Result, Violation};
 use crate::job::draft::{Fields, is_storable, span};
 use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, REASON_BYTES_MAX, SPAN_MAX, WAIT_MAX};
-use crate::job::{JobId, JobState, View};
+use crate::job::{JobId, JobState, NewJob, View};
 use crate::proto as pb;
 
 /// The service.
@@ -93,14 +93,6 @@ impl Jobs {
                 format!("must be from 1 to {BATCH_MAX}"),
             ));
         }
-        let bytes: usize = requests.iter().map(prost::Message::encoded_len).sum();
-        if bytes > BATCH_BYTES_MAX {
-            return Err(Error::InvalidArgument(vec![Violation::too_large(
-                "requests",
-                bytes,
-                BATCH_BYTES_MAX,
-            )]));
-        }
         let mut jobs = Vec::with_capacity(requests.len());
         let mut found = Vec::new();
         for (i, request) in requests.into_iter().enumerate() {
@@ -112,6 +104,10 @@ impl Jobs {
                 Ok(job) => jobs.push(job),
                 Err(violations) => found.extend(violations),
             }
+        }
+        let bytes = jobs.iter().map(NewJob::size).sum();
+        if bytes > BATCH_BYTES_MAX {
+            found.push(Violation::too_large("requests", bytes, BATCH_BYTES_MAX));
         }
         if !found.is_empty() {
             return Err(Error::InvalidArgument(found));

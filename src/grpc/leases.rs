@@ -4,6 +4,7 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio_stream::{Stream, StreamExt};
@@ -13,11 +14,11 @@ use tracing::debug;
 use super::convert;
 use super::status::status;
 use crate::engine::{Engine, Live};
-use crate::error::{Error, Result, Violation};
+use crate::error::{Error, Limit, Result, Violation};
 use crate::job::id::NAME_SHAPE;
 use crate::job::limits::{
-    BATCH_MAX, CHECKPOINT_BYTES_MAX, HELLO_WITHIN, MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX,
-    RESUME_TOKEN_BYTES, SPAN_MAX,
+    BATCH_MAX, CHECKPOINT_BYTES_MAX, HELLO_WITHIN, MESSAGE_BYTES_MAX, NAME_BYTES_MAX,
+    PAYLOAD_BYTES_MAX, RESUME_TOKEN_BYTES, SPAN_MAX,
 };
 use crate::job::{Lease, QueueName, Verdict};
 use crate::proto as pb;
@@ -53,7 +54,11 @@ impl pb::worker_service_server::WorkerService for Leases {
         &self,
         request: Request<pb::ReportResultsRequest>,
     ) -> Result<Response<pb::ReportResultsResponse>, Status> {
-        let receipts = self.report(request.into_inner()).await.map_err(status)?;
+        let receipts = self.report(request.into_inner()).await;
+        let receipts = receipts.map_err(|error| {
+            self.0.metrics().failed_request("grpc", error.code().reason);
+            status(error)
+        })?;
         Ok(Response::new(pb::ReportResultsResponse { receipts }))
     }
 }
@@ -251,16 +256,25 @@ fn take(live: &Arc<Live>, message: In) {
             },
             Err(error) => return live.outbox().close(Some(error)),
         },
-        In::Progress(progress) => ClientMessage::Progress(
-            progress
-                .reports
-                .into_iter()
-                .filter_map(convert::report)
-                .collect(),
-        ),
-        In::Results(results) => ClientMessage::Results(reported(live, results.results)),
+        In::Progress(progress) if progress.reports.len() > BATCH_MAX => {
+            return too_many(live, "progress.reports");
+        }
+        In::Progress(progress) => {
+            let reports = progress.reports.into_iter();
+            ClientMessage::Progress(reports.filter_map(convert::report).collect())
+        }
+        In::Results(pb::Results { results }) if results.len() > BATCH_MAX => {
+            return too_many(live, "results.results");
+        }
+        In::Results(pb::Results { results }) => ClientMessage::Results(reported(live, results)),
     };
     live.feed(Event::Frame(message));
+}
+
+/// A batch over its bound is a fault of protocol; nothing of it is looked at.
+fn too_many(live: &Live, field: &str) {
+    let error = Error::field(field, format!("must be at most {BATCH_MAX}"));
+    live.outbox().close(Some(error));
 }
 
 /// Results that name a lease. One that cannot name any is answered here: there is nothing to ask about.
@@ -268,9 +282,14 @@ fn reported(live: &Live, results: Vec<pb::Result>) -> Vec<(Lease, Reported)> {
     let mut named = Vec::with_capacity(results.len());
     for result in results {
         let Some(lease) = convert::lease(result.lease.as_ref()) else {
-            live.outbox().push(ServerMessage::Unreadable(
-                result.lease.map(|raw| (raw.job_id, raw.attempt)),
-            ));
+            let shown = result.lease.map(|raw| (cut(raw.job_id), raw.attempt));
+            if !live.outbox().push(ServerMessage::Unreadable(shown)) {
+                live.outbox().close(Some(Error::LimitReached {
+                    limit: Limit::Outbox,
+                    retry_after: Duration::from_secs(1),
+                }));
+                return named;
+            }
             continue;
         };
         let reported = match convert::outcome(result.outcome) {
@@ -281,6 +300,14 @@ fn reported(live: &Live, results: Vec<pb::Result>) -> Vec<(Lease, Reported)> {
         named.push((lease, reported));
     }
     named
+}
+
+/// What names no lease is sent back so that its worker knows it again, but no more of it than an id could be: it waits
+/// in memory until the worker reads it.
+fn cut(mut id: String) -> String {
+    id.truncate(id.floor_char_boundary(NAME_BYTES_MAX));
+    id.shrink_to_fit();
+    id
 }
 
 fn hello(message: pb::Hello) -> Result<Hello> {

@@ -3,10 +3,12 @@
 mod convert;
 mod jobs;
 mod leases;
+mod patience;
 mod status;
 
 use std::sync::Arc;
 
+use axum::middleware::map_request;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
@@ -21,7 +23,7 @@ use proto::worker_service_server::WorkerServiceServer;
 /// What answers gRPC calls, and what tells the health service how the node is.
 pub struct Face {
     /// All services.
-    pub routes: Routes,
+    pub routes: axum::Router,
     health: HealthReporter,
 }
 
@@ -35,6 +37,8 @@ pub fn face(engine: Arc<Engine>) -> Result<Face> {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // So that clients that know us by reflection alone can read the details of errors.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     let jobs = JobServiceServer::new(jobs::Jobs(engine.clone()));
     let leases = WorkerServiceServer::new(leases::Leases(engine));
@@ -43,7 +47,9 @@ pub fn face(engine: Arc<Engine>) -> Result<Face> {
         .add_service(leases.max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(reflection().build_v1().map_err(Error::internal)?)
         .add_service(reflection().build_v1alpha().map_err(Error::internal)?)
-        .prepare();
+        .prepare()
+        .into_axum_router()
+        .layer(map_request(async |request| patience::bounded(request)));
     Ok(Face { routes, health })
 }
 

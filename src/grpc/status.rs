@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, QuotaViolation, StatusExt};
 use tracing::error;
+use uuid::Uuid;
 
 use crate::error::Error;
 
@@ -15,16 +16,18 @@ const VIOLATIONS_MAX: usize = 20;
 /// The status of an error.
 pub fn status(failed: Error) -> Status {
     let code = failed.code();
-    if let Error::Internal(cause) = &failed {
-        error!(%cause, "internal error");
-    }
     let mut details = ErrorDetails::new();
+    if let Error::Internal(cause) = &failed {
+        let id = Uuid::new_v4().simple().to_string();
+        error!(request_id = id, error = %cause, "internal error");
+        details.set_request_info(id, "");
+    }
     details.set_error_info(code.reason, DOMAIN, metadata(&failed));
     match &failed {
         Error::InvalidArgument(violations) => {
             let shown = violations.iter().take(VIOLATIONS_MAX);
             let violations: Vec<_> = shown
-                .map(|v| FieldViolation::new(cut(&v.field), cut(&v.why)))
+                .map(|v| FieldViolation::new(&v.field, cut(&v.why)))
                 .collect();
             details.set_bad_request(violations);
         }
@@ -63,4 +66,24 @@ fn metadata(failed: &Error) -> HashMap<String, String> {
 /// A peer's own text comes back no longer than this.
 fn cut(text: &str) -> String {
     text.chars().take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_internal_error_tells_a_request_id_and_nothing_of_its_cause() {
+        let status = status(Error::internal("the cause"));
+        assert_eq!(
+            (status.code(), status.message()),
+            (Code::Internal, "internal error")
+        );
+        assert_eq!(
+            status.get_details_request_info().unwrap().request_id.len(),
+            32
+        );
+        assert!(!status.details().windows(9).any(|part| part == b"the cause"));
+    }
 }

@@ -107,7 +107,7 @@ async fn collect(body: Body, max: usize, within: Duration) -> Result<Vec<u8>, Pr
     // Cancel safe: what was read of the body belongs to this call alone.
     match tokio::time::timeout(within, up_to(body, max)).await {
         Ok(read) => Ok(read?),
-        Err(_) => Err(Refusal::BodyTimeout(within).into()),
+        Err(_) => Err(Error::BodyTimeout(within).into()),
     }
 }
 
@@ -212,7 +212,7 @@ mod tests {
         let given_up = collect(endless, 10, Duration::from_millis(1)).await;
         assert!(matches!(
             given_up,
-            Err(Problem::Refused(Refusal::BodyTimeout(_)))
+            Err(Problem::Service(Error::BodyTimeout(_)))
         ));
     }
 

@@ -166,7 +166,7 @@ fn batch(text: &str, engine: &Engine) -> Result<Vec<NewJob>> {
     for (index, raw) in listed.into_iter().enumerate() {
         match new_job(raw, &format!("jobs[{index}]."), engine.fresh_id()) {
             Ok(job) => {
-                bytes = bytes.saturating_add(job.payload.data.len());
+                bytes = bytes.saturating_add(job.size());
                 jobs.push(job);
             }
             Err(more) => faults.extend(more),

@@ -35,13 +35,7 @@ impl<'a> Members<'a> {
             path,
         };
         let Ok(Object { entries, more }) = serde_json::from_str(raw.get()) else {
-            let name = match members.path.strip_suffix('.') {
-                Some(name) => name.to_owned(),
-                None => "body".into(),
-            };
-            members
-                .faults
-                .push(Violation::field(name, "must be an object"));
+            members.fault_of_all("must be an object");
             return members;
         };
         let mut twice = BTreeSet::new();
@@ -59,9 +53,15 @@ impl<'a> Members<'a> {
             members.fault(&key, "is given twice");
         }
         if more {
-            members.fault("", format!("has more than {MEMBERS_MAX} members"));
+            members.fault_of_all(format!("has more than {MEMBERS_MAX} members"));
         }
         members
+    }
+
+    /// Notes what is wrong with the object itself.
+    fn fault_of_all(&mut self, why: impl Into<String>) {
+        let name = self.path.strip_suffix('.').unwrap_or("body");
+        self.faults.push(Violation::field(name, why));
     }
 
     /// Notes what is wrong with a member.

@@ -1,7 +1,5 @@
 //! Errors as `application/problem+json` (RFC 9457). The one place where an error becomes an HTTP answer.
 
-use std::time::Duration;
-
 use axum::response::{IntoResponse, Response};
 use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
@@ -12,8 +10,6 @@ use crate::error::{Error, Violation};
 
 /// Violations that one answer lists. A batch of 1,000 bad jobs is clear after the first.
 const VIOLATIONS_SHOWN: usize = 50;
-/// Bytes of a field's name that are shown: an unknown field's name is the caller's own text.
-const FIELD_BYTES_SHOWN: usize = 200;
 
 /// A call that is answered with an error.
 #[derive(Debug)]
@@ -35,8 +31,6 @@ pub enum Refusal {
     ContentType,
     /// The body is larger than this many bytes.
     BodyTooLarge(usize),
-    /// The body did not end within this time.
-    BodyTimeout(Duration),
     /// The body ended before it was complete.
     BodyBroken,
 }
@@ -63,11 +57,6 @@ impl Refusal {
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "PAYLOAD_TOO_LARGE",
                 format!("the body has more than {max} bytes"),
-            ),
-            Self::BodyTimeout(within) => (
-                StatusCode::REQUEST_TIMEOUT,
-                "BODY_TIMEOUT",
-                format!("the body did not end within {within:?}"),
             ),
             Self::BodyBroken => (
                 StatusCode::BAD_REQUEST,
@@ -151,15 +140,15 @@ impl IntoResponse for Problem {
             HeaderValue::from_static("application/problem+json"),
         );
         match &self {
+            // The rest of such a body is not read, so nothing can follow it.
+            Self::Refused(Refusal::BodyTooLarge(_)) | Self::Service(Error::BodyTimeout(_)) => {
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             Self::Service(error) => {
                 if let Some(after) = error.retry_after() {
                     let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
                     headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
                 }
-            }
-            // The rest of such a body is not read, so nothing can follow it.
-            Self::Refused(Refusal::BodyTooLarge(_) | Refusal::BodyTimeout(_)) => {
-                headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Self::Refused(_) => {}
         }
@@ -173,13 +162,8 @@ fn items(violations: &[Violation]) -> Vec<Item<'_>> {
         .iter()
         .take(VIOLATIONS_SHOWN)
         .map(|violation| Item {
-            field: cut(&violation.field),
+            field: &violation.field,
             message: &violation.why,
         })
         .collect()
-}
-
-fn cut(field: &str) -> &str {
-    let end = field.floor_char_boundary(FIELD_BYTES_SHOWN);
-    field.get(..end).unwrap_or(field)
 }

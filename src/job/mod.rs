@@ -116,6 +116,14 @@ pub struct NewJob {
     pub fingerprint: [u8; 32],
 }
 
+impl NewJob {
+    /// Bytes of its payload and words, as the bounds of a batch count them.
+    pub fn size(&self) -> usize {
+        let words = self.spec.labels.iter().chain(&self.spec.headers);
+        self.payload.data.len() + words.map(|(k, v)| k.len() + v.len()).sum::<usize>()
+    }
+}
+
 /// A job as the store knows it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
@@ -139,7 +147,7 @@ pub struct Job {
     pub releases: u32,
     /// What the handler returned. `None` in a basic view.
     pub output: Option<Payload>,
-    /// Of the newest attempt that failed or timed out. `None` in a basic view.
+    /// Of the newest attempt that failed or timed out, or whose lost lease was one too many. `None` in a basic view.
     pub last_failure: Option<Failure>,
     /// Of the newest attempt that reported any. `None` in a basic view.
     pub progress: Option<Progress>,

@@ -7,11 +7,12 @@ use bytes::Bytes;
 
 use crate::error::{Error, Violation};
 use crate::job::draft::{check_labels, is_storable};
+use crate::job::id::NAME_SHAPE;
 use crate::job::limits::{
-    ATTACH_SEQUENCE_MAX, FRAME_BYTES_MIN, HELD_MAX, KINDS_MAX, LEASE_TTL_MAX, LEASE_TTL_MIN,
-    RESUME_TOKEN_BYTES, SUBSCRIPTIONS_MAX, WINDOW_MAX, WORD_BYTES_MAX,
+    ATTACH_SEQUENCE_MAX, FRAME_BYTES_MIN, HELD_MAX, KINDS_MAX, LABELS_BYTES_MAX, LEASE_TTL_MAX,
+    LEASE_TTL_MIN, RESUME_TOKEN_BYTES, SUBSCRIPTIONS_MAX, WINDOW_MAX, WORD_BYTES_MAX,
 };
-use crate::job::{Lease, LeasedJob, Outcome, Progress, QueueName, SessionId, Verdict};
+use crate::job::{Kind, Lease, LeasedJob, Outcome, Progress, QueueName, SessionId, Verdict};
 
 /// The protocol that is spoken here.
 pub const PROTOCOL: u32 = 1;
@@ -130,10 +131,12 @@ impl Hello {
         let word_shape = || format!("must have at most {WORD_BYTES_MAX} bytes and no U+0000");
         require(word(&self.worker), "hello.worker", word_shape());
         require(word(&self.sdk), "hello.sdk", word_shape());
+        let kinds =
+            self.kinds.len() <= KINDS_MAX && self.kinds.iter().all(|k| Kind::parse(k).is_some());
         require(
-            self.kinds.len() <= KINDS_MAX,
+            kinds,
             "hello.kinds",
-            format!("must be at most {KINDS_MAX}"),
+            format!("must be at most {KINDS_MAX}, each matching {NAME_SHAPE}"),
         );
         require(
             self.held.len() <= HELD_MAX,
@@ -172,6 +175,12 @@ impl Hello {
         if let Err(why) = check_labels(&self.labels) {
             require(false, "hello.labels", why);
         }
+        let bytes: usize = self.labels.iter().map(|(k, v)| k.len() + v.len()).sum();
+        require(
+            bytes <= LABELS_BYTES_MAX,
+            "hello.labels",
+            format!("must have at most {LABELS_BYTES_MAX} bytes"),
+        );
         if let Err(why) = check_subscriptions(&self.queues) {
             require(false, "hello.queues", why);
         }

@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::error::Result;
+use crate::job::limits::BATCH_BYTES_MAX;
 use crate::job::{
     Ending, HeldLease, Job, JobId, JobState, Kind, Lease, LeasedJob, NewJob, NodeId, Priority,
     Progress, QueueName, SessionId, Verdict, View,
@@ -100,7 +101,7 @@ pub struct EnqueueAnswer {
     pub segments: Vec<Segment>,
 }
 
-/// Conditions of a list; each that is not empty must hold.
+/// Conditions of a list; each that is not empty must hold, when the job is read.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct JobFilter {
     /// Any of these queues.
@@ -114,10 +115,28 @@ pub struct JobFilter {
 /// One page of a list, newest job first.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct JobPage {
-    /// At most as many as were asked for, perhaps fewer, even when there are more.
+    /// At most as many as were asked for, perhaps fewer, even when there are more: it also ends before
+    /// [`crate::job::limits::BATCH_BYTES_MAX`] of bodies and words, but not before its first job.
     pub jobs: Vec<Job>,
     /// Where the next page begins: it holds ids below this. `None`: there is no more.
     pub next: Option<JobId>,
+}
+
+impl JobPage {
+    /// Ends the page before it is more than one message carries, but not before its first job. `size` is asked for
+    /// each job: the bytes of its words, and of a full view those of its bodies and attempts.
+    fn cut(ids: &mut Vec<JobId>, next: &mut Option<JobId>, size: impl Fn(&JobId) -> usize) {
+        let mut bytes = 0_usize;
+        let fits = ids.iter().take_while(|id| {
+            bytes = bytes.saturating_add(size(id));
+            bytes <= BATCH_BYTES_MAX
+        });
+        let fitting = fits.count().max(1);
+        if fitting < ids.len() {
+            ids.truncate(fitting);
+            *next = ids.last().copied();
+        }
+    }
 }
 
 /// Answer to a cancel.
@@ -313,9 +332,10 @@ pub struct QueueStats {
 /// [`crate::job::limits::BATCH_MAX`] items.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Brings the schema to this binary's version; safe to run from many nodes at once. Refuses a newer schema.
+    /// Brings the schema to this binary's version; safe to run from many nodes at once. A newer schema is
+    /// refused, and left as it is.
     async fn migrate(&self) -> Result<MigrationReport>;
-    /// Says what [`Store::migrate`] would do.
+    /// Says what [`Store::migrate`] would do. Of a newer schema it says its version.
     async fn pending_migrations(&self) -> Result<MigrationReport>;
     /// One cheap round trip. The answer names the server and its version.
     async fn ping(&self) -> Result<String>;
@@ -382,7 +402,7 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Vec<Segment>>;
     /// Takes, oldest first, segments of `line` that were offered under `epoch` with their last entry below `first`
     /// (`None`: the line is empty), at least `age` ago, and still have QUEUED jobs, trimmed to those: their hints are
-    /// lost. They count as not offered until [`Store::offered`] says where they are.
+    /// lost. They count as not offered until [`Store::offered`] says where they are. A loan goes on.
     async fn lost_offers(
         &self,
         epoch: Epoch,
@@ -391,8 +411,8 @@ pub trait Store: Send + Sync + 'static {
         age: Duration,
         limit: usize,
     ) -> Result<Vec<Segment>>;
-    /// Lends segments of these lines to one caller for `claim`, oldest first, trimmed to their QUEUED jobs: hand-out
-    /// without a ready-list.
+    /// Lends segments of these lines to one caller for `claim`, trimmed to their QUEUED jobs: hand-out without a
+    /// ready-list. The queues take turns, and each begins with its most urgent and oldest.
     async fn claim(&self, lines: Vec<Line>, claim: Duration, limit: usize) -> Result<Vec<Segment>>;
 
     /// Makes SCHEDULED jobs QUEUED whose time has come.
@@ -422,4 +442,14 @@ pub struct MigrationReport {
     pub needed: i64,
     /// What is between, one line each: "0002 add labels".
     pub steps: Vec<String>,
+}
+
+impl MigrationReport {
+    /// Why this binary must leave the schema alone, if it is newer.
+    pub fn refusal(&self) -> Option<String> {
+        let Self { found, needed, .. } = self;
+        (found > needed).then(|| {
+            format!("the schema is at version {found}, newer than the {needed} that this program knows; use a newer program")
+        })
+    }
 }

@@ -21,7 +21,7 @@ use crate::job::{Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// How long the engine's own tasks wait. What they lose by not hearing the answer, the sweeps find.
 const LOOP_ANSWER_WITHIN: Duration = Duration::from_secs(30);
-/// Calls under way at once, with those that nobody waits for any more.
+/// Calls of clients under way at once, and as many of the engine's own, with those that nobody waits for any more.
 const CALLS_MAX: usize = 1_024;
 
 /// Where the measurements go.
@@ -35,7 +35,9 @@ pub trait StoreMetrics: Send + Sync + 'static {
 pub struct Observed {
     inner: Arc<dyn Store>,
     hook: Arc<dyn StoreMetrics>,
-    calls: Arc<Semaphore>,
+    /// Apart from each other: a crowd of clients must not keep the engine from renewing a lease.
+    clients: Arc<Semaphore>,
+    engine: Arc<Semaphore>,
 }
 
 impl Observed {
@@ -45,8 +47,13 @@ impl Observed {
         reason = "nobody has use for it but as a store"
     )]
     pub fn new(inner: Arc<dyn Store>, hook: Arc<dyn StoreMetrics>) -> Arc<dyn Store> {
-        let calls = Arc::new(Semaphore::new(CALLS_MAX));
-        Arc::new(Self { inner, hook, calls })
+        let turns = || Arc::new(Semaphore::new(CALLS_MAX));
+        Arc::new(Self {
+            inner,
+            hook,
+            clients: turns(),
+            engine: turns(),
+        })
     }
 
     /// Runs `work` in a task of its own and waits for its answer. Cancel safe: the task goes on.
@@ -59,11 +66,16 @@ impl Observed {
         let Call {
             verb,
             items,
+            by,
             within,
             late,
         } = call;
+        let turns = match by {
+            By::Client => &self.clients,
+            By::Engine => &self.engine,
+        };
         // Behind a store that does not answer, calls must not pile up without end.
-        let Ok(turn) = self.calls.clone().try_acquire_owned() else {
+        let Ok(turn) = turns.clone().try_acquire_owned() else {
             self.hook
                 .observe(verb, Duration::ZERO, Some(away().code().reason));
             return Err(away());
@@ -105,9 +117,17 @@ impl Observed {
 struct Call {
     verb: &'static str,
     items: usize,
+    by: By,
     within: Duration,
     /// What its caller is told when the answer takes too long.
     late: Error,
+}
+
+/// Who waits for a call.
+#[derive(Clone, Copy)]
+enum By {
+    Client,
+    Engine,
 }
 
 fn away() -> Error {
@@ -119,6 +139,7 @@ fn read(verb: &'static str, items: usize) -> Call {
     Call {
         verb,
         items,
+        by: By::Client,
         within: ANSWER_WITHIN,
         late: away(),
     }
@@ -132,9 +153,18 @@ fn write(verb: &'static str, items: usize) -> Call {
     }
 }
 
+/// A look of the engine.
+fn glance(verb: &'static str, items: usize) -> Call {
+    Call {
+        by: By::Engine,
+        ..read(verb, items)
+    }
+}
+
 /// A write of the engine.
 fn step(verb: &'static str, items: usize) -> Call {
     Call {
+        by: By::Engine,
         within: LOOP_ANSWER_WITHIN,
         ..write(verb, items)
     }
@@ -162,7 +192,7 @@ impl Store for Observed {
 
     async fn ping(&self) -> Result<String> {
         let work = |store: Arc<dyn Store>| async move { store.ping().await };
-        self.run(read("ping", 0), work).await
+        self.run(glance("ping", 0), work).await
     }
 
     async fn enqueue(&self, jobs: Arc<[NewJob]>, unit: Unit) -> Result<EnqueueAnswer> {
@@ -330,12 +360,12 @@ impl Store for Observed {
     async fn signals(&self, node: NodeId, window: Duration, limit: usize) -> Result<Vec<Signal>> {
         let work =
             move |store: Arc<dyn Store>| async move { store.signals(node, window, limit).await };
-        self.run(read("signals", limit), work).await
+        self.run(glance("signals", limit), work).await
     }
 
     async fn stats(&self, limit: usize) -> Result<Vec<QueueStats>> {
         let work = move |store: Arc<dyn Store>| async move { store.stats(limit).await };
-        self.run(read("stats", limit), work).await
+        self.run(glance("stats", limit), work).await
     }
 }
 

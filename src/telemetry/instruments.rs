@@ -69,7 +69,7 @@ instruments! {
     STORE_ERRORS = "leasehold_store_errors_total" Counter ["verb" "reason"] "Calls of the store that failed.";
     READY_SECONDS = "leasehold_ready_list_seconds" Seconds ["verb"] "Latency of the ready-list.";
     READY_ERRORS = "leasehold_ready_list_errors_total" Counter ["verb" "reason"] "Calls of the ready-list that failed.";
-    READY_DEGRADED = "leasehold_ready_list_degraded" Gauge [] "1 while the ready-list is away and jobs are claimed from the store.";
+    READY_DEGRADED = "leasehold_ready_list_degraded" Gauge [] "1 while the ready-list is away or full and jobs are claimed from the store.";
     DIRECT_CLAIMS = "leasehold_direct_claims_total" Counter [] "Jobs claimed from the store because the ready-list was away.";
     BATCH_JOBS = "leasehold_batch_jobs" Sizes ["batch"] "Items that one write to the store carried.";
     RESENT = "leasehold_jobs_resent_total" Counter [] "Jobs pushed again under the lease that they had: their worker resumed without them.";

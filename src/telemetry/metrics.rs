@@ -300,11 +300,20 @@ impl Names {
 }
 
 fn counter(into: &Registry, what: &Instrument) -> Result<IntCounterVec> {
-    register(into, IntCounterVec::new(opts(what), what.labels), what)
+    let counter = register(into, IntCounterVec::new(opts(what), what.labels), what)?;
+    if what.labels.is_empty() {
+        // There from the start, at 0: what appears with its first event cannot be watched for a rise.
+        let _ = counter.with_label_values::<&str>(&[]);
+    }
+    Ok(counter)
 }
 
 fn gauge(into: &Registry, what: &Instrument) -> Result<IntGaugeVec> {
-    register(into, IntGaugeVec::new(opts(what), what.labels), what)
+    let gauge = register(into, IntGaugeVec::new(opts(what), what.labels), what)?;
+    if what.labels.is_empty() {
+        level(&gauge, 0);
+    }
+    Ok(gauge)
 }
 
 fn histogram(into: &Registry, what: &Instrument) -> Result<HistogramVec> {
@@ -388,6 +397,17 @@ mod tests {
         metrics.queues([]);
         let emptied = "leasehold_queue_jobs{queue=\"emails\",state=\"QUEUED\"} 0";
         assert!(metrics.render().unwrap().contains(emptied));
+    }
+
+    #[test]
+    fn what_has_no_labels_is_there_from_the_start() {
+        let text = Metrics::new().unwrap().render().unwrap();
+        for line in [
+            "leasehold_ready_list_degraded 0",
+            "leasehold_leases_lost_total 0",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
     }
 
     #[test]

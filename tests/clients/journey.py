@@ -44,6 +44,10 @@ def services(channel):
         listed = next(list_services(iter([b"\x3a\x01*"]), timeout=10))
         for name in (b"leasehold.v1.JobService", b"leasehold.v1.WorkerService", b"grpc.health.v1.Health"):
             assert name in listed, f"{version} lists {name}"
+        # The details of errors are messages of another package, which a tool must be able to look up, too.
+        details = b"google.rpc.ErrorInfo"
+        found = next(list_services(iter([b"\x22" + bytes([len(details)]) + details]), timeout=10))
+        assert b"PreconditionFailure" in found, f"{version} knows the details of errors"
     print("services listed")
 
 

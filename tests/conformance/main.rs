@@ -35,10 +35,18 @@ mod audit;
 mod steps;
 
 mod store_attach;
+mod store_backlog;
+mod store_cancel;
 mod store_enqueue;
 mod store_fence;
 mod store_lease;
+mod store_list;
+mod store_migrate;
 mod store_progress;
+mod store_races;
 mod store_result;
+mod store_retry;
 mod store_session;
+mod store_stats;
 mod store_sweep;
+mod store_view;

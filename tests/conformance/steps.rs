@@ -385,6 +385,13 @@ impl World {
             .unwrap_or_else(|| panic!("job {id} is gone"))
     }
 
+    /// A basic view of a job that is there.
+    pub async fn basic(&self, id: JobId) -> Job {
+        let found = self.store.get(vec![id], View::Basic).await;
+        let found = found.expect("get answers").remove(0);
+        found.unwrap_or_else(|| panic!("job {id} is gone"))
+    }
+
     pub async fn state(&self, id: JobId) -> JobState {
         self.look(id).await.state
     }

@@ -165,7 +165,7 @@ async fn lost_leases_are_taken_back_in_bounded_steps(world: World) {
     let sessions = [world.open().await, world.open().await, world.open().await];
     let asks = jobs.iter().zip(sessions.iter().cycle());
     let asks = asks.map(|(job, to)| Ask { job: *job, to: *to }).collect();
-    world.grant(asks).await.iter().for_each(|a| drop(leased(a)));
+    world.grant(asks).await.iter().for_each(|a| _ = leased(a));
     let closes = world.store.close_sessions(sessions.to_vec()).await;
     closes.expect("close answers");
     let mut back = Vec::new();
@@ -192,7 +192,7 @@ async fn a_lost_lease_is_taken_back_once_by_many(world: World) {
     }
     let asks = jobs.iter().zip(sessions.iter().cycle());
     let asks = asks.map(|(job, to)| Ask { job: *job, to: *to }).collect();
-    world.grant(asks).await.iter().for_each(|a| drop(leased(a)));
+    world.grant(asks).await.iter().for_each(|a| _ = leased(a));
     let closes = world.store.close_sessions(sessions).await;
     closes.expect("close answers");
     let mut calls = tokio::task::JoinSet::new();

@@ -32,6 +32,12 @@ const CASE_WITHIN: Duration = Duration::from_secs(120);
 pub trait Place: Send + Sync + 'static {
     /// Moves the store's clock forward.
     async fn advance(&self, by: Duration);
+    /// Opens the same store once more, as another node does.
+    async fn open(&self) -> Arc<dyn Store>;
+    /// Leaves the schema as a newer binary would: with a version that nobody knows yet, and without the table of jobs.
+    async fn outdate(&self, version: i64);
+    /// All there is to the schema, and the versions that are recorded.
+    async fn schema(&self) -> Vec<String>;
     /// Removes the store and all it holds.
     async fn remove(&self);
 }
@@ -65,6 +71,21 @@ impl World {
         self.place.advance(by).await;
         let us = i64::try_from(by.as_micros()).expect("a case moves by less than 292,000 years");
         self.moved_us.fetch_add(us, Ordering::SeqCst);
+    }
+
+    /// The same store once more, as another node opens it.
+    pub async fn open_again(&self) -> Arc<dyn Store> {
+        self.place.open().await
+    }
+
+    /// Leaves the schema as a newer binary would.
+    pub async fn outdate(&self, version: i64) {
+        self.place.outdate(version).await;
+    }
+
+    /// All there is to the schema, and the versions that are recorded.
+    pub async fn schema(&self) -> Vec<String> {
+        self.place.schema().await
     }
 
     /// About what the store's clock says.

@@ -526,6 +526,22 @@ async fn a_stream_that_breaks_the_protocol_ends_with_its_reason() {
             Code::InvalidArgument,
             "FIELD_INVALID",
         ),
+        (
+            vec![Message::Hello(pb::Hello {
+                kinds: vec!["a\0".into()],
+                ..hello()
+            })],
+            Code::InvalidArgument,
+            "FIELD_INVALID",
+        ),
+        (
+            vec![Message::Hello(pb::Hello {
+                labels: HashMap::from([("a".into(), "x".repeat(17 * 1024))]),
+                ..hello()
+            })],
+            Code::InvalidArgument,
+            "FIELD_INVALID",
+        ),
     ];
     for (messages, code, word) in cases {
         let status = stream(&dev, messages).await;
@@ -634,7 +650,7 @@ async fn a_worker_that_does_not_read_gets_no_more_jobs_and_slows_nobody() {
     let unread = stalled.lease_jobs(sent).await.unwrap();
 
     let folder = tempfile::TempDir::new().unwrap();
-    let worker = Local::start_on(&dev.node.url(), "other", &folder.path().join("runs"), 10);
+    let worker = Local::start_on(&dev.node.url(), &["other"], &folder.path().join("runs"), 10);
     let other = crate::stack::client(&dev.node.url());
     for n in 0..50 {
         let job = worker_sdk::NewJob::new("echo", &n).unwrap().queue("other");

@@ -11,11 +11,16 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod adversity;
 mod clients;
+mod doctor;
 mod errors;
 mod faults;
 mod hand;
+mod hostile;
 mod journey;
 mod resume;
+mod schema;
+mod signals;
 mod stack;
 mod workers;

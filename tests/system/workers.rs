@@ -22,11 +22,11 @@ pub struct Local {
 
 impl Local {
     pub fn start(url: &str, log: &Path, slots: usize) -> Self {
-        Self::start_on(url, "q", log, slots)
+        Self::start_on(url, &["q"], log, slots)
     }
 
-    pub fn start_on(url: &str, queue: &str, log: &Path, slots: usize) -> Self {
-        let worker = worker(url, queue, log, slots);
+    pub fn start_on(url: &str, queues: &[&str], log: &Path, slots: usize) -> Self {
+        let worker = worker(url, queues, log, slots);
         let (stop, stopped) = oneshot::channel();
         let until = async move { drop(stopped.await) };
         Self {
@@ -64,7 +64,12 @@ fn the_worker_of_another_test() {
         return;
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(async { worker(&url, "q", Path::new(&log), 50).run().await.unwrap() });
+    runtime.block_on(async {
+        worker(&url, &["q"], Path::new(&log), 50)
+            .run()
+            .await
+            .unwrap()
+    });
 }
 
 /// How often each job was begun, read from the log that handlers write.
@@ -76,13 +81,14 @@ pub fn runs(log: &Path) -> HashMap<String, usize> {
     runs
 }
 
-fn worker(url: &str, queue: &str, log: &Path, slots: usize) -> Worker {
+fn worker(url: &str, queues: &[&str], log: &Path, slots: usize) -> Worker {
     let note = Log(log.to_owned());
     let with = move || note.clone();
     let (echo, sleep, wait, flaky, doomed, panics) =
         (with(), with(), with(), with(), with(), with());
-    Worker::builder(url)
-        .queue(queue)
+    queues
+        .iter()
+        .fold(Worker::builder(url), |worker, queue| worker.queue(*queue))
         .concurrency(slots)
         .lease_ttl(Duration::from_secs(10))
         .grace(Duration::from_secs(10))

@@ -24,6 +24,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 const WAIT_MAX: Duration = Duration::from_secs(30);
 /// Between calls of GetJob when the server answers before the job is final.
 const WAIT_PAUSE: Duration = Duration::from_millis(200);
+/// No deadline lies further ahead: a hundred years.
+const SPAN_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// A page of 1,000 jobs with payloads is large.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -150,12 +152,14 @@ impl Client {
     /// [`Error::NotFinal`] with the job when it is not within `deadline`; else as
     /// [`get`](Self::get).
     pub async fn wait(&self, id: &str, deadline: Duration) -> Result<Job, Error> {
-        let end = Instant::now() + deadline;
+        let end = later(deadline);
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let wait = left.min(WAIT_MAX);
             let asked = Instant::now();
-            let job = self.look(id, wait, left.max(self.deadline)).await?;
+            // The answer comes when the wait is over, so the call has its own time beyond it.
+            let time = wait.saturating_add(self.deadline);
+            let job = self.look(id, wait, time).await?;
             if job.is_final() {
                 return Ok(job);
             }
@@ -263,7 +267,7 @@ impl Client {
         F: Fn(JobServiceClient<Channel>, Request<Q>) -> Fut,
         Fut: Future<Output = Result<tonic::Response<A>, Status>>,
     {
-        let end = Instant::now() + deadline;
+        let end = later(deadline);
         let mut tries = 0;
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -308,6 +312,11 @@ fn enqueued(answer: proto::EnqueueResponse) -> Enqueued {
         job: answer.job.unwrap_or_default(),
         existed: answer.existed,
     }
+}
+
+/// So long from now; a span that no clock can add, as `Duration::MAX`, ends after everything else.
+fn later(span: Duration) -> Instant {
+    Instant::now() + span.min(SPAN_MAX)
 }
 
 /// A status with a source was made on this side: the connection broke.

@@ -114,7 +114,14 @@ impl From<&tonic::Status> for CallError {
 /// The message with its causes: tonic's own says only "transport error".
 fn described(status: &tonic::Status) -> String {
     match std::error::Error::source(status) {
-        Some(source) => format!("{}: {}", status.message(), chain(source)),
+        Some(source) => {
+            let causes = chain(source);
+            // Sometimes the message is one of the causes already.
+            match causes.contains(status.message()) {
+                true => causes,
+                false => format!("{}: {causes}", status.message()),
+            }
+        }
         None if status.message().is_empty() => status.code().description().to_owned(),
         None => status.message().to_owned(),
     }

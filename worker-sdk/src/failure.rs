@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::error::chain;
 use crate::proto;
-use crate::session::Outcome;
+use crate::session::{Outcome, RETRY_AFTER_MAX};
 
 /// How an attempt ends without an output: as a failure, or given back.
 ///
@@ -82,7 +82,7 @@ impl JobError {
     #[must_use]
     pub fn retry_after(mut self, wait: Duration) -> Self {
         if let Ending::Failure(failure) = &mut self.ending {
-            failure.retry_after = prost_types::Duration::try_from(wait).ok();
+            failure.retry_after = prost_types::Duration::try_from(wait.min(RETRY_AFTER_MAX)).ok();
         }
         self
     }

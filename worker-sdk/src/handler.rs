@@ -11,7 +11,8 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -121,7 +122,7 @@ impl Run {
                         .unwrap_or_else(panicked)
                 };
                 // A thread cannot be dropped: its slot is taken until it ends.
-                tokio::task::spawn_blocking(work).await.ok()
+                on_own_thread(work).await
             }
         };
         report.send(answer);
@@ -142,6 +143,25 @@ async fn asynchronous(
         answer = work => Some(answer.unwrap_or_else(panicked)),
         () = drop.cancelled() => None,
     }
+}
+
+/// Runs it on a thread of its own, within the runtime; `None` when there can be no thread. Not on the runtime's blocking
+/// pool: a runtime that ends waits for that without end, so one handler that hangs would keep a process from ending that
+/// was told to. A pool also has fewer threads than a worker may have handlers.
+async fn on_own_thread(work: impl FnOnce() -> Answer + Send + 'static) -> Option<Answer> {
+    let (answer, answered) = oneshot::channel();
+    let runtime = Handle::current();
+    let thread = std::thread::Builder::new()
+        .name("leasehold-job".to_owned())
+        .spawn(move || {
+            let _entered = runtime.enter();
+            // Nobody waits for it any more when its worker is gone.
+            let _ = answer.send(work());
+        });
+    if let Err(error) = thread {
+        tracing::error!(%error, "no thread for a blocking handler, giving its job back");
+    }
+    answered.await.ok()
 }
 
 /// Sends its outcome when it is dropped, so that no way out forgets a slot.
@@ -176,12 +196,13 @@ impl Drop for Report {
     }
 }
 
-#[allow(
-    clippy::needless_pass_by_value,
-    reason = "the shape that catch_unwind gives"
-)]
+/// What was thrown may itself panic when it is dropped: even so the attempt has failed, with what was said first.
 fn panicked(payload: Box<dyn Any + Send>) -> Answer {
-    Err(JobError::panicked(&*payload))
+    let error = JobError::panicked(&*payload);
+    if let Err(again) = catch_unwind(AssertUnwindSafe(move || drop(payload))) {
+        std::mem::forget(again);
+    }
+    Err(error)
 }
 
 /// The payload's bytes, whichever way they came.

@@ -30,6 +30,7 @@ pub(crate) use link::duration as wire_duration;
 use link::{Goodbye, Link, Phase};
 pub use messages::{Action, Config, End, Event, Note, SessionNo, StopReason, Ticket};
 pub use outcome::Outcome;
+pub(crate) use outcome::RETRY_AFTER_MAX;
 use timers::{Timer, Timers};
 
 /// After grace and stopping: for the last receipts.
@@ -115,10 +116,7 @@ impl Sessions {
             Event::Shutdown(grace) => self.leave(grace),
             Event::Hurry if self.leaving => {
                 self.timers.set(Timer::Grace, self.now);
-                self.timers.set(
-                    Timer::GiveUp,
-                    self.now + self.config.stop_grace + RECEIPTS_WAIT,
-                );
+                self.give_up_after(Duration::ZERO);
                 self.timers
                     .pop(self.now)
                     .into_iter()
@@ -202,17 +200,22 @@ impl Sessions {
         self.leaving = true;
         self.wanted = false;
         self.timers.clear(Timer::Connect);
-        self.timers.set(Timer::Grace, self.now + grace);
-        self.timers.set(
-            Timer::GiveUp,
-            self.now + grace + self.config.stop_grace + RECEIPTS_WAIT,
-        );
+        self.timers
+            .set(Timer::Grace, self.now.saturating_add(grace));
+        self.give_up_after(grace);
         if let Some(no) = self.current.take() {
             match self.links.get_mut(&no) {
                 Some(link) if link.phase == Phase::Open => link.goodbye = Goodbye::Due,
                 _ => self.cut(no, "the worker ends"),
             }
         }
+    }
+
+    /// After the grace handlers are stopped, which takes its own time, and then the last receipts come.
+    fn give_up_after(&mut self, grace: Duration) {
+        let last = self.config.stop_grace.saturating_add(RECEIPTS_WAIT);
+        let at = self.now.saturating_add(grace).saturating_add(last);
+        self.timers.set(Timer::GiveUp, at);
     }
 
     fn give_up(&mut self) {

@@ -255,6 +255,9 @@ impl WorkerBuilder {
 
     /// Runs jobs of this kind by an async function of a JSON payload, whose
     /// output is kept as JSON. A payload that does not fit fails the job for good.
+    /// What computes for long without an await belongs into a
+    /// [`blocking_handler`](Self::blocking_handler): nothing can stop it here, and
+    /// the runtime's end waits for it.
     pub fn handler<T, O, F, Fut>(self, kind: impl Into<String>, handle: F) -> Self
     where
         F: Fn(Context, T) -> Fut + Send + Sync + 'static,
@@ -266,8 +269,9 @@ impl WorkerBuilder {
     }
 
     /// Runs jobs of this kind by a function that blocks or computes for long, on
-    /// a thread of the runtime's blocking pool. It cannot be dropped in the
-    /// middle: it should look at [`Context::is_cancelled`].
+    /// a thread of its own. It cannot be dropped in the middle: it should look at
+    /// [`Context::is_cancelled`]. One that does not end is left behind when the
+    /// worker ends, and its job is handed out again once its lease has run out.
     pub fn blocking_handler<T, O, F>(self, kind: impl Into<String>, handle: F) -> Self
     where
         F: Fn(Context, T) -> Result<O, JobError> + Send + Sync + 'static,

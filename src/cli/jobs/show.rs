@@ -134,7 +134,7 @@ fn details(job: &Job) -> Vec<(&'static str, String)> {
         ("due", &job.run_time),
         ("started", &job.start_time),
         ("finished", &job.finish_time),
-        ("forgotten", &job.purge_time),
+        ("kept until", &job.purge_time),
     ];
     lines.extend(
         times

@@ -1,8 +1,9 @@
 //! Which server this is, and whether it will do: for `ping`, `doctor` and the start.
 
+use deadpool_redis::PoolError;
 use redis::{Value, pipe};
 
-use super::{RedisReady, ask, away, bounded, reply};
+use super::{CALL_MAX, RedisReady, ask, away, bounded, reply};
 use crate::error::Result;
 
 /// Oldest that is supported: before it, claims return deleted entries as nil.
@@ -59,11 +60,14 @@ impl RedisReady {
                 return Err(away());
             };
             let server = Server::read(info);
+            let refusal = reply::wants_password(info).then(|| {
+                "redis asks for a password, and redis_url has none: redis://:password@host".into()
+            });
             let policy = reply::text(memory)
                 .and_then(|memory| line(memory, "maxmemory_policy"))
                 .or_else(|| reply::text(reply::named(config, "maxmemory-policy")?));
             Ok(Check {
-                refusal: server.refusal(),
+                refusal: refusal.or_else(|| server.refusal()),
                 server: server.name,
                 eviction: match policy {
                     Some("noeviction") => Eviction::Refuses,
@@ -73,6 +77,16 @@ impl RedisReady {
             })
         })
         .await
+    }
+
+    /// Why no connection is to be had, in the driver's words; `None`: one is.
+    pub async fn trouble(&self) -> Option<String> {
+        match tokio::time::timeout(CALL_MAX, self.pool.get()).await {
+            Ok(Ok(_)) => None,
+            Ok(Err(PoolError::Backend(cause))) => Some(cause.to_string()),
+            Ok(Err(cause)) => Some(cause.to_string()),
+            Err(_) => Some(format!("no answer within {CALL_MAX:?}")),
+        }
     }
 
     /// One round trip, for the server's name.

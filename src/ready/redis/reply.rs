@@ -40,6 +40,11 @@ pub(super) fn fault(answer: &Value) -> Option<Fault> {
     })
 }
 
+/// Whether the server answers nothing before it has a password.
+pub(super) fn wants_password(answer: &Value) -> bool {
+    matches!(answer, Value::ServerError(error) if error.code() == "NOAUTH")
+}
+
 /// Fails for any error but the ones that mean that something is gone.
 pub(super) fn refuse_other(answer: &Value) -> Result<()> {
     match fault(answer) {

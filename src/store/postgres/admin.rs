@@ -22,7 +22,8 @@ const GET_FULL: &str = concat!(
     job_columns!(),
     ", payload_type, payload_is_text, payload, output_type, output_is_text, output FROM jobs WHERE id = ANY($1)"
 );
-/// The newest of each job, and the newest that failed, which may be older than those.
+/// The newest of each job, and the newest that says why it failed, which may be older than those. (A lost lease says
+/// so only if it was one too many.)
 const ATTEMPTS: &str = "
 SELECT a.* FROM unnest($1::uuid[]) AS n (job), LATERAL (
   (SELECT * FROM attempts WHERE job = n.job ORDER BY attempt DESC LIMIT $2)
@@ -33,6 +34,15 @@ SELECT a.* FROM unnest($1::uuid[]) AS n (job), LATERAL (
 
 const PROGRESS: &str =
     "SELECT job, revision, percent, note, checkpoint FROM progress WHERE job = ANY($1)";
+
+/// Lengths are read from the rows, without the bodies.
+const SIZES: &str = "
+SELECT id, coalesce(octet_length(labels::text), 0)::bigint + coalesce(octet_length(headers::text), 0)
+       + CASE WHEN $2 THEN octet_length(payload) + coalesce(octet_length(output), 0) + coalesce((
+           SELECT sum(octet_length(message) + octet_length(detail)) FROM (
+             SELECT message, detail FROM attempts WHERE job = j.id ORDER BY attempt DESC LIMIT $3) AS a), 0)::bigint
+         ELSE 0 END AS bytes
+  FROM jobs j WHERE id = ANY ($1)";
 
 /// What a page looks at, by an index that is ordered by id, and what of it passes the filter.
 macro_rules! list {
@@ -256,13 +266,39 @@ pub(super) async fn list(
         .collect();
     let is_full = ids.len() > size;
     ids.truncate(size);
-    let next = match (is_full, column::<i64>(row, "scanned")? >= bound(rows_max)) {
+    let mut next = match (is_full, column::<i64>(row, "scanned")? >= bound(rows_max)) {
         (true, _) => ids.last().copied(),
         (false, true) => column::<Option<Uuid>>(row, "last")?.map(JobId::from_store),
         (false, false) => None,
     };
-    let jobs = get(pool, &ids, view).await?.into_iter().flatten().collect();
+    let sizes = sizes(pool, &ids, view).await?;
+    JobPage::cut(&mut ids, &mut next, |id| {
+        sizes.get(id).copied().unwrap_or_default()
+    });
+    let found = get(pool, &ids, view).await?.into_iter().flatten();
+    // Read by a later statement than the one that picked it, a job may have moved on.
+    let jobs = found
+        .filter(|job| filter.states.is_empty() || filter.states.contains(&job.state))
+        .collect();
     Ok(JobPage { jobs, next })
+}
+
+async fn sizes(pool: &Pool, ids: &[JobId], view: View) -> Result<HashMap<JobId, usize>> {
+    let keys: Vec<Uuid> = ids.iter().map(|id| id.uuid()).collect();
+    let rows = pool
+        .read(|| {
+            sqlx::query(SIZES)
+                .bind(&keys)
+                .bind(view == View::Full)
+                .bind(bound(ATTEMPTS_SHOWN))
+        })
+        .await?;
+    rows.iter()
+        .map(|row| {
+            let bytes = usize::try_from(column::<i64>(row, "bytes")?).unwrap_or(0);
+            Ok((JobId::from_store(column(row, "id")?), bytes))
+        })
+        .collect()
 }
 
 /// Brings a FAILED or CANCELLED job back.

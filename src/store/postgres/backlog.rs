@@ -24,9 +24,9 @@ UPDATE backlog b
   FROM o WHERE b.id = o.id";
 
 /// What becomes of segments `taken (id)`: those that count for nobody go, the others are marked by the statement's own
-/// SET and come back trimmed.
+/// SET and come back trimmed, in its order.
 macro_rules! trimmed {
-    ($taken:literal, $set:literal) => {
+    ($taken:literal, $set:literal, $order:literal) => {
         concat!(
             "WITH RECURSIVE ",
             $taken,
@@ -46,7 +46,8 @@ marked AS (
   RETURNING b.id AS segment, t.queue, t.priority, t.jobs)
 SELECT segment, queue, priority, jobs FROM marked
 UNION ALL SELECT NULL, NULL, NULL, NULL FROM dropped
-ORDER BY segment"
+ORDER BY ",
+            $order
         )
     };
 }
@@ -70,7 +71,8 @@ taken AS MATERIALIZED (
   SELECT b.id FROM backlog b, clock c
    WHERE b.id = ANY (ARRAY(SELECT id FROM oldest)) AND b.epoch <> $1 AND b.claim_until <= c.now
    ORDER BY b.id FOR UPDATE OF b SKIP LOCKED)",
-    "claim_until = (SELECT now FROM clock) + $3"
+    "claim_until = (SELECT now FROM clock) + $3",
+    "segment"
 );
 
 const LOST_OFFERS: &str = trimmed!(
@@ -80,22 +82,28 @@ taken AS MATERIALIZED (
    WHERE b.queue = $2 AND b.priority = $3 AND b.epoch = $1
      AND (b.last_ms, b.last_seq) < ($4::int8, $5::int8) AND b.offered_at <= c.now - $6
    ORDER BY b.last_ms, b.last_seq LIMIT $7 FOR UPDATE OF b SKIP LOCKED)",
-    "epoch = '00000000-0000-0000-0000-000000000000', claim_until = 0, offered_at = NULL"
+    "epoch = '00000000-0000-0000-0000-000000000000', offered_at = NULL",
+    "segment"
 );
 
+/// The queues in turns, and of each the most urgent and oldest first. To take the oldest of all would let one long line
+/// keep out every other; which queue begins is left to chance, so that no call after call leaves out the same one.
 const CLAIM: &str = trimmed!(
     "clock AS MATERIALIZED (SELECT lh_us() AS now),
 oldest AS MATERIALIZED (
-  SELECT o.id FROM clock c, unnest($1::text[], $2::int2[]) AS l (queue, priority),
-         LATERAL (SELECT b.id FROM backlog b
-                   WHERE b.queue = l.queue AND b.priority = l.priority AND b.claim_until <= c.now
-                   ORDER BY b.id LIMIT $4) AS o
-   ORDER BY o.id LIMIT $4),
+  SELECT id FROM (
+    SELECT o.id, row_number() OVER (PARTITION BY l.queue ORDER BY l.priority DESC, o.id) AS turn
+      FROM clock c, (SELECT DISTINCT * FROM unnest($1::text[], $2::int2[])) AS l (queue, priority),
+           LATERAL (SELECT b.id FROM backlog b
+                     WHERE b.queue = l.queue AND b.priority = l.priority AND b.claim_until <= c.now
+                     ORDER BY b.id LIMIT $4) AS o) AS o
+   ORDER BY turn, random() LIMIT $4),
 taken AS MATERIALIZED (
   SELECT b.id FROM backlog b, clock c
    WHERE b.id = ANY (ARRAY(SELECT id FROM oldest)) AND b.claim_until <= c.now
    ORDER BY b.id FOR UPDATE OF b SKIP LOCKED)",
-    "claim_until = (SELECT now FROM clock) + $3"
+    "claim_until = (SELECT now FROM clock) + $3",
+    "priority DESC, segment"
 );
 
 /// Segments that count for nobody make room for others that may; so often in one call.

@@ -52,6 +52,14 @@ pub(super) fn fault(cause: Fault, effect: Effect) -> Error {
     }
 }
 
+/// What a driver's error says to people who set up a database.
+pub(super) fn words(cause: &Fault) -> String {
+    match cause {
+        Fault::Database(e) => e.message().to_owned(),
+        other => other.to_string(),
+    }
+}
+
 /// The database chose this transaction to give way: it may be run again at once.
 pub(super) fn gave_way(cause: &Fault) -> bool {
     matches!(cause, Fault::Database(e) if matches!(e.code().as_deref(), Some("40P01" | "40001")))

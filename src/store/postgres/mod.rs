@@ -65,6 +65,14 @@ impl PostgresStore {
         })
     }
 
+    /// Why no connection to `url` is to be had, in the driver's words, for people; `None`: one is.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when the URL cannot be read.
+    pub async fn trouble(url: &str, options: &PostgresOptions) -> Result<Option<String>> {
+        Ok(pool::trouble(&options.connect_options(url)?).await)
+    }
+
     /// Closes all connections once they are idle.
     pub async fn close(&self) {
         for pool in [&self.hot, &self.entry, &self.reads, &self.loops] {
@@ -82,7 +90,8 @@ impl Store for PostgresStore {
         migrate::pending(&self.entry).await
     }
     async fn ping(&self) -> Result<String> {
-        admin::ping(&self.reads).await
+        // Of the pool that must work: a crowd of readers makes them wait, and is no outage.
+        admin::ping(&self.hot).await
     }
     async fn enqueue(&self, jobs: std::sync::Arc<[NewJob]>, unit: Unit) -> Result<EnqueueAnswer> {
         enqueue::enqueue(&self.entry, &jobs, unit).await

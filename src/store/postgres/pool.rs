@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::query::Query;
-use sqlx::{ConnectOptions, Connection, Executor, PgPool, Postgres};
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection, PgPool, Postgres};
 
-use super::fault::{Effect, fault, gave_way, no_connection, silent};
+use super::fault::{Effect, fault, gave_way, no_connection, silent, words};
 use crate::error::{Error, Result};
 
 /// A statement with its arguments.
@@ -65,10 +65,13 @@ impl PostgresOptions {
                 ("enable_seqscan", "off"),
                 ("enable_hashjoin", "off"),
                 ("enable_mergejoin", "off"),
+                // While a table is small, a loop over all of it, kept aside, looks cheaper than a look by key; the plan
+                // stays when the table has grown, and the batch is quadratic.
+                ("enable_material", "off"),
                 ("plan_cache_mode", "force_generic_plan"),
                 ("synchronous_commit", "on"),
                 ("default_transaction_isolation", "read committed"),
-                // A ROLLBACK where nothing is open is no news.
+                // A BEGIN where something is open is no news: see the pools below.
                 ("client_min_messages", "error"),
                 ("statement_timeout", "10000"),
                 ("lock_timeout", "5000"),
@@ -86,6 +89,19 @@ pub(super) enum Transactions {
     RolledBack,
 }
 
+/// Why no connection is to be had: a pool only says that it has waited.
+pub(super) async fn trouble(base: &PgConnectOptions) -> Option<String> {
+    match tokio::time::timeout(CONNECT_WITHIN, PgConnection::connect_with(base)).await {
+        Ok(Ok(conn)) => {
+            // It has told what was asked of it, however it ends.
+            let _ = conn.close().await;
+            None
+        }
+        Ok(Err(cause)) => Some(words(&cause)),
+        Err(_) => Some(format!("no answer within {CONNECT_WITHIN:?}")),
+    }
+}
+
 /// One pool.
 #[derive(Debug, Clone)]
 pub(super) struct Pool(PgPool);
@@ -95,6 +111,8 @@ impl Pool {
         let options = PgPoolOptions::new()
             .max_connections(size.max(1))
             .acquire_timeout(CONNECT_WITHIN)
+            // The driver would warn of each call that waited: a line for every one of a crowd. Metrics tell of it.
+            .acquire_slow_threshold(Duration::from_secs(60))
             .max_lifetime(Duration::from_secs(30 * 60))
             .test_before_acquire(false)
             .before_acquire(|conn, meta| {
@@ -111,9 +129,11 @@ impl Pool {
             Transactions::None => options,
             // A begin() that was dropped can come back with its transaction open (sqlx #4385): what others then
             // "commit" would vanish. The driver's own count of open transactions is what goes wrong, so it is not asked.
+            // BEGIN first: a ROLLBACK where nothing is open is a warning in the server's log, at every flush. In a
+            // transaction that has failed BEGIN fails too, and the connection is thrown away.
             Transactions::RolledBack => options.after_release(|conn, _| {
                 Box::pin(async move {
-                    conn.execute("ROLLBACK").await?;
+                    conn.execute("BEGIN; ROLLBACK").await?;
                     Ok(true)
                 })
             }),

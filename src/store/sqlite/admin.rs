@@ -1,5 +1,6 @@
 //! What people ask for: lists, cancel, retry by hand, numbers.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use sqlx::{FromRow, SqliteConnection};
@@ -7,28 +8,32 @@ use uuid::Uuid;
 
 use super::change::{Current, Ended, apply, current};
 use super::fault::{broken, fault};
-use super::row::{complete, job, jobs, rows_max, state};
-use super::{SqliteStore, commit, signals};
+use super::row::{complete, id_list, job, jobs, rows_max, state};
+use super::{SqliteStore, backlog, commit, signals};
 use crate::error::Result;
-use crate::job::limits::{BATCH_BYTES_MAX, PAGE_ROWS_MAX};
+use crate::job::limits::{ATTEMPTS_SHOWN, PAGE_ROWS_MAX};
 use crate::job::{
-    AttemptOutcome, Failure, Job, JobId, JobState, Lease, QueueName, SessionId, Timestamp, View,
+    AttemptOutcome, Failure, Job, JobId, JobState, Lease, QueueName, SessionId, View,
 };
 use crate::store::{Cancelled, JobFilter, JobPage, QueueStats, Retried};
 
 const PING: &str = "SELECT sqlite_version()";
 const WALK: &str = "
-SELECT id, queue, kind, state, bytes FROM jobs WHERE id < ?1 ORDER BY id DESC LIMIT ?2";
+SELECT id, queue, kind, state FROM jobs WHERE id < ?1 ORDER BY id DESC LIMIT ?2";
 const WALK_QUEUE: &str = "
-SELECT id, queue, kind, state, bytes FROM jobs WHERE queue = ?3 AND id < ?1 ORDER BY id DESC LIMIT ?2";
-// The oldest segment of a line is the first one.
+SELECT id, queue, kind, state FROM jobs WHERE queue = ?3 AND id < ?1 ORDER BY id DESC LIMIT ?2";
+const SIZES: &str = "
+SELECT j.id, octet_length(p.labels) + octet_length(p.headers)
+       + CASE WHEN ?2 THEN j.bytes + coalesce((SELECT length(checkpoint) FROM progress WHERE id = j.id), 0) + (
+           SELECT coalesce(sum(octet_length(message) + octet_length(detail)), 0) FROM (
+             SELECT message, detail FROM attempts WHERE job = j.id ORDER BY attempt DESC LIMIT ?3))
+         ELSE 0 END
+  FROM jobs j JOIN payloads p ON p.id = j.id
+ WHERE j.id IN (SELECT unhex(value) FROM json_each(?1))";
 const COUNTS: &str = "
-SELECT c.queue, c.state, c.jobs,
-       (SELECT min((SELECT b.create_time FROM backlog b WHERE b.queue = c.queue AND b.priority = p.value ORDER BY b.id LIMIT 1))
-          FROM json_each('[1, 2, 3]') p WHERE c.state = 2) AS oldest
-  FROM queue_counts c
- WHERE c.queue IN (SELECT DISTINCT queue FROM queue_counts ORDER BY queue LIMIT ?1)
- ORDER BY c.queue";
+SELECT queue, state, jobs FROM queue_counts
+ WHERE queue IN (SELECT DISTINCT queue FROM queue_counts ORDER BY queue LIMIT ?1)
+ ORDER BY queue";
 
 /// Rows that a list reads at once.
 const STEP: usize = 500;
@@ -51,7 +56,11 @@ pub(super) async fn list(
     view: View,
 ) -> Result<JobPage> {
     let mut snapshot = store.readers.begin().await.map_err(fault)?;
-    let (ids, next) = walk(&mut snapshot, filter, before, size, view).await?;
+    let (mut ids, mut next) = walk(&mut snapshot, filter, before, size).await?;
+    let sizes = sizes(&mut snapshot, &ids, view).await?;
+    JobPage::cut(&mut ids, &mut next, |id| {
+        sizes.get(id).copied().unwrap_or_default()
+    });
     let mut found = jobs(&mut snapshot, &ids).await?;
     if view == View::Full {
         complete(&mut snapshot, &mut found).await?;
@@ -67,11 +76,9 @@ async fn walk(
     filter: &JobFilter,
     before: Option<JobId>,
     size: usize,
-    view: View,
 ) -> Result<(Vec<JobId>, Option<JobId>)> {
     let mut below = before.map_or(Uuid::max(), JobId::uuid);
     let mut kept = Vec::new();
-    let mut bytes = 0;
     let mut looked_at = 0;
     while looked_at < PAGE_ROWS_MAX {
         let rows = step(connection, filter, below).await?;
@@ -81,15 +88,11 @@ async fn walk(
                 below = row.id;
                 continue;
             }
-            let body = usize::try_from(row.bytes).unwrap_or(0);
-            let is_too_large =
-                view == View::Full && !kept.is_empty() && bytes + body > BATCH_BYTES_MAX;
-            if kept.len() >= size || is_too_large {
+            if kept.len() >= size {
                 // There is at least this one more.
                 return Ok((kept, Some(JobId::from_store(below))));
             }
             below = row.id;
-            bytes += body;
             kept.push(JobId::from_store(row.id));
         }
         if is_end {
@@ -144,7 +147,24 @@ struct WalkRow {
     queue: String,
     kind: String,
     state: i16,
-    bytes: i64,
+}
+
+async fn sizes(
+    connection: &mut SqliteConnection,
+    ids: &[JobId],
+    view: View,
+) -> Result<HashMap<JobId, usize>> {
+    let rows: Vec<(Uuid, i64)> = sqlx::query_as(SIZES)
+        .bind(id_list(ids)?)
+        .bind(view == View::Full)
+        .bind(rows_max(ATTEMPTS_SHOWN))
+        .fetch_all(connection)
+        .await
+        .map_err(fault)?;
+    Ok(rows
+        .into_iter()
+        .map(|(id, bytes)| (JobId::from_store(id), usize::try_from(bytes).unwrap_or(0)))
+        .collect())
 }
 
 /// Cancels a job that is not final.
@@ -218,40 +238,34 @@ async fn known(connection: &mut SqliteConnection, id: JobId) -> Result<Job> {
 
 /// Reads the numbers of queues, by name.
 pub(super) async fn stats(store: &SqliteStore, limit: usize) -> Result<Vec<QueueStats>> {
-    #[derive(FromRow)]
-    struct CountRow {
-        queue: String,
-        state: i16,
-        jobs: i64,
-        oldest: Option<i64>,
-    }
-    let rows: Vec<CountRow> = sqlx::query_as(COUNTS)
+    let mut snapshot = store.readers.begin().await.map_err(fault)?;
+    let rows: Vec<(String, i16, i64)> = sqlx::query_as(COUNTS)
         .bind(rows_max(limit))
-        .fetch_all(&store.readers)
+        .fetch_all(&mut *snapshot)
         .await
         .map_err(fault)?;
-    let now = store.clock.now();
     let mut queues: Vec<QueueStats> = Vec::new();
-    for row in rows {
-        let state = state(row.state)?;
-        let jobs = u64::try_from(row.jobs).unwrap_or(0);
-        if queues.last().is_none_or(|q| q.queue.as_str() != row.queue) {
+    for (queue, number, jobs) in rows {
+        let state = state(number)?;
+        if queues.last().is_none_or(|q| q.queue.as_str() != queue) {
             queues.push(QueueStats {
-                queue: QueueName::from_store(&row.queue),
+                queue: QueueName::from_store(&queue),
                 counts: [0; 6],
                 oldest_wait: None,
             });
         }
+        let Some(stats) = queues.last_mut() else {
+            continue;
+        };
         let place = JobState::ALL.iter().position(|one| *one == state);
-        if let Some(queue) = queues.last_mut() {
-            if let Some(count) = place.and_then(|place| queue.counts.get_mut(place)) {
-                *count = jobs;
-            }
-            // What is left of a backlog without a QUEUED job waits for nothing but to be tidied.
-            if state == JobState::Queued && jobs > 0 {
-                queue.oldest_wait = row.oldest.map(|at| now.since(Timestamp(at)));
-            }
+        if let Some(count) = place.and_then(|place| stats.counts.get_mut(place)) {
+            *count = u64::try_from(jobs).unwrap_or(0);
+        }
+        if state == JobState::Queued && jobs > 0 {
+            let oldest = backlog::oldest(&mut snapshot, &stats.queue).await?;
+            stats.oldest_wait = oldest.map(|at| store.clock.now().since(at));
         }
     }
+    snapshot.rollback().await.map_err(fault)?;
     Ok(queues)
 }

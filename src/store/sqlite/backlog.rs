@@ -1,5 +1,6 @@
 //! Segments: who waits in which line, where that was offered, and what must be offered again.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 use std::iter;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use super::fault::{broken, fault};
 use super::row::{batch, hex, id_list, priority, rows_max};
 use super::{SqliteStore, Tx, commit};
 use crate::error::Result;
-use crate::job::{JobId, QueueName, Timestamp};
+use crate::job::{JobId, Priority, QueueName, Timestamp};
 use crate::store::{EntryId, Epoch, Line, Offer, Segment};
 
 const APPEND: &str = "
@@ -46,6 +47,10 @@ const OF_LINE: &str = "
 SELECT id, queue, priority, create_time, jobs FROM backlog
  WHERE queue = ?1 AND priority = ?2 AND claimed_until <= ?3
  ORDER BY id LIMIT ?4";
+const OLDEST: &str = "
+SELECT id, queue, priority, create_time, jobs FROM backlog
+ WHERE queue = ?1 AND priority = ?2 AND id > ?3
+ ORDER BY id LIMIT ?4";
 const QUEUED: &str = "
 SELECT id, queue_time FROM jobs WHERE id IN (SELECT unhex(value) FROM json_each(?1)) AND state = 2";
 const LEND: &str = "
@@ -58,6 +63,9 @@ const DROP: &str = "DELETE FROM backlog WHERE id IN (SELECT value FROM json_each
 const ROUNDS_MAX: usize = 16;
 /// Older incarnations of the ready-list that one call looks at; the rest come when these are done with.
 const EPOCHS_MAX: i64 = 16;
+
+/// Segments of a line that are looked at for the oldest, step by step.
+const OLDEST_STEPS: [i64; 3] = [1, 19, 180];
 
 /// Writes the segments of jobs that became QUEUED, one for each line, in their order.
 pub(super) async fn append<'a>(
@@ -193,6 +201,41 @@ pub(super) async fn claim(
     Ok(taken)
 }
 
+/// When the oldest segment of a queue was made that still has QUEUED jobs. It is looked for among the oldest few of each
+/// priority, nearly always the first: tidying keeps the others short.
+pub(super) async fn oldest(
+    connection: &mut SqliteConnection,
+    queue: &QueueName,
+) -> Result<Option<Timestamp>> {
+    let mut oldest: Option<Timestamp> = None;
+    for priority in Priority::ALL {
+        let mut after = 0;
+        for limit in OLDEST_STEPS {
+            let rows: Vec<SegmentRow> = sqlx::query_as(OLDEST)
+                .bind(queue.as_str())
+                .bind(priority.number())
+                .bind(after)
+                .bind(limit)
+                .fetch_all(&mut *connection)
+                .await
+                .map_err(fault)?;
+            let made: HashMap<i64, i64> =
+                rows.iter().map(|row| (row.id, row.create_time)).collect();
+            let Some(last) = rows.last().map(|row| row.id) else {
+                break;
+            };
+            after = last;
+            let (live, _) = trim(connection, rows).await?;
+            let first = live.first().and_then(|segment| made.get(&segment.id));
+            if let Some(at) = first.map(|at| Timestamp(*at)) {
+                oldest = Some(oldest.map_or(at, |other| other.min(at)));
+                break;
+            }
+        }
+    }
+    Ok(oldest)
+}
+
 /// Where segments are taken from.
 enum Source<'a> {
     /// Those last offered under these incarnations; `None`: never offered, or withdrawn.
@@ -218,7 +261,7 @@ enum Mark {
     Withdraw,
 }
 
-/// Takes segments that have QUEUED jobs, oldest first, and drops those that have none on the way.
+/// Takes segments that have QUEUED jobs, in the order of their source, and drops those that have none on the way.
 async fn take(
     tx: &mut Tx,
     now: Timestamp,
@@ -243,7 +286,7 @@ async fn take(
 }
 
 impl Source<'_> {
-    /// Reads the oldest rows that are there to take, of all parts of the source together.
+    /// Reads the first rows that are there to take, of all parts of the source together.
     async fn read(&self, tx: &mut Tx, now: Timestamp, limit: usize) -> Result<Vec<SegmentRow>> {
         let mut rows: Vec<SegmentRow> = Vec::new();
         match self {
@@ -277,7 +320,8 @@ impl Source<'_> {
                 rows.extend(query.fetch_all(&mut **tx).await.map_err(fault)?);
             }
             Self::Lines(lines) => {
-                for line in lines {
+                // The most urgent first, so that a queue's turns follow that order.
+                for line in lines.iter().rev() {
                     let query = sqlx::query_as(OF_LINE)
                         .bind(line.queue.as_str())
                         .bind(line.priority.number())
@@ -285,12 +329,32 @@ impl Source<'_> {
                         .bind(rows_max(limit));
                     rows.extend(query.fetch_all(&mut **tx).await.map_err(fault)?);
                 }
+                return Ok(in_turns(rows, limit));
             }
         }
-        rows.sort_unstable_by_key(|row| row.id);
+        match self {
+            Self::Lines(_) => rows.sort_unstable_by_key(|row| (Reverse(row.priority), row.id)),
+            Self::Epochs { .. } | Self::Offers { .. } => rows.sort_unstable_by_key(|row| row.id),
+        }
         rows.truncate(limit);
         Ok(rows)
     }
+}
+
+/// The queues in turns, each in the order of its rows: no line keeps out another, however long it is.
+fn in_turns(rows: Vec<SegmentRow>, limit: usize) -> Vec<SegmentRow> {
+    let mut turns: HashMap<String, usize> = HashMap::new();
+    let mut rows: Vec<(usize, SegmentRow)> = rows
+        .into_iter()
+        .map(|row| {
+            let turn = turns.entry(row.queue.clone()).or_default();
+            *turn += 1;
+            (*turn, row)
+        })
+        .collect();
+    rows.sort_by_key(|(turn, row)| (*turn, row.id));
+    rows.truncate(limit);
+    rows.into_iter().map(|(_, row)| row).collect()
 }
 
 impl Mark {

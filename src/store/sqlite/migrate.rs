@@ -1,9 +1,10 @@
 //! The schema and its versions. Forward only; a file that a newer binary has migrated is refused.
 
+use sqlx::SqliteConnection;
 use sqlx::migrate::Migrator;
 
-use super::SqliteStore;
 use super::fault::fault;
+use super::{SqliteStore, commit};
 use crate::error::{Error, Result};
 use crate::store::MigrationReport;
 
@@ -13,29 +14,38 @@ const TABLE_EXISTS: &str =
     "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = '_sqlx_migrations'";
 const VERSION: &str = "SELECT coalesce(max(version), 0) FROM _sqlx_migrations";
 
-/// Brings the file to this binary's version.
+/// Brings the file to this binary's version. Whoever comes while it is done waits for the file, and finds it done.
 pub(super) async fn run(store: &SqliteStore) -> Result<MigrationReport> {
-    let report = pending(store).await?;
-    if report.found > report.needed {
-        let MigrationReport { found, needed, .. } = report;
-        return Err(Error::internal(format!(
-            "the file has schema {found}, and this binary knows only {needed}: it is older than the file"
-        )));
+    let (mut tx, _) = store.write().await?;
+    let report = report(&mut tx).await?;
+    if let Some(why) = report.refusal() {
+        return Err(Error::internal(why));
     }
-    MIGRATOR.run(&store.writer).await.map_err(Error::internal)?;
+    if !report.steps.is_empty() {
+        MIGRATOR
+            .run_direct(None, &mut *tx, false)
+            .await
+            .map_err(Error::internal)?;
+        commit(tx).await?;
+    }
     Ok(report)
 }
 
 /// Says what [`run`] would do.
 pub(super) async fn pending(store: &SqliteStore) -> Result<MigrationReport> {
+    let mut connection = store.readers.acquire().await.map_err(fault)?;
+    report(&mut connection).await
+}
+
+async fn report(connection: &mut SqliteConnection) -> Result<MigrationReport> {
     let tables: i64 = sqlx::query_scalar(TABLE_EXISTS)
-        .fetch_one(&store.writer)
+        .fetch_one(&mut *connection)
         .await
         .map_err(fault)?;
     let found = match tables {
         0 => 0,
         _ => sqlx::query_scalar(VERSION)
-            .fetch_one(&store.writer)
+            .fetch_one(&mut *connection)
             .await
             .map_err(fault)?,
     };

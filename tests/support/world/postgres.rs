@@ -17,12 +17,16 @@ const URL: &str = "LEASEHOLD_TEST_DATABASE_URL";
 /// Makes a database, brings it to the present schema, and lets the case move its clock.
 pub async fn world() -> World {
     let place = Database::create().await;
-    let store = PostgresStore::connect(&place.url, &PostgresOptions::default())
-        .await
-        .expect("the store connects");
+    let store = place.open().await;
     store.migrate().await.expect("an empty database migrates");
     place.make_clock_movable().await;
-    World::new(Arc::new(store), Arc::new(place))
+    World::new(store, Arc::new(place))
+}
+
+/// Makes a database, and leaves it as it is.
+pub async fn empty() -> World {
+    let place = Database::create().await;
+    World::new(place.open().await, Arc::new(place))
 }
 
 struct Database {
@@ -97,6 +101,49 @@ impl Place for Database {
             .await
             .expect("the clock moves");
         db.close().await.expect("the connection closes");
+    }
+
+    async fn open(&self) -> Arc<dyn Store> {
+        let store = PostgresStore::connect(&self.url, &PostgresOptions::default()).await;
+        Arc::new(store.expect("the store connects"))
+    }
+
+    async fn outdate(&self, version: i64) {
+        let mut db = self.connect().await;
+        let outdate = format!(
+            "INSERT INTO leasehold_migrations (version, name) VALUES ({version}, 'of tomorrow');
+             ALTER TABLE jobs RENAME TO jobs_of_tomorrow"
+        );
+        sqlx::raw_sql(AssertSqlSafe(outdate))
+            .execute(&mut db)
+            .await
+            .expect("the schema is there");
+        db.close().await.expect("the connection closes");
+    }
+
+    async fn schema(&self) -> Vec<String> {
+        let mut db = self.connect().await;
+        let mut found: Vec<String> = sqlx::query_scalar(
+            "SELECT concat_ws(' ', c.relname, a.attname, a.atttypid::regtype)
+               FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+              WHERE c.relnamespace = 'public'::regnamespace ORDER BY 1",
+        )
+        .fetch_all(&mut db)
+        .await
+        .expect("the catalogue answers");
+        if found
+            .iter()
+            .any(|line| line.starts_with("leasehold_migrations "))
+        {
+            let versions = "SELECT concat_ws(' ', version, name, applied_at) FROM leasehold_migrations ORDER BY version";
+            let versions: Vec<String> = sqlx::query_scalar(versions)
+                .fetch_all(&mut db)
+                .await
+                .expect("the versions can be read");
+            found.extend(versions);
+        }
+        db.close().await.expect("the connection closes");
+        found
     }
 
     async fn remove(&self) {

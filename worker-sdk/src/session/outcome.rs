@@ -30,7 +30,7 @@ const MESSAGE_BYTES: usize = 8 * 1024;
 const DETAIL_BYTES: usize = 32 * 1024;
 const REASON_BYTES: usize = 1024;
 /// Longest waits that the wire allows: 30 days after a failure, 10 years of a release.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+pub(crate) const RETRY_AFTER_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 const DELAY_MAX: Duration = Duration::from_secs(3650 * 24 * 3600);
 
 /// The result to send, or `None` for Stopped: the handler ended because it was

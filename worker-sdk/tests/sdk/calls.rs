@@ -132,3 +132,42 @@ async fn wait_gives_the_unfinished_job_when_its_time_is_over() {
     let result = tokio::select! { result = call => result.unwrap(), () = answers => unreachable!("the server stays") };
     assert!(matches!(result, Err(Error::NotFinal(job)) if job.state() == JobState::Running));
 }
+
+/// The server answers when the wait that it was asked for is over, and never before.
+#[tokio::test]
+async fn a_wait_longer_than_the_client_s_deadline_gives_the_unfinished_job() {
+    let mut peer = Peer::start();
+    let client = Client::connect_lazy(&peer.url)
+        .unwrap()
+        .deadline(Duration::from_secs(5));
+    let call = tokio::spawn(async move { client.wait("x", Duration::from_secs(6)).await });
+    let answers = async {
+        while let Some((request, answer)) = peer.gets.recv().await {
+            let wait = request.wait.and_then(|wait| Duration::try_from(wait).ok());
+            tokio::time::sleep(wait.unwrap_or_default() + Duration::from_millis(20)).await;
+            let job = Job {
+                state: JobState::Running.into(),
+                ..Job::default()
+            };
+            let _ = answer.send(Ok(GetJobResponse { job: Some(job) }));
+        }
+    };
+    let result = tokio::select! { result = call => result.unwrap(), () = answers => unreachable!("the server stays") };
+    assert!(matches!(result, Err(Error::NotFinal(_))), "{result:?}");
+}
+
+#[tokio::test]
+async fn the_longest_of_all_deadlines_is_a_deadline() {
+    let mut peer = Peer::start();
+    let client = Client::connect_lazy(&peer.url)
+        .unwrap()
+        .deadline(Duration::MAX);
+    let call = tokio::spawn(async move { client.wait("x", Duration::MAX).await });
+    let (_, answer) = soon("a call", peer.gets.recv()).await.unwrap();
+    let job = Job {
+        state: JobState::Succeeded.into(),
+        ..Job::default()
+    };
+    answer.send(Ok(GetJobResponse { job: Some(job) })).unwrap();
+    assert!(soon("the job", call).await.unwrap().is_ok());
+}

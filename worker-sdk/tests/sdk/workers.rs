@@ -335,3 +335,80 @@ fn a_worker_that_cannot_work_is_refused_with_every_fault() {
         assert!(error.contains(fault), "{error}");
     }
 }
+
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("thrown away");
+    }
+}
+
+#[tokio::test]
+async fn a_panic_that_panics_when_it_is_dropped_is_a_failure_too() {
+    let peer = Peer::start();
+    let throw = || -> Result<(), JobError> { std::panic::panic_any(Bomb) };
+    let builder = Worker::builder(&peer.url)
+        .handler("async", move |_, (): ()| async move { throw() })
+        .blocking_handler("blocking", move |_, (): ()| throw());
+    let (_stop, _worker) = spawn(builder);
+    let mut stream = peer.session("t", TTL).await;
+    for kind in ["async", "blocking"] {
+        stream.push(kind, kind, "null").await;
+        assert_eq!(failure(stream.outcome().await).r#type, "Panic");
+    }
+}
+
+#[tokio::test]
+async fn a_wait_longer_than_any_is_the_longest_there_is() {
+    let peer = Peer::start();
+    let builder = Worker::builder(&peer.url)
+        .grace(Duration::MAX)
+        .stop_grace(Duration::MAX)
+        .handler("later", |_, (): ()| async {
+            Err::<(), _>(Retry::after(Duration::MAX).into())
+        });
+    let (stop, worker) = spawn(builder);
+    let mut stream = peer.session("t", TTL).await;
+    stream.push("a", "later", "null").await;
+    let wait = failure(stream.outcome().await).retry_after.unwrap();
+    assert_eq!(wait.seconds, 30 * 24 * 3600);
+    stop.notify_one();
+    goodbye(&mut stream).await;
+    assert!(stream.next().await.is_none());
+    drop(stream);
+    soon("the end", worker).await.unwrap().unwrap();
+}
+
+#[test]
+fn a_blocking_handler_that_hangs_does_not_keep_the_process() {
+    let (ended, end) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let peer = Peer::start();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let started = Arc::new(Notify::new());
+            let running = Arc::clone(&started);
+            let builder = Worker::builder(&peer.url)
+                .grace(Duration::ZERO)
+                .stop_grace(Duration::ZERO)
+                .blocking_handler("hang", move |_, (): ()| -> Result<(), JobError> {
+                    running.notify_one();
+                    loop {
+                        std::thread::park();
+                    }
+                });
+            let (stop, worker) = spawn(builder);
+            let mut stream = peer.session("t", TTL).await;
+            stream.push("a", "hang", "null").await;
+            soon("the handler", started.notified()).await;
+            stop.notify_one();
+            soon("the end", worker).await.unwrap().unwrap();
+        });
+        // As at the end of `main`.
+        drop(runtime);
+        ended.send(()).unwrap();
+    });
+    end.recv_timeout(Duration::from_secs(60))
+        .expect("the runtime ends");
+}

@@ -1,0 +1,341 @@
+//! Lists: page by page all that a filter lets through and nothing else, whatever happens between two pages.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use leasehold::job::limits::{LOST_LEASES_MAX, PAGE_MAX, PAGE_ROWS_MAX};
+use leasehold::job::{Job, JobId, JobState, Kind, NewJob, Outcome, Timestamp, View};
+use leasehold::store::{Ask, JobFilter, JobPage};
+
+use crate::steps::{
+    assert_recorded, ending, failure, jobs_of, leased, minutes, queue, raw, secs, success,
+};
+use crate::world::World;
+
+fn kind(name: &str) -> Kind {
+    Kind::parse(name).expect("a case names kinds well")
+}
+
+pub fn filter(queues: &[&str], kinds: &[&str], states: &[JobState]) -> JobFilter {
+    JobFilter {
+        queues: queues.iter().map(|name| queue(name)).collect(),
+        kinds: kinds.iter().map(|name| kind(name)).collect(),
+        states: states.to_vec(),
+    }
+}
+
+fn lets(filter: &JobFilter, job: &Job) -> bool {
+    (filter.queues.is_empty() || filter.queues.contains(&job.spec.queue))
+        && (filter.kinds.is_empty() || filter.kinds.contains(&job.spec.kind))
+        && (filter.states.is_empty() || filter.states.contains(&job.state))
+}
+
+fn of(world: &World, queue: &str, kind: &str) -> NewJob {
+    world.job_with(|d| {
+        d.queue = queue.into();
+        d.kind = kind.into();
+    })
+}
+
+pub fn ids(jobs: &[Job]) -> Vec<JobId> {
+    jobs.iter().map(|job| job.id).collect()
+}
+
+pub async fn page(
+    world: &World,
+    filter: &JobFilter,
+    before: Option<JobId>,
+    size: usize,
+    view: View,
+) -> JobPage {
+    let page = world.store.list(filter.clone(), before, size, view).await;
+    page.expect("list answers")
+}
+
+/// A job in each state, and some that came to theirs by another way.
+async fn in_every_state(world: &World, queue: &str, kind: &str) {
+    let new = || of(world, queue, kind);
+    world.accept(new()).await;
+    let scheduled = world.job_with(|d| {
+        (d.queue, d.kind) = (queue.into(), kind.into());
+        d.start = leasehold::job::draft::RawStart::Delay(raw(minutes(60)));
+    });
+    world.accept(scheduled).await;
+    let running = world.accept(new()).await;
+    world.lease(running, world.open().await).await;
+    let succeeded = world.accept(new()).await;
+    world.succeed(succeeded).await;
+    let failed = world.accept(new()).await;
+    world.fail(failed).await;
+    let cancelled = world.accept(new()).await;
+    world.cancel(cancelled).await;
+    let retried = world.accept(new()).await;
+    world.fail(retried).await;
+    world.retry(retried, Duration::ZERO).await;
+    let backing_off = world.accept(new()).await;
+    let session = world.open().await;
+    let lease = world.lease(backing_off, session).await;
+    assert_recorded(&world.finish(lease, session, failure()).await);
+}
+
+on_each_store!(a_list_is_all_that_its_filter_lets_through_newest_first);
+async fn a_list_is_all_that_its_filter_lets_through_newest_first(world: World) {
+    // One name begins another one, and one sorts before it by its bytes but not by its letters.
+    for (queue, kind) in [("a", "x"), ("a", "y"), ("a.b", "x"), ("B", "y")] {
+        in_every_state(&world, queue, kind).await;
+    }
+    let mut all = world.walk(JobFilter::default(), 1_000).await;
+    assert_eq!(all.len(), 32);
+    all.sort_by_key(|job| std::cmp::Reverse(job.id));
+    let states: Vec<Vec<JobState>> = [vec![]]
+        .into_iter()
+        .chain(JobState::ALL.map(|state| vec![state]))
+        .chain([
+            vec![JobState::Failed, JobState::Cancelled],
+            vec![JobState::Queued, JobState::Running],
+            vec![JobState::Failed, JobState::Failed],
+            JobState::ALL.to_vec(),
+        ])
+        .collect();
+    let queues: [&[&str]; 6] = [
+        &[],
+        &["a"],
+        &["B", "a"],
+        &["a.b", "a", "a.b"],
+        &["nobody"],
+        &["nobody", "B"],
+    ];
+    let kinds: [&[&str]; 4] = [&[], &["x"], &["y", "x"], &["z"]];
+    for states in &states {
+        for queues in queues {
+            for kinds in kinds {
+                let filter = filter(queues, kinds, states);
+                let expected: Vec<_> = all.iter().filter(|job| lets(&filter, job)).collect();
+                for size in [3, 1_000] {
+                    let found = world.walk(filter.clone(), size).await;
+                    let found: Vec<_> = found.iter().collect();
+                    assert_eq!(found, expected, "{filter:?} by {size}");
+                }
+            }
+        }
+    }
+}
+
+on_each_store!(pages_of_any_size_chain_to_the_whole);
+async fn pages_of_any_size_chain_to_the_whole(world: World) {
+    let mut expected = world.queued_many(24).await;
+    expected.reverse();
+    for filter in [
+        filter(&[], &[], &[]),
+        filter(&["work"], &[], &[]),
+        filter(&[], &["greet"], &[JobState::Queued]),
+        filter(&["work"], &["greet"], &[JobState::Queued]),
+    ] {
+        for size in [1, 2, 5, 23, 24, 25, PAGE_MAX] {
+            assert_eq!(ids(&world.walk(filter.clone(), size).await), expected);
+            let first = page(&world, &filter, None, size, View::Basic).await;
+            assert_eq!(
+                first.jobs.len(),
+                size.min(24),
+                "no page is short for nothing"
+            );
+            assert_eq!(
+                first.next.is_some(),
+                size < 24,
+                "nor names one that is empty"
+            );
+        }
+        let last = page(&world, &filter, expected.last().copied(), 5, View::Basic).await;
+        assert_eq!(last, JobPage::default());
+    }
+}
+
+on_each_store!(a_page_begins_below_any_id_whether_there_is_such_a_job_or_not);
+async fn a_page_begins_below_any_id_whether_there_is_such_a_job_or_not(world: World) {
+    let older = world.queued_many(3).await;
+    let between = world.fresh_id();
+    world.queued_many(3).await;
+    let below = page(
+        &world,
+        &JobFilter::default(),
+        Some(between),
+        10,
+        View::Basic,
+    )
+    .await;
+    assert_eq!(ids(&below.jobs), [older[2], older[1], older[0]]);
+    assert_eq!(below.next, None);
+}
+
+on_each_store!(pages_have_no_gaps_or_repeats_while_jobs_come_and_move);
+async fn pages_have_no_gaps_or_repeats_while_jobs_come_and_move(world: World) {
+    let jobs = world.queued_many(40).await;
+    let all = filter(&["work"], &[], &[]);
+    let waiting = filter(&["work"], &[], &[JobState::Queued]);
+    for filter in [&all, &waiting] {
+        let stood: BTreeSet<_> = ids(&world.walk(filter.clone(), 100).await)
+            .into_iter()
+            .collect();
+        let mut seen = Vec::new();
+        let mut moved = BTreeSet::new();
+        let mut before = None;
+        loop {
+            let page = page(&world, filter, before, 3, View::Basic).await;
+            seen.extend(ids(&page.jobs));
+            // One from each end leaves its state, one comes, and one comes late with an id of an hour's first minute.
+            for job in [jobs.first(), jobs.last()].into_iter().flatten() {
+                if world.state(*job).await == JobState::Queued {
+                    world.cancel(*job).await;
+                    moved.insert(*job);
+                }
+            }
+            if let Some(job) = jobs
+                .iter()
+                .rev()
+                .find(|job| !moved.contains(job) && stood.contains(job))
+            {
+                if world.state(*job).await == JobState::Queued {
+                    world.succeed(*job).await;
+                }
+                moved.insert(*job);
+            }
+            world.queued().await;
+            let late = Timestamp(world.now().0 - 50 * 60 * 1_000_000);
+            let late = NewJob {
+                id: world.id_at(late),
+                ..world.job()
+            };
+            world.accept(late).await;
+            match page.next {
+                Some(next) => before = Some(next),
+                None => break,
+            }
+        }
+        let once: BTreeSet<_> = seen.iter().copied().collect();
+        assert_eq!(once.len(), seen.len(), "none comes twice");
+        assert!(
+            seen.is_sorted_by(|a, b| a > b),
+            "newest first, across pages"
+        );
+        let must = stood
+            .iter()
+            .filter(|job| filter == &all || !moved.contains(*job));
+        for job in must {
+            assert!(once.contains(job), "{job} was there all the time");
+        }
+    }
+}
+
+on_each_store!(a_page_of_a_state_has_no_job_of_another_while_jobs_run);
+async fn a_page_of_a_state_has_no_job_of_another_while_jobs_run(world: World) {
+    let jobs = world.queued_many(400).await;
+    let to = world.open().await;
+    let working = world.clone();
+    let work = tokio::spawn(async move {
+        for chunk in jobs.chunks(10) {
+            let asks = chunk.iter().map(|job| Ask { job: *job, to }).collect();
+            let leases = working.grant(asks).await;
+            let endings = leases.iter().map(|granted| {
+                let lease = leased(granted).lease;
+                ending(lease, to, success())
+            });
+            working.finish_all(endings.collect()).await;
+        }
+    });
+    while !work.is_finished() {
+        for state in [JobState::Queued, JobState::Running] {
+            for view in [View::Basic, View::Full] {
+                let filter = filter(&[], &[], &[state]);
+                let page = page(&world, &filter, None, 400, view).await;
+                for job in page.jobs {
+                    assert_eq!(job.state, state);
+                }
+            }
+        }
+    }
+    work.await.expect("the work ends");
+}
+
+on_each_store!(a_page_that_looked_at_its_bound_is_short_and_goes_on);
+async fn a_page_that_looked_at_its_bound_is_short_and_goes_on(world: World) {
+    let mut rare = Vec::new();
+    for _ in 0..3 {
+        rare.push(world.accept(of(&world, "work", "rare")).await);
+    }
+    world.cancel(rare[0]).await;
+    world.succeed(rare[2]).await;
+    world.queued_many(PAGE_ROWS_MAX + 600).await;
+    for (filter, expected) in [
+        (filter(&[], &["rare"], &[]), vec![rare[2], rare[1], rare[0]]),
+        (
+            filter(&["work"], &["rare"], &[]),
+            vec![rare[2], rare[1], rare[0]],
+        ),
+        (filter(&[], &[], &[JobState::Succeeded]), vec![rare[2]]),
+        (
+            filter(&["work", "nobody"], &[], &[JobState::Succeeded]),
+            vec![rare[2]],
+        ),
+    ] {
+        let first = page(&world, &filter, None, 2, View::Basic).await;
+        assert_eq!(first.jobs, [], "{filter:?}");
+        assert!(first.next.is_some(), "it has not seen all of {filter:?}");
+        assert_eq!(
+            ids(&world.walk(filter.clone(), 2).await),
+            expected,
+            "{filter:?}"
+        );
+    }
+}
+
+on_each_store!(each_way_to_the_dead_letter_is_listed_there_until_it_is_brought_back);
+async fn each_way_to_the_dead_letter_is_listed_there_until_it_is_brought_back(world: World) {
+    let mut dead = Vec::new();
+    let permanent = world.queued().await;
+    world.fail(permanent).await;
+    dead.push(permanent);
+    let last = world.accept(world.job_with(|d| d.max_attempts = 1)).await;
+    let session = world.open().await;
+    let lease = world.lease(last, session).await;
+    assert_recorded(&world.finish(lease, session, failure()).await);
+    dead.push(last);
+    let slow = world.accept(world.job_with(|d| d.max_attempts = 1)).await;
+    let lease = world.lease(slow, session).await;
+    assert_recorded(&world.finish(lease, session, Outcome::TimedOut).await);
+    dead.push(slow);
+    let deadly = world.queued().await;
+    for _ in 0..=LOST_LEASES_MAX {
+        let session = world.open().await;
+        world.lease(deadly, session).await;
+        world.lose(session).await;
+    }
+    dead.push(deadly);
+    let cancelled = world.queued().await;
+    world.cancel(cancelled).await;
+    world.queued_many(3).await;
+
+    let listed = async |states: &[JobState], queues: &[&str]| {
+        let found = world.walk(filter(queues, &[], states), 2).await;
+        ids(&found).into_iter().rev().collect::<Vec<_>>()
+    };
+    for queues in [&[][..], &["work"]] {
+        assert_eq!(listed(&[JobState::Failed], queues).await, dead);
+        assert_eq!(listed(&[JobState::Cancelled], queues).await, [cancelled]);
+    }
+    for job in &dead {
+        let job = world.look(*job).await;
+        assert!(
+            job.last_failure.is_some(),
+            "the dead letter says why: {job:?}"
+        );
+    }
+    world.retry(dead.remove(0), Duration::ZERO).await;
+    world.retry(dead.remove(0), secs(60)).await;
+    world.retry(cancelled, Duration::ZERO).await;
+    for queues in [&[][..], &["work"]] {
+        assert_eq!(listed(&[JobState::Failed], queues).await, dead);
+        assert_eq!(listed(&[JobState::Cancelled], queues).await, []);
+    }
+    world.advance(minutes(2)).await;
+    assert_eq!(jobs_of(&world.promote().await.segments).len(), 1);
+}
