@@ -11,6 +11,7 @@ use super::sessions::Live;
 use super::tasks::Tasks;
 use crate::job::limits::{BATCH_MAX, STREAMS_MAX};
 use crate::session::Event;
+use crate::store::SessionState;
 
 /// Where heartbeats go.
 #[derive(Debug, Clone)]
@@ -47,7 +48,10 @@ async fn flush(core: Arc<Core>, batch: Vec<Arc<Live>>) {
     match core.store.renew(sessions).await {
         Ok(states) => {
             for (live, state) in batch.into_iter().zip(states) {
-                live.feed(refused(state).unwrap_or(Event::Renewed));
+                live.feed(match state {
+                    SessionState::Lapsed => Event::RenewFailed,
+                    state => refused(state).unwrap_or(Event::Renewed),
+                });
             }
         }
         Err(error) => {

@@ -120,8 +120,6 @@ impl Session {
             }
             Some(_) => self.renew_next = Some(sequence),
         }
-        // The worker may have been silent for so long that it got no jobs.
-        out.push(Action::LookForJobs);
     }
 
     pub(super) fn looked(

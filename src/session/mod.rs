@@ -240,7 +240,7 @@ impl Session {
             && self.drain_at.is_none()
             && !self.unconfirmed
             && !self.lapsed;
-        let lively = now.saturating_sub(self.heard) <= 2 * self.heartbeat_interval();
+        let lively = self.is_lively(now);
         let Some(subscription) = self
             .hello
             .queues
@@ -264,6 +264,11 @@ impl Session {
                     .saturating_sub(of_queue),
             ),
         }
+    }
+
+    /// The worker was heard of within two heartbeats.
+    fn is_lively(&self, now: Duration) -> bool {
+        now.saturating_sub(self.heard) <= 2 * self.heartbeat_interval()
     }
 
     /// Promises a slot to a grant. It is paid back by [`Event::Granted`].
@@ -311,6 +316,10 @@ impl Session {
     }
 
     fn frame(&mut self, now: Duration, message: ClientMessage, out: &mut Vec<Action>) {
+        // It may have been silent for so long that it got no jobs.
+        if !self.is_lively(now) {
+            out.push(Action::LookForJobs);
+        }
         self.heard = now;
         match message {
             ClientMessage::Hello(_) => {

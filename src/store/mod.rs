@@ -362,8 +362,8 @@ pub trait Store: Send + Sync + 'static {
     /// Moves sessions to new streams and renews them, if they are alive and the attach number is higher than the last.
     /// Waits for grants to them that are under way.
     async fn attach(&self, attaches: Vec<Attach>) -> Result<Vec<Attaching>>;
-    /// Renews sessions for their TTL from now: `Alive`, or why not, which stays so.
-    /// A row that is locked right now is waited for, briefly, rather than reported lost.
+    /// Renews sessions for their TTL from now: `Alive`, or why not. `Moved` and `Dead` stay so; `Lapsed` could not be
+    /// renewed now, as something held its row for too long.
     async fn renew(&self, sessions: Vec<Attached>) -> Result<Vec<SessionState>>;
     /// The leases of sessions that were granted at least `age` ago; `None`: it is dead, gone or has moved.
     async fn leases(

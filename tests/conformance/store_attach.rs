@@ -330,13 +330,12 @@ on_each_store!(young_leases_are_left_out_of_a_look_at_old_ones);
 async fn young_leases_are_left_out_of_a_look_at_old_ones(world: World) {
     let (old, session) = world.running().await;
     world.advance(secs(20)).await;
-    let young = world.lease(world.queued().await, session).await;
+    world.lease(world.queued().await, session).await;
     let aged = world.store.leases(vec![session], secs(10)).await;
     let aged = aged.expect("leases answers").remove(0);
     let aged: Vec<_> = aged.expect("it is alive").iter().map(|h| h.lease).collect();
     assert_eq!(aged, [old]);
     assert_eq!(lease_list(&world, session).await.len(), 2);
-    drop(young);
 }
 
 on_each_store!(a_forgotten_lease_is_a_lost_one);

@@ -85,7 +85,7 @@ const LIST_FAILED_QUEUES: &str = list!(
 const RETRY: &str = concat!(
     "WITH locked AS MATERIALIZED (
   SELECT id, state AS was FROM jobs WHERE id = $1 AND state IN (5, 6) FOR UPDATE),
-clock AS MATERIALIZED (SELECT lh_us() AS now, (SELECT count(*) FROM locked) AS locked),
+clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM locked) AS l),
 done AS (
   UPDATE jobs j
      SET state = CASE WHEN $2 > 0 THEN 1 ELSE 2 END, revision = j.revision + 1, session = NULL,

@@ -23,7 +23,7 @@ WITH asked AS MATERIALIZED (
   SELECT s.id, a.attach, a.node FROM unnest($1::uuid[], $2::int8[], $3::uuid[]) AS a (id, attach, node)
     JOIN sessions s ON s.id = a.id
    ORDER BY s.id FOR UPDATE OF s),
-clock AS MATERIALIZED (SELECT lh_us() AS now, (SELECT count(*) FROM asked) AS asked)
+clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM asked) AS l)
 UPDATE sessions s
    SET attach = a.attach, node = a.node, expires_at = c.now + s.ttl,
        nodes = CASE WHEN a.node = ANY (s.nodes) THEN s.nodes ELSE s.nodes || a.node END

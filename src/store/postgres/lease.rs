@@ -25,7 +25,7 @@ locked AS MATERIALIZED (
     JOIN jobs j ON j.id = a.job AND j.state = 2
    ORDER BY s.id, j.id
      FOR KEY SHARE OF s FOR UPDATE OF j SKIP LOCKED),
-clock AS MATERIALIZED (SELECT lh_us() AS now, (SELECT count(*) FROM locked) AS locked),
+clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM locked) AS l),
 fit AS MATERIALIZED (
   SELECT id, session, worker
     FROM (SELECT l.*, sum(size) OVER (ORDER BY id) - size AS before FROM locked l) AS l WHERE before < $5),

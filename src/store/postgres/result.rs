@@ -31,7 +31,7 @@ WITH locked AS MATERIALIZED (
                 AND (j.state = 3 OR (j.state = 2 AND e.outcome = 1))
    ORDER BY j.id
      FOR UPDATE OF j),
-clock AS MATERIALIZED (SELECT lh_us() AS now, (SELECT count(*) FROM locked) AS locked),
+clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM locked) AS l),
 waits AS MATERIALIZED (
   SELECT l.*, c.now,
          CASE l.outcome

@@ -27,7 +27,7 @@ macro_rules! renew {
     JOIN sessions s ON s.id = a.id AND s.attach = a.attach AND s.dead_at IS NULL
    ORDER BY s.id FOR NO KEY UPDATE OF s ",
             $lock,
-            "), clock AS MATERIALIZED (SELECT lh_us() AS now, (SELECT count(*) FROM alive) AS alive)
+            "), clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM alive) AS l)
 UPDATE sessions s SET expires_at = c.now + s.ttl
   FROM clock c, alive a WHERE s.id = a.id AND s.dead_at IS NULL
 RETURNING s.id, s.attach"
@@ -117,7 +117,7 @@ locked AS MATERIALIZED (
   SELECT j.id, s.id AS had, s.lost_in_outage FROM jobs j JOIN sessions s ON s.id = j.session AND s.dead_at IS NOT NULL
    WHERE j.id = ANY (ARRAY(SELECT id FROM picked)) AND j.state = 3
    ORDER BY j.id FOR UPDATE OF j SKIP LOCKED),
-clock AS MATERIALIZED (SELECT lh_us() AS now, (SELECT count(*) FROM locked) AS locked),
+clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM locked) AS l),
 judged AS MATERIALIZED (
   SELECT l.id, l.had, c.now, CASE WHEN l.lost_in_outage THEN 0 ELSE 1 END AS lost FROM locked l, clock c),
 done AS (
@@ -198,12 +198,18 @@ pub(super) async fn renew(pool: &Pool, sessions: &[Attached]) -> Result<Vec<Sess
         .filter(|s| !renewed.contains(&key(*s)))
         .collect();
     let mut alive = HashSet::new();
+    let mut is_late = false;
     if !rest.is_empty() {
         let (ids, attaches) = columns(&rest);
-        let rows = pool
+        let waited = pool
             .write(|| sqlx::query(RENEW_WAITING).bind(&ids).bind(&attaches))
-            .await?;
-        read_renewed(&rows, &mut renewed)?;
+            .await;
+        match waited {
+            Ok(rows) => read_renewed(&rows, &mut renewed)?,
+            // What the first statement has renewed is renewed, whatever holds the others.
+            Err(_) if !renewed.is_empty() => is_late = true,
+            Err(error) => return Err(error),
+        }
         for row in pool.read(|| sqlx::query(ALIVE).bind(&ids)).await? {
             alive.insert(column::<Uuid>(&row, "id")?);
         }
@@ -216,6 +222,7 @@ pub(super) async fn renew(pool: &Pool, sessions: &[Attached]) -> Result<Vec<Sess
                 alive.contains(&s.session.uuid()),
             ) {
                 (true, _) => SessionState::Alive,
+                (false, _) if is_late => SessionState::Lapsed,
                 (false, true) => SessionState::Moved,
                 (false, false) => SessionState::Dead,
             }

@@ -11,7 +11,7 @@ WITH due AS MATERIALIZED (
 locked AS MATERIALIZED (
   SELECT j.id FROM jobs j WHERE j.id = ANY (ARRAY(SELECT id FROM due)) AND j.state = 1 AND j.due_at <= (SELECT lh_us())
    ORDER BY j.id FOR UPDATE SKIP LOCKED),
-clock AS MATERIALIZED (SELECT lh_us() AS now, (SELECT count(*) FROM locked) AS locked),
+clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM locked) AS l),
 done AS (
   UPDATE jobs j SET state = 2, revision = j.revision + 1, due_at = NULL, queued_time = c.now
     FROM clock c, locked l WHERE j.id = l.id AND j.state = 1
