@@ -7,14 +7,19 @@
 //! what runs under it runs on.
 //!
 //! ```text
-//! no session ─Hello─> asked for ─Welcome─> in use ─cut, drain─> in use, or not,
-//!      ^                 │ ^                  ^                 with another asked for
-//!      │   came to nothing │                  └──Welcome, resumed────────┘ │
-//!      └─────────────────┘ └── Welcome, not resumed: the old one is over ──┘
+//!             Hello             Welcome
+//! no stream ────────> asked for ────────> in use
+//!  ^     ^               │                 │  │ ^
+//!  │     └─── failed ────┘            cut  │  │ │ Welcome, or the move failed
+//!  └───────────────────────────────────────┘  │ │
+//!                                   Draining  v │
+//!                            in use, another asked for
 //! ```
 //!
-//! A session that is over (the server ended it, or a copy of this process has
-//! it) has no stream: its results go by `ReportResults`. What must hold over all:
+//! Each Hello but the first asks to go on. If Welcome denies it, the server has
+//! ended the session; if SESSION_MOVED answers the newest Hello, a copy of this
+//! process has it. Then it is over: another begins, its handlers are told to
+//! stop, and its results go by `ReportResults`. What must hold over all:
 //!
 //! * handlers that run, old and new together, never exceed the concurrency;
 //! * each (job, attempt) of a session is run once, however often it is pushed;
@@ -195,11 +200,11 @@ impl Sessions {
         let Some(no) = self.current.filter(|_| !self.config.finish_unrenewed) else {
             return;
         };
-        let running = self.book.running_of(no);
-        if !running.is_empty() {
+        let undisturbed = self.book.undisturbed(no);
+        if !undisturbed.is_empty() {
             self.note(Note::Unrenewed);
         }
-        for ticket in running {
+        for ticket in undisturbed {
             self.stop(ticket, StopReason::Unrenewed);
         }
     }

@@ -80,25 +80,22 @@ impl Sessions {
             .and_then(|no| self.sessions.get(&no))
             .is_some_and(|session| session.begun);
         if asked && !welcome.resumed {
-            self.session_over(if self.config.finish_unrenewed {
-                None
-            } else {
-                Some(StopReason::Lost)
-            });
+            let stop = !self.config.finish_unrenewed;
+            self.session_over(stop.then_some(StopReason::Lost));
             self.note(Note::SessionOver);
             self.begin_session();
             stream.begins_anew();
         }
+        let resumed = asked && welcome.resumed;
+        self.note(Note::Connected {
+            resumed,
+            session: welcome.session_id.clone(),
+            node: welcome.node.clone(),
+        });
         let Some(no) = self.current else { return };
         let Some(session) = self.sessions.get_mut(&no) else {
             return;
         };
-        let resumed = asked && welcome.resumed;
-        self.actions.push(Action::Note(Note::Connected {
-            resumed,
-            session: welcome.session_id.clone(),
-            node: welcome.node.clone(),
-        }));
         if resumed {
             session.go_on(&welcome);
         } else {
@@ -106,13 +103,14 @@ impl Sessions {
         }
         // The first heartbeat is written when this event is done.
         stream.heartbeat_due = true;
+        stream.heard = self.now;
         if self.leaving {
             stream.goodbye = Goodbye::Due;
         }
         self.timers
             .set(Timer::Heartbeat, self.now + session.interval);
         self.timers
-            .set(Timer::Silence, stream.asked_at + session.reliable());
+            .set(Timer::Silence, stream.heard + session.reliable());
         self.timers.set(Timer::Expiry, session.expiry());
         self.link.used = Some(stream);
         self.send_again(no);

@@ -157,6 +157,14 @@ impl Book {
             .collect()
     }
 
+    /// Those of them that nobody told to stop.
+    pub(super) fn undisturbed(&self, session: SessionNo) -> Vec<Ticket> {
+        self.of(session)
+            .filter(|(_, held)| matches!(held.state, State::Running { stop: None }))
+            .map(|(ticket, _)| ticket)
+            .collect()
+    }
+
     /// A session's results, in the order in which their leases came.
     pub(super) fn finished_of(&self, session: SessionNo) -> Vec<Ticket> {
         self.of(session)

@@ -74,7 +74,7 @@ pub(super) struct Stream {
     /// The highest frame taken.
     pub(super) last_frame: u64,
     /// When the heartbeat was sent that was acknowledged last; before the first,
-    /// when the stream was asked for.
+    /// when Welcome came.
     pub(super) heard: Duration,
     /// The window that the server was told last.
     window: u32,

@@ -14,6 +14,9 @@ const RESEND: Duration = Duration::from_secs(10);
 /// Pauses between streams, and between calls of `ReportResults`.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// Between streams while the leases can still be saved: a node that was started
+/// again, or a load balancer that found another, must be met before they run out.
+const BACKOFF_LEASED_MAX: Duration = Duration::from_secs(2);
 /// No server can ask for a longer pause.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
@@ -131,7 +134,14 @@ impl Sessions {
 
     pub(super) fn reconnect(&mut self, end: &End) {
         let asked = end.retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
-        let pause = self.backoff(self.tries).max(asked);
+        let session = self.current.and_then(|no| self.sessions.get(&no));
+        let leased = session.is_some_and(|session| session.begun && self.now < session.expiry());
+        let longest = if leased {
+            BACKOFF_LEASED_MAX
+        } else {
+            BACKOFF_MAX
+        };
+        let pause = self.backoff(self.tries).min(longest).max(asked);
         self.tries = self.tries.saturating_add(1);
         self.timers.set(Timer::Connect, self.now + pause);
         self.note(Note::Reconnecting {

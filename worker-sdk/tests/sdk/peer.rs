@@ -92,7 +92,7 @@ impl Peer {
         let (reports, reports_in) = mpsc::channel(16);
         let (enqueues, enqueues_in) = mpsc::channel(16);
         let (gets, gets_in) = mpsc::channel(16);
-        let (ready, address) = std::sync::mpsc::channel();
+        let (ready, address) = std::sync::mpsc::sync_channel(1);
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()

@@ -70,6 +70,29 @@ fn each_hello_has_a_higher_number_also_when_it_comes_to_nothing() {
 }
 
 #[test]
+fn while_leases_can_be_saved_a_stream_is_tried_every_two_seconds() {
+    let mut bench = Bench::connected(4);
+    bench.cut_by_network(1);
+    let mut tried = vec![];
+    while bench.now < 60 * S {
+        bench.pass(S / 10);
+        if bench.opened.len() > tried.len() + 1 {
+            tried.push(bench.now);
+            bench.cut_by_network(bench.opened.len() as u64);
+        }
+    }
+    let pauses: Vec<_> = tried
+        .windows(2)
+        .map(|two| (two[0], two[1] - two[0]))
+        .collect();
+    assert!(tried[0] <= S / 10, "the first at once");
+    for (at, pause) in &pauses {
+        let lease_runs = *at < 25 * S;
+        assert_eq!(*pause <= 2 * S + S / 10, lease_runs, "{pauses:?}");
+    }
+}
+
+#[test]
 fn only_an_acknowledged_heartbeat_of_the_stream_moves_the_expiry() {
     let mut bench = Bench::connected(4);
     bench.pushed(1, 1, &["a"]);
@@ -110,6 +133,7 @@ fn a_stream_that_is_never_acknowledged_is_given_up() {
     assert!(bench.cut.is_empty());
     bench.pass(2 * S);
     assert_eq!(bench.cut, vec![StreamNo(2)]);
+    bench.pass(S);
     assert_eq!(resume_of(&bench.hello(3)).1, 3);
 }
 
