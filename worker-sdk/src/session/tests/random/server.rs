@@ -22,10 +22,21 @@ impl World {
         }
     }
 
-    /// A kind server from here on: all is answered, and all handlers end.
+    /// A kind server from here on: all is answered, and all handlers end. The
+    /// worker must have a stream that it takes jobs from, and end when it is told.
     pub(super) fn wind_down(&mut self) {
+        let serves = |world: &mut Self| {
+            let peer = world.peers.get(&world.newest);
+            peer.is_some_and(|peer| peer.session.is_some() && peer.window > 0)
+        };
+        assert!(self.until(serves), "the worker is there again");
         self.event(Event::Shutdown(20 * S));
-        for _ in 0..20_000 {
+        assert!(self.until(|world| world.over), "the worker ends");
+    }
+
+    fn until(&mut self, come: impl Fn(&mut Self) -> bool) -> bool {
+        let end = self.now + 100 * S;
+        while self.now < end && !come(self) {
             for no in self.peers.keys().copied().collect::<Vec<_>>() {
                 self.written(Some(no));
                 self.answer_results(Some(no));
@@ -50,12 +61,10 @@ impl World {
             while !self.calls.is_empty() {
                 self.answer_call_well();
             }
-            if self.over {
-                return;
-            }
             self.now += Duration::from_millis(20);
             self.event(Event::Tick);
         }
+        come(self)
     }
 
     fn hears(&mut self, no: StreamNo, message: Response) {
