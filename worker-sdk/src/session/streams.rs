@@ -33,7 +33,9 @@ impl Sessions {
             && used.is_none_or(|used| used.draining && !self.leaving)
     }
 
-    /// Gives the writer in use its next message, if it is free.
+    /// Gives the writer in use its next message, if it is free. A stream that
+    /// has no more use ends: after Goodbye, or when its node drains, which would
+    /// wait for it to the end of its time.
     pub(super) fn write(&mut self, window: u32) {
         let (Some(no), Some(stream)) = (self.current, self.link.used.as_mut()) else {
             return;
@@ -52,7 +54,12 @@ impl Sessions {
                 self.timers.set(Timer::Resend(ticket), self.now + RESEND);
             }
             self.actions.push(Action::Send(stream.no, request(message)));
-        } else if stream.goodbye == Goodbye::Applied && self.book.of(no).next().is_none() {
+        } else if self.book.of(no).next().is_some() {
+            // Its results and receipts go this way.
+        } else if stream.draining && !self.leaving {
+            let drained = stream.no;
+            self.cut(Some(drained), "the node drains");
+        } else if stream.goodbye == Goodbye::Applied {
             stream.closing = true;
             self.timers.clear(Timer::Heartbeat);
             self.timers.set(Timer::Close, self.now + CLOSE_WAIT);

@@ -248,6 +248,19 @@ fn a_drained_stream_carries_all_but_jobs_until_the_session_has_moved() {
 }
 
 #[test]
+fn a_drained_stream_is_left_as_soon_as_nothing_is_held() {
+    let mut bench = Bench::connected(4);
+    bench.pushed(1, 1, &["a"]);
+    bench.hears(1, draining());
+    bench.finish("a", output(1));
+    assert!(bench.cut.is_empty());
+    bench.receipts(1, vec![receipt("a", 1, proto::ReceiptStatus::Recorded)]);
+    assert_eq!(bench.cut, vec![StreamNo(1)]);
+    bench.pass(S);
+    assert_eq!(resume_of(&bench.hello(2)), (&b"one"[..], 2, vec![]));
+}
+
+#[test]
 fn a_move_that_fails_is_tried_again_from_the_drained_stream() {
     let mut bench = Bench::connected(4);
     bench.pushed(1, 1, &["a"]);

@@ -14,7 +14,7 @@ impl World {
             9 if self.random.below(3) == 0 => self.cut(no),
             10 if self.random.below(4) == 0 => self.drain(no),
             11 => self.cancel_or_lose(no),
-            12 if self.random.below(4) == 0 => self.move_away(no),
+            12 if self.random.below(2) == 0 => self.move_away(),
             _ => self.written(no),
         };
         if let Some(what) = what {
@@ -256,11 +256,14 @@ impl World {
 
     /// Ends a stream because another Hello has its session: a newer one of the
     /// worker's own, or a copy's.
-    fn move_away(&mut self, no: Option<StreamNo>) -> Option<&'static str> {
-        let no = no?;
+    fn move_away(&mut self) -> Option<&'static str> {
+        let no = *self.peers.keys().next()?;
         let peer = &self.peers[&no];
         let session = peer.session.or_else(|| token(&peer.hello))?;
         let own = no != self.newest;
+        if !own && self.random.below(3) > 0 {
+            return None;
+        }
         self.peers.remove(&no);
         if !own {
             self.served.get_mut(&session).unwrap().copied = true;
