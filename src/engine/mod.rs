@@ -8,6 +8,7 @@
 
 mod attach;
 mod batch;
+mod candidate;
 mod dispatch;
 mod enqueue;
 mod heal;

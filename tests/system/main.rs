@@ -12,6 +12,7 @@
 mod support;
 
 mod adversity;
+mod balancer;
 mod clients;
 mod doctor;
 mod errors;

@@ -23,7 +23,7 @@ use crate::context::Context;
 use crate::error::{CallError, Error, chain};
 use crate::handler::{Handlers, Run};
 use crate::proto;
-use crate::session::{Action, End, Event, Note, SessionNo, Sessions, Ticket};
+use crate::session::{Action, End, Event, Note, SessionNo, Sessions, StreamNo, Ticket};
 use proto::worker_service_client::WorkerServiceClient;
 
 /// Largest message in either direction: the wire's 4 MiB, and room for framing.
@@ -71,10 +71,10 @@ struct Running {
     runtime: Handle,
     events: mpsc::Sender<Event>,
     finished: mpsc::Sender<Event>,
-    streams: HashMap<SessionNo, Stream>,
+    streams: HashMap<StreamNo, Stream>,
     attempts: HashMap<Ticket, Attempt>,
     /// Each completes when a stream's writer has passed its message on.
-    written: FuturesUnordered<BoxFuture<'static, SessionNo>>,
+    written: FuturesUnordered<BoxFuture<'static, StreamNo>>,
     /// Readers, reports and stop timers; all end with the pump.
     tasks: JoinSet<()>,
 }
@@ -205,7 +205,7 @@ impl Running {
     }
 
     /// Each stream has a connection of its own: a node that drains is left by it.
-    fn open(&mut self, no: SessionNo, hello: proto::LeaseJobsRequest) {
+    fn open(&mut self, no: StreamNo, hello: proto::LeaseJobsRequest) {
         let (writer, outgoing) = mpsc::channel(1);
         let (endpoint, events) = (self.endpoint.clone(), self.events.clone());
         let reader = self.tasks.spawn(async move {
@@ -229,7 +229,7 @@ impl Running {
         self.send(no, hello);
     }
 
-    fn send(&mut self, no: SessionNo, message: proto::LeaseJobsRequest) {
+    fn send(&mut self, no: StreamNo, message: proto::LeaseJobsRequest) {
         let Some(writer) = self
             .streams
             .get(&no)
@@ -288,7 +288,7 @@ impl Running {
 
 /// Connects and reads one stream to its end. It never waits for the writer.
 async fn read(
-    no: SessionNo,
+    no: StreamNo,
     endpoint: &Endpoint,
     outgoing: mpsc::Receiver<proto::LeaseJobsRequest>,
     events: &mpsc::Sender<Event>,
@@ -328,6 +328,7 @@ fn end(status: &tonic::Status) -> End {
     );
     End {
         fatal,
+        moved: error.code == Code::Aborted && error.reason == "SESSION_MOVED",
         message: error.to_string(),
         retry_after: error.retry_after,
     }
@@ -335,11 +336,20 @@ fn end(status: &tonic::Status) -> End {
 
 fn log(note: Note) {
     match note {
-        Note::Connected { session, node } => tracing::info!(session, node, "session began"),
+        Note::Connected {
+            resumed: true,
+            session,
+            node,
+        } => tracing::info!(session, node, "session goes on"),
+        Note::Connected { session, node, .. } => tracing::info!(session, node, "session began"),
         Note::Reconnecting { why, pause } => {
-            tracing::warn!(why, ?pause, "stream ended, opening another")
+            tracing::warn!(why, ?pause, "opening another stream")
         }
         Note::Draining => tracing::info!("the node drains"),
+        Note::SessionOver => tracing::warn!("the server has ended the session"),
+        Note::Copied => tracing::warn!(
+            "another process goes on with this session: is this one a copy? beginning anew"
+        ),
         Note::Unrenewed => tracing::warn!("session not renewed in time, stopping its handlers"),
         Note::UnknownKind(kind) => {
             tracing::warn!(kind, "no handler for this kind, giving its jobs back")

@@ -37,9 +37,12 @@
 //!
 //! # What is promised
 //! A job that was accepted runs at least once, and exactly one result of it is
-//! recorded. It may run more than once: a worker that was cut off is told to
-//! stop, but what it did until then it did. [`Context::attempt`] is a fencing
-//! number by which a system downstream can refuse the older attempt.
+//! recorded. A worker whose connection breaks, or whose node dies or drains, goes
+//! on with its session on another stream: its handlers run on, and nothing runs
+//! twice. A job may run more than once when a worker was away for longer than its
+//! lease: its handlers are told to stop, but what they did until then they did.
+//! [`Context::attempt`] is a fencing number by which a system downstream can
+//! refuse the older attempt.
 //!
 //! # The map
 //! | where | what |

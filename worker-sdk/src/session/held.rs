@@ -142,13 +142,40 @@ impl Book {
             .map(|(ticket, held)| (*ticket, held))
     }
 
-    /// Everything that runs, in whatever session.
-    pub(super) fn all_running(&self) -> Vec<Ticket> {
-        self.held
-            .iter()
-            .filter(|(_, held)| matches!(held.state, State::Running { .. }))
-            .map(|(ticket, _)| *ticket)
+    /// What a session holds, as the wire lists it.
+    pub(super) fn leases_of(&self, session: SessionNo) -> Vec<proto::Lease> {
+        self.of(session)
+            .map(|(_, held)| held.lease.clone())
             .collect()
+    }
+
+    /// A session's handlers that have not ended.
+    pub(super) fn running_of(&self, session: SessionNo) -> Vec<Ticket> {
+        self.of(session)
+            .filter(|(_, held)| held.is_running())
+            .map(|(ticket, _)| ticket)
+            .collect()
+    }
+
+    /// Those of them that nobody told to stop.
+    pub(super) fn undisturbed(&self, session: SessionNo) -> Vec<Ticket> {
+        self.of(session)
+            .filter(|(_, held)| matches!(held.state, State::Running { stop: None }))
+            .map(|(ticket, _)| ticket)
+            .collect()
+    }
+
+    /// A session's results, in the order in which their leases came.
+    pub(super) fn finished_of(&self, session: SessionNo) -> Vec<Ticket> {
+        self.of(session)
+            .filter(|(_, held)| !held.is_running())
+            .map(|(ticket, _)| ticket)
+            .collect()
+    }
+
+    /// Everything, in whatever session.
+    pub(super) fn all(&self) -> impl Iterator<Item = (Ticket, &Held)> {
+        self.held.iter().map(|(ticket, held)| (*ticket, held))
     }
 }
 
