@@ -233,6 +233,15 @@ fn a_silent_worker_gets_no_jobs_and_loses_its_stream() {
 }
 
 #[test]
+fn a_worker_that_was_silent_is_looked_after_when_it_is_heard_of_again() {
+    let mut session = live();
+    assert_eq!(session.free(s(21), &queue()), 0);
+    let actions = session.handle(s(21), result(9, success()));
+    assert!(matches!(actions.first(), Some(Action::LookForJobs)));
+    assert_eq!(session.free(s(21), &queue()), 2);
+}
+
+#[test]
 fn an_acknowledgement_follows_the_renewal_and_floods_do_not_pile_up() {
     let mut session = live();
     let beat = |sequence| {
@@ -242,15 +251,9 @@ fn an_acknowledgement_follows_the_renewal_and_floods_do_not_pile_up() {
             held: vec![],
         })
     };
-    assert!(matches!(
-        session.handle(s(1), beat(1))[..],
-        [Action::Renew, Action::LookForJobs]
-    ));
+    assert!(matches!(session.handle(s(1), beat(1))[..], [Action::Renew]));
     for sequence in 2..10 {
-        assert!(matches!(
-            session.handle(s(1), beat(sequence))[..],
-            [Action::LookForJobs]
-        ));
+        assert!(session.handle(s(1), beat(sequence)).is_empty());
     }
     let actions = session.handle(s(1), Event::Renewed);
     assert!(matches!(

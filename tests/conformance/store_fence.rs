@@ -478,7 +478,13 @@ async fn of_many_results_at_once_one_is_recorded(world: World) {
         }
         let answers = calls.join_all().await;
         let job = world.look(lease.job).await;
-        assert_eq!(job.revision, 3, "it moved once: {answers:?}");
+        // What was forgotten may still succeed.
+        let forgotten = job.attempts.iter().any(is(AttemptOutcome::Forgotten));
+        let moves = match (forgotten, job.state) {
+            (true, JobState::Succeeded) => 2,
+            _ => 1,
+        };
+        assert_eq!(job.revision, 2 + moves, "{answers:?}");
         for (outcome, verdict) in answers {
             let is_same = match &outcome {
                 Outcome::Success(_) => job.state == JobState::Succeeded,

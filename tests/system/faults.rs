@@ -105,6 +105,28 @@ async fn a_worker_killed_with_jobs_running_loses_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_is_recorded_is_not_done_again_when_its_worker_dies() {
+    let (stack, log) = (Stack::start(1).await, log());
+    let url = stack.nodes[0].url();
+    let mut doomed = process(&url, &log.path);
+    let job = NewJob::new("steps", &2).unwrap().queue("q");
+    let id = stack.client(0).enqueue(job).await.unwrap().job.id;
+    doomed.ended(SOON).await;
+    let seen = stack.client(0).get(&id).await.unwrap();
+    assert_eq!(seen.state(), JobState::Running, "nobody was told");
+    let worker = Local::start(&url, &log.path, 1);
+    let job = stack.client(0).wait(&id, SOON).await.unwrap();
+    assert_eq!(job.output_as::<u32>().unwrap(), 2, "by the second attempt");
+    let progress = job.progress.unwrap();
+    assert_eq!(progress.percent, Some(99));
+    for step in 1..=3 {
+        let times = runs(&log.path).get(&format!("{id} {step}")).copied();
+        assert_eq!(times, Some(1), "step {step} was done once");
+    }
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_killed_with_jobs_running_loses_none_and_runs_none_twice() {
     let (mut stack, log) = (Stack::start(2).await, log());
     let balancer = Balancer::over(&stack.nodes).await;

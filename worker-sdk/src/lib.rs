@@ -49,7 +49,7 @@
 //! |---|---|
 //! | [`Client`], [`NewJob`] | enqueue, get, list, wait, cancel, retry |
 //! | [`Worker`], [`WorkerBuilder`] | handlers by kind; run, shut down, health |
-//! | [`Context`] | what a handler knows: job, attempt, deadline, cancellation |
+//! | [`Context`] | what a handler knows and says: attempt, deadline, cancellation, progress, checkpoints, steps |
 //! | [`JobError`], [`Retry`], [`Permanent`], [`Snooze`] | how a handler ends without an output |
 //! | [`session`] | the worker's half of the lease stream: a pure state machine, all decisions |
 //! | `connection.rs` | the pump that carries them out, on a thread of its own |
@@ -63,7 +63,9 @@ mod error;
 mod failure;
 mod handler;
 mod new_job;
+mod reporter;
 pub mod session;
+mod steps;
 mod worker;
 
 pub use client::{Client, Enqueued};

@@ -34,6 +34,7 @@ mod held;
 mod leave;
 mod messages;
 mod outcome;
+mod progress;
 mod receive;
 mod report;
 mod single;
@@ -47,7 +48,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use held::Book;
-pub use messages::{Action, Config, End, Event, Note, SessionNo, StopReason, StreamNo, Ticket};
+pub use messages::{
+    Action, Config, End, Event, Note, Saved, SessionNo, StopReason, StreamNo, Ticket, Waiter,
+};
 pub use outcome::Outcome;
 pub(crate) use outcome::RETRY_AFTER_MAX;
 use single::Session;
@@ -131,6 +134,7 @@ impl Sessions {
                 }
             }
             Event::Ended(no, end) => self.ended(no, end),
+            Event::Progress(ticket, report, waiter) => self.report_progress(ticket, report, waiter),
             Event::Finished(ticket, outcome) => self.finished(ticket, outcome),
             Event::Reported(no, answer) => self.reported(no, answer),
             Event::Shutdown(grace) => self.leave(grace),
@@ -184,6 +188,7 @@ impl Sessions {
             Timer::Silence => self.cut(used, "no heartbeat was acknowledged in time"),
             Timer::Timeout(ticket) => self.stop(ticket, StopReason::Overdue),
             Timer::Resend(ticket) => self.queue(ticket),
+            Timer::Progress(ticket) => self.queue_progress(ticket),
             Timer::Report(no) => {
                 if let Some(session) = self.sessions.get_mut(&no) {
                     session.report_paused = false;
@@ -218,6 +223,7 @@ impl Sessions {
             return;
         };
         let (no, lease) = (held.session, held.lease.clone());
+        self.end_progress(ticket);
         self.timers.clear(Timer::Timeout(ticket));
         let Some(session) = self.sessions.get_mut(&no) else {
             return;

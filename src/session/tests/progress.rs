@@ -61,7 +61,7 @@ fn a_checkpoint_has_a_receipt_and_plain_progress_has_none() {
 fn of_many_reports_one_is_with_the_store_and_the_rest_is_one() {
     let mut session = running();
     session.handle(s(1), reports(1, report(1, b"")));
-    for (revision, checkpoint) in [(2, &b"two"[..]), (4, b""), (3, b"three")] {
+    for (revision, checkpoint) in [(2, &b"two"[..]), (3, b"three"), (4, b"")] {
         let actions = session.handle(s(1), reports(1, report(revision, checkpoint)));
         assert!(recorded(&actions).is_empty());
     }

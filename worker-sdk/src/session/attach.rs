@@ -134,8 +134,16 @@ impl Sessions {
         self.send_again(no);
     }
 
-    /// Puts every result without a receipt in line: the way it went is gone.
+    /// Puts every result and checkpoint without a receipt in line: the way it
+    /// went is gone.
     pub(super) fn send_again(&mut self, no: SessionNo) {
+        for ticket in self.book.running_of(no) {
+            match self.current == Some(no) {
+                true => self.queue_progress(ticket),
+                // There is no other way for these.
+                false => self.end_progress(ticket),
+            }
+        }
         for ticket in self.book.finished_of(no) {
             self.timers.clear(Timer::Resend(ticket));
             self.queue(ticket);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use prost::Message;
 
+use super::progress::Reports;
 use super::{SessionNo, StopReason, Ticket};
 use crate::proto;
 
@@ -14,6 +15,7 @@ pub(super) struct Held {
     pub(super) session: SessionNo,
     pub(super) lease: proto::Lease,
     pub(super) state: State,
+    pub(super) reports: Reports,
 }
 
 pub(super) enum State {
@@ -47,7 +49,12 @@ pub(super) struct Book {
 
 impl Book {
     /// Takes a lease in as running.
-    pub(super) fn take(&mut self, session: SessionNo, lease: proto::Lease) -> Ticket {
+    pub(super) fn take(
+        &mut self,
+        session: SessionNo,
+        lease: proto::Lease,
+        reports: Reports,
+    ) -> Ticket {
         self.last += 1;
         let ticket = Ticket(self.last);
         self.by_lease.insert((session, lease.clone()), ticket);
@@ -59,6 +66,7 @@ impl Book {
                 session,
                 lease,
                 state,
+                reports,
             },
         );
         ticket

@@ -18,6 +18,21 @@ pub struct StreamNo(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
 
+/// The worker's own number of somebody who waits for a checkpoint to be durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Waiter(pub u64);
+
+/// What became of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Saved {
+    /// It is durable.
+    Durable,
+    /// The attempt is not ours any more, or over: it never will be.
+    Lost,
+    /// The server does not take it, for this reason.
+    Refused(String),
+}
+
 /// What the worker is.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -55,6 +70,8 @@ pub enum Event {
     Written(StreamNo),
     /// The stream ended, or never came to be.
     Ended(StreamNo, End),
+    /// A handler says how far it is; somebody may wait for that to be durable.
+    Progress(Ticket, proto::Progress, Option<Waiter>),
     /// A handler is no more.
     Finished(Ticket, Outcome),
     /// The answer to `Action::Report`; an error says only that there is none.
@@ -114,6 +131,8 @@ pub enum Action {
     Stop(Ticket, StopReason, Duration),
     /// Call `ReportResults`; `Reported` is to follow.
     Report(SessionNo, proto::ReportResultsRequest),
+    /// Answers who waits for a checkpoint.
+    Saved(Waiter, Saved),
     /// Something for the log.
     Note(Note),
     /// The worker is done, with the reason when it could not go on.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::held::State;
+use super::progress::Reports;
 use super::single::duration;
 use super::stream::Goodbye;
 use super::timers::Timer;
@@ -120,7 +121,8 @@ impl Sessions {
         }
         let unrenewed = self.now >= session.expiry() && !self.config.finish_unrenewed;
         let full = self.book.running() >= self.config.concurrency;
-        let ticket = self.book.take(no, lease);
+        let reports = Reports::since(job.progress_revision);
+        let ticket = self.book.take(no, lease, reports);
         let refusal = if self.leaving {
             Some(outcome::release(Duration::ZERO, "DRAIN"))
         } else if unrenewed {
@@ -190,6 +192,10 @@ impl Sessions {
     /// The verdict on one result. True: nothing more is owed for it, or
     /// something else is sent in its place.
     pub(super) fn receipt(&mut self, no: SessionNo, receipt: proto::Receipt) -> bool {
+        if receipt.progress_revision != 0 {
+            self.progress_receipt(no, receipt);
+            return false;
+        }
         let status = receipt.status();
         let Some(lease) = receipt.lease else {
             return false;

@@ -12,7 +12,7 @@ use crate::proto;
 /// Results in one message, as the wire allows.
 pub(super) const BATCH_RESULTS_MAX: usize = 1_000;
 /// A message of results is filled up to this; a larger result goes alone.
-const BATCH_BYTES: usize = 1024 * 1024;
+pub(super) const BATCH_BYTES: usize = 1024 * 1024;
 /// Size of a message or an output where the server names none.
 const FRAME_BYTES: usize = 4 * 1024 * 1024;
 const OUTPUT_BYTES: usize = 1024 * 1024;
@@ -33,6 +33,8 @@ pub(super) struct Session {
     pub(super) over: bool,
     /// Finished results to be sent, on whatever way there is.
     pub(super) outbox: VecDeque<Ticket>,
+    /// Attempts with a report to be sent.
+    pub(super) progress: VecDeque<Ticket>,
     /// When the heartbeat was sent that was acknowledged last, on any stream.
     pub(super) renewed: Duration,
     pub(super) ttl: Duration,
@@ -59,6 +61,7 @@ impl Session {
             attaches: 0,
             over: false,
             outbox: VecDeque::new(),
+            progress: VecDeque::new(),
             renewed: asked_at,
             ttl: Duration::from_secs(30),
             interval: Duration::from_secs(10),

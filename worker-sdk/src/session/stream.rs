@@ -126,8 +126,8 @@ impl Stream {
         found
     }
 
-    /// The next message for a free writer, with the tickets whose results it
-    /// carries. Heartbeats first: nothing may delay a renewal.
+    /// The next message for a free writer, with the tickets whose reports or
+    /// results it carries. Heartbeats first: nothing may delay a renewal.
     pub(super) fn next_message(
         &mut self,
         no: SessionNo,
@@ -162,6 +162,14 @@ impl Stream {
                 queues: Vec::new(),
             };
             return Some((Request::SetCapacity(capacity), Vec::new()));
+        }
+        // Before results: what an attempt has come to counts only while it lasts.
+        let (reports, tickets) = session.take_progress(book);
+        if !reports.is_empty() {
+            return Some((
+                Request::Progress(proto::ProgressReports { reports }),
+                tickets,
+            ));
         }
         let (mut results, tickets) = session.take_batch(book);
         let room = BATCH_RESULTS_MAX

@@ -50,10 +50,16 @@ impl Sessions {
             stream.next_message(no, session, &mut self.book, self.now, window)
         {
             stream.busy = true;
-            for ticket in tickets {
-                self.timers.set(Timer::Resend(ticket), self.now + RESEND);
+            let to = stream.no;
+            match &message {
+                proto::lease_jobs_request::Message::Progress(_) => self.progress_sent(&tickets),
+                _ => {
+                    for ticket in tickets {
+                        self.timers.set(Timer::Resend(ticket), self.now + RESEND);
+                    }
+                }
             }
-            self.actions.push(Action::Send(stream.no, request(message)));
+            self.actions.push(Action::Send(to, request(message)));
         } else if self.book.of(no).next().is_some() {
             // Its results and receipts go this way.
         } else if stream.draining && !self.leaving {

@@ -8,6 +8,7 @@
 )]
 
 mod bench;
+mod progress;
 mod random;
 mod resume;
 

@@ -23,6 +23,8 @@ pub(super) enum Timer {
     Timeout(Ticket),
     /// A result that was sent has no receipt yet.
     Resend(Ticket),
+    /// A checkpoint that was sent has no receipt yet.
+    Progress(Ticket),
     /// The pause before the next `ReportResults` of a session is over.
     Report(SessionNo),
     /// The half-closed stream should have ended by now.

@@ -106,6 +106,7 @@ pub struct Bench {
     pub ran: Vec<(Ticket, String)>,
     pub stopped: Vec<(Ticket, StopReason)>,
     pub reports: Vec<(SessionNo, proto::ReportResultsRequest)>,
+    pub saved: Vec<(Waiter, Saved)>,
     pub notes: Vec<Note>,
     pub half_closed: Vec<StreamNo>,
     pub cut: Vec<StreamNo>,
@@ -127,6 +128,7 @@ impl Bench {
             ran: vec![],
             stopped: vec![],
             reports: vec![],
+            saved: vec![],
             notes: vec![],
             half_closed: vec![],
             cut: vec![],
@@ -159,6 +161,7 @@ impl Bench {
                 Action::Run(ticket, job) => self.ran.push((ticket, job.lease.unwrap().job_id)),
                 Action::Stop(ticket, reason, _) => self.stopped.push((ticket, reason)),
                 Action::Report(no, call) => self.reports.push((no, call)),
+                Action::Saved(waiter, saved) => self.saved.push((waiter, saved)),
                 Action::Note(note) => self.notes.push(note),
                 Action::End(why) => self.end = Some(why),
             }

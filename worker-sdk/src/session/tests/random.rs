@@ -171,7 +171,7 @@ impl World {
                     self.told.insert(ticket);
                 }
                 Action::Report(no, call) => self.reported(no, call),
-                Action::Note(_) => {}
+                Action::Note(_) | Action::Saved(..) => {}
                 Action::End(why) => {
                     assert_eq!(why, None);
                     assert!(self.peers.is_empty(), "no stream is left open");
