@@ -17,6 +17,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("leasehold.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         .bytes(".leasehold.v1.Payload.data")
+        .bytes(".leasehold.v1.Progress.checkpoint")
+        .bytes(".leasehold.v1.LeasedJob.checkpoint")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -15,6 +15,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(FILES, ["proto"])?;
     tonic_prost_build::configure()
         .bytes(".leasehold.v1.Payload.data")
+        .bytes(".leasehold.v1.Progress.checkpoint")
+        .bytes(".leasehold.v1.LeasedJob.checkpoint")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! under way never lock the same session. Without a ready-list the loop claims segments of the backlog instead.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +15,8 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::batch::{Batcher, Bounds};
+use super::candidate::{Candidate, Claims, in_turns, settle};
+use super::heal::refused;
 use super::hunger::{Hungry, doorbell};
 use super::sessions::Live;
 use super::slots::Slots;
@@ -22,10 +24,10 @@ use super::tasks::Tasks;
 use super::{Core, lines_of};
 use crate::error::Error;
 use crate::job::limits::BATCH_MAX;
-use crate::job::{JobId, LeasedJob, Priority, QueueName};
+use crate::job::{LeasedJob, Priority, QueueName};
 use crate::ready::{Hint, Want};
 use crate::session::Event;
-use crate::store::{Ask, Granted, Line};
+use crate::store::{Ask, Granted, SessionState};
 
 /// Lanes of grants.
 const LANES: usize = 2;
@@ -47,22 +49,6 @@ const AFTER_LOCKED: Duration = Duration::from_millis(20);
 const STEAL_IDLE: Duration = Duration::from_secs(5);
 const STEAL_EVERY: Duration = Duration::from_secs(1);
 
-/// A job that may be handed out, and how to give that back.
-#[derive(Debug, Clone)]
-struct Candidate {
-    job: JobId,
-    line: Line,
-    source: Source,
-}
-
-#[derive(Debug, Clone)]
-enum Source {
-    /// From the ready-list: to be settled or put back.
-    Hint(Hint),
-    /// From a segment that is claimed until then: nothing to give back, the claim runs out.
-    Claim(Instant),
-}
-
 /// A slot that was promised to a candidate.
 struct Promise {
     candidate: Candidate,
@@ -74,6 +60,7 @@ struct Promise {
 pub(super) fn start(tasks: &Tasks, core: Arc<Core>) {
     let hungry = Arc::new(Hungry::default());
     let brake = Arc::new(Brake::default());
+    let claims = Arc::new(Claims::default());
     let lanes = (0..LANES)
         .map(|_| {
             let bounds = Bounds {
@@ -82,12 +69,12 @@ pub(super) fn start(tasks: &Tasks, core: Arc<Core>) {
                 items: BATCH_MAX,
                 bytes: usize::MAX,
             };
-            let (core, brake) = (core.clone(), brake.clone());
+            let (core, brake, claims) = (core.clone(), brake.clone(), claims.clone());
             Batcher::start(
                 tasks,
                 bounds,
                 |_| 0,
-                move |batch| grant(core.clone(), brake.clone(), batch),
+                move |batch| grant(core.clone(), brake.clone(), claims.clone(), batch),
             )
         })
         .collect();
@@ -97,7 +84,7 @@ pub(super) fn start(tasks: &Tasks, core: Arc<Core>) {
         brake,
         lanes,
         under_way: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
-        claimed: VecDeque::new(),
+        claims,
         claimed_at: Instant::now(),
         stolen_at: Instant::now(),
         turn: 0,
@@ -129,7 +116,7 @@ struct Dispatcher {
     brake: Arc<Brake>,
     lanes: Vec<Batcher<Promise>>,
     under_way: Arc<Semaphore>,
-    claimed: VecDeque<Candidate>,
+    claims: Arc<Claims>,
     claimed_at: Instant,
     stolen_at: Instant,
     /// Turns round the sessions, so that none is always first.
@@ -189,7 +176,7 @@ impl Dispatcher {
                 None => surplus.push(candidate),
             }
         }
-        give_back(&self.core, surplus).await;
+        self.claims.give_back(&self.core, surplus).await;
         if found {
             return Looked::Found;
         }
@@ -201,10 +188,7 @@ impl Dispatcher {
     async fn candidates(&mut self, slots: &Slots) -> Result<Vec<Candidate>, Error> {
         let mut wanted = slots.wanted();
         let mut found = Vec::new();
-        let now = Instant::now();
-        self.claimed
-            .retain(|candidate| !matches!(candidate.source, Source::Claim(until) if until <= now));
-        take_claimed(&mut self.claimed, &mut wanted, &mut found);
+        self.claims.take(&mut wanted, &mut found);
         if !self.core.ready_is_away() {
             match self.take_hints(&mut wanted).await {
                 Ok(hints) => {
@@ -225,7 +209,7 @@ impl Dispatcher {
         let is_time = found.is_empty() || self.claimed_at.elapsed() >= DIRECT_EVERY;
         if is_time && !wanted.is_empty() {
             self.claim(&wanted).await?;
-            take_claimed(&mut self.claimed, &mut wanted, &mut found);
+            self.claims.take(&mut wanted, &mut found);
         }
         Ok(found)
     }
@@ -276,15 +260,7 @@ impl Dispatcher {
             .direct_claims(segments.iter().map(|s| s.jobs.len()).sum());
         self.claimed_at = Instant::now();
         let until = self.claimed_at + CLAIM_FOR;
-        for segment in segments {
-            let candidate = |job| Candidate {
-                job,
-                line: segment.line.clone(),
-                source: Source::Claim(until),
-            };
-            self.claimed
-                .extend(segment.jobs.iter().copied().map(candidate));
-        }
+        self.claims.add(segments, until);
         Ok(())
     }
 
@@ -302,7 +278,7 @@ impl Dispatcher {
         if let Some(lane) = lane
             && let Err(promise) = lane.push(promise)
         {
-            break_promises(&self.core, vec![promise]).await;
+            break_promises(&self.core, &self.claims, vec![promise]).await;
         }
     }
 }
@@ -311,63 +287,6 @@ enum Looked {
     Found,
     Nothing,
     Pause(Duration),
-}
-
-impl From<Hint> for Candidate {
-    fn from(hint: Hint) -> Self {
-        Self {
-            job: hint.job,
-            line: hint.line.clone(),
-            source: Source::Hint(hint),
-        }
-    }
-}
-
-fn take_claimed(
-    claimed: &mut VecDeque<Candidate>,
-    wanted: &mut BTreeMap<QueueName, usize>,
-    found: &mut Vec<Candidate>,
-) {
-    let mut kept = VecDeque::new();
-    for candidate in claimed.drain(..) {
-        match wanted.get_mut(&candidate.line.queue) {
-            Some(count) if *count > 0 => {
-                *count -= 1;
-                found.push(candidate);
-            }
-            _ => kept.push_back(candidate),
-        }
-    }
-    *claimed = kept;
-}
-
-/// What is urgent first. Within a level the queues take turns, and chance says which begins: a slot that serves several
-/// queues would else be the first one's for as long as that has a line.
-fn in_turns(candidates: Vec<Candidate>) -> Vec<Candidate> {
-    let mut lines: BTreeMap<Line, VecDeque<Candidate>> = BTreeMap::new();
-    let mut ordered = Vec::with_capacity(candidates.len());
-    for candidate in candidates {
-        let line = lines.entry(candidate.line.clone()).or_default();
-        line.push_back(candidate);
-    }
-    for level in Priority::ALL {
-        let mut queues: Vec<_> = lines
-            .iter_mut()
-            .filter(|(line, _)| line.priority == level)
-            .map(|(_, waiting)| waiting)
-            .collect();
-        if !queues.is_empty() {
-            let first = rand::random_range(0..queues.len());
-            queues.rotate_left(first);
-        }
-        while !queues.is_empty() {
-            queues.retain_mut(|waiting| {
-                ordered.extend(waiting.pop_front());
-                !waiting.is_empty()
-            });
-        }
-    }
-    ordered
 }
 
 fn count_off<'a>(
@@ -388,10 +307,10 @@ fn lane_of(live: &Live) -> usize {
 }
 
 /// One flush of a lane: leases by one guarded write, then a frame for each session that got some.
-async fn grant(core: Arc<Core>, brake: Arc<Brake>, batch: Vec<Promise>) {
+async fn grant(core: Arc<Core>, brake: Arc<Brake>, claims: Arc<Claims>, batch: Vec<Promise>) {
     // How large the jobs are shows only now: who fell behind since the slot was promised gets none.
     let (late, batch): (Vec<_>, Vec<_>) = batch.into_iter().partition(|p| p.to.is_behind());
-    break_promises(&core, late).await;
+    break_promises(&core, &claims, late).await;
     if batch.is_empty() {
         return;
     }
@@ -406,6 +325,9 @@ async fn grant(core: Arc<Core>, brake: Arc<Brake>, batch: Vec<Promise>) {
         Ok(answers) => answers,
         Err(error) => {
             warn!(%error, jobs = batch.len(), "no leases granted");
+            // It may have been committed all the same: then the sessions have leases that they do not know of.
+            let asked = |p: &Promise| (p.candidate.job, p.to.attached().session);
+            core.doubts.add(batch.iter().map(asked));
             brake.pull(AFTER_FAULT);
             batch.iter().map(|_| Granted::Locked).collect()
         }
@@ -438,9 +360,9 @@ async fn grant(core: Arc<Core>, brake: Arc<Brake>, batch: Vec<Promise>) {
                 outcome.missed.push(queue);
                 returned.push(promise.candidate);
             }
-            Granted::SessionLost => {
+            Granted::Refused(state) => {
                 outcome.missed.push(queue);
-                outcome.lost = true;
+                outcome.refused = Some(state);
                 returned.push(promise.candidate);
             }
         }
@@ -450,15 +372,15 @@ async fn grant(core: Arc<Core>, brake: Arc<Brake>, batch: Vec<Promise>) {
             jobs: outcome.jobs,
             missed: outcome.missed,
         });
-        if outcome.lost {
-            live.feed(Event::SessionLost);
+        if let Some(event) = outcome.refused.and_then(refused) {
+            live.feed(event);
         }
     }
     settle(&core, spent).await;
-    give_back(&core, returned).await;
+    claims.give_back(&core, returned).await;
 }
 
-async fn break_promises(core: &Core, promises: Vec<Promise>) {
+async fn break_promises(core: &Core, claims: &Claims, promises: Vec<Promise>) {
     let mut returned = Vec::with_capacity(promises.len());
     for promise in promises {
         let missed = vec![promise.candidate.line.queue.clone()];
@@ -468,40 +390,12 @@ async fn break_promises(core: &Core, promises: Vec<Promise>) {
         });
         returned.push(promise.candidate);
     }
-    give_back(core, returned).await;
+    claims.give_back(core, returned).await;
 }
 
 #[derive(Default)]
 struct Outcome {
     jobs: Vec<LeasedJob>,
     missed: Vec<QueueName>,
-    lost: bool,
-}
-
-fn hints(candidates: Vec<Candidate>) -> Vec<Hint> {
-    let hint = |candidate: Candidate| match candidate.source {
-        Source::Hint(hint) => Some(hint),
-        Source::Claim(_) => None,
-    };
-    candidates.into_iter().filter_map(hint).collect()
-}
-
-async fn settle(core: &Core, spent: Vec<Candidate>) {
-    let hints = hints(spent);
-    if !hints.is_empty()
-        && let Err(error) = core.ready.settle(hints).await
-    {
-        debug!(%error, "hints not settled; the guards will drop them");
-        core.ready_failed();
-    }
-}
-
-async fn give_back(core: &Core, candidates: Vec<Candidate>) {
-    let hints = hints(candidates);
-    if !hints.is_empty()
-        && let Err(error) = core.ready.put_back(hints).await
-    {
-        debug!(%error, "hints not put back; they will be taken over or offered again");
-        core.ready_failed();
-    }
+    refused: Option<SessionState>,
 }

@@ -8,7 +8,7 @@ use tracing::{debug, info, warn};
 
 use super::offer::{Offers, offer_now};
 use super::tasks::Tasks;
-use super::{Core, sessions};
+use super::{Core, heal, sessions};
 use crate::error::{Error, Result};
 use crate::job::View;
 use crate::job::limits::{BATCH_MAX, METRIC_NAMES_MAX};
@@ -43,6 +43,7 @@ pub(super) fn start(tasks: &Tasks, core: Arc<Core>, offers: &Offers) {
     start!("retain", ms(5_000), retain);
     start!("tidy", ms(2_000), tidy);
     start!("health", ms(1_000), health);
+    start!("heal", heal::LOOK_EVERY, heal::look);
     start!("watch", ms(500), watch);
     start!("stats", ms(5_000), stats);
     tasks.spawn(signals(tasks.clone(), core));

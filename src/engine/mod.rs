@@ -6,15 +6,19 @@
 //! loops: promote, expire, reconcile, retain, tidy, signals, health
 //! ```
 
+mod attach;
 mod batch;
+mod candidate;
 mod dispatch;
 mod enqueue;
+mod heal;
 mod hunger;
 mod jobs;
 mod loops;
 mod offer;
 mod outbox;
 pub mod page;
+mod progress;
 mod renew;
 mod results;
 mod sessions;
@@ -42,8 +46,11 @@ use crate::session::Event;
 use crate::session::message::Hello;
 use crate::store::{Line, Store};
 use crate::telemetry::Metrics;
+use attach::Attaches;
 use enqueue::Enqueues;
+use heal::Doubts;
 use offer::Offers;
+use progress::Reports;
 use renew::Renewals;
 use results::Results;
 use sessions::{Outlets, Registry};
@@ -104,6 +111,8 @@ pub(crate) struct Core {
     metrics: Arc<Metrics>,
     sessions: Registry,
     watches: Watches,
+    /// Grants that may have been committed although the store did not say so.
+    doubts: Doubts,
     /// Rings when there may be a job for a free slot.
     wake: Notify,
     /// Rings when other nodes may have something to say.
@@ -148,6 +157,7 @@ impl Engine {
             metrics,
             sessions: Registry::default(),
             watches: Watches::default(),
+            doubts: Doubts::default(),
             wake: Notify::new(),
             nudged: Notify::new(),
             store_away: AtomicBool::new(false),
@@ -160,6 +170,8 @@ impl Engine {
         let enqueues = Enqueues::start(&tasks, core.clone(), offers.clone());
         let results = Results::start(&tasks, core.clone(), offers.clone());
         let renewals = Renewals::start(&tasks, core.clone());
+        let reports = Reports::start(&tasks, core.clone());
+        let attaches = Attaches::start(&tasks, core.clone());
         dispatch::start(&tasks, core.clone());
         loops::start(&tasks, core.clone(), &offers);
         info!(node = %node, name = options.node_name, "node starts");
@@ -169,7 +181,12 @@ impl Engine {
             tasks,
             enqueues,
             offers,
-            outlets: Outlets { results, renewals },
+            outlets: Outlets {
+                results,
+                renewals,
+                reports,
+                attaches,
+            },
             reports: Arc::new(Semaphore::new(REPORTS_MAX)),
         })
     }
@@ -218,7 +235,7 @@ impl Engine {
 
     /// Forgets a session whose stream is gone. Its leases live on until their time is over.
     pub fn forget_session(&self, live: &Live) {
-        self.core.sessions.remove(live.attached().session);
+        self.core.sessions.remove(live.attached());
     }
 
     /// Records results that come without a stream, under the session of `token`.

@@ -63,6 +63,11 @@ impl Outbox {
         wake(inner.closed.take());
     }
 
+    /// The stream is to end.
+    pub fn is_closed(&self) -> bool {
+        self.lock().end.is_some()
+    }
+
     /// Bytes that wait.
     pub fn bytes(&self) -> usize {
         self.lock().bytes

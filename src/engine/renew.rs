@@ -6,10 +6,12 @@ use tracing::warn;
 
 use super::Core;
 use super::batch::{Batcher, Bounds};
+use super::heal::refused;
 use super::sessions::Live;
 use super::tasks::Tasks;
 use crate::job::limits::{BATCH_MAX, STREAMS_MAX};
 use crate::session::Event;
+use crate::store::SessionState;
 
 /// Where heartbeats go.
 #[derive(Debug, Clone)]
@@ -44,12 +46,11 @@ impl Renewals {
 async fn flush(core: Arc<Core>, batch: Vec<Arc<Live>>) {
     let sessions = batch.iter().map(|live| live.attached()).collect();
     match core.store.renew(sessions).await {
-        Ok(alive) => {
-            for (live, alive) in batch.into_iter().zip(alive) {
-                live.feed(if alive {
-                    Event::Renewed
-                } else {
-                    Event::SessionLost
+        Ok(states) => {
+            for (live, state) in batch.into_iter().zip(states) {
+                live.feed(match state {
+                    SessionState::Lapsed => Event::RenewFailed,
+                    state => refused(state).unwrap_or(Event::Renewed),
                 });
             }
         }

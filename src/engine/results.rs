@@ -11,7 +11,7 @@ use super::sessions::Live;
 use super::tasks::Tasks;
 use crate::error::{Error, Result};
 use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX};
-use crate::job::{Ending, Lease, Outcome, SessionId, Verdict};
+use crate::job::{Ending, JobState, Lease, Outcome, SessionId, Verdict};
 use crate::session::Event;
 
 /// Where results go.
@@ -31,7 +31,8 @@ pub struct RecordRequest {
 #[derive(Debug, Clone, Copy)]
 enum By {
     Worker,
-    Timeout,
+    /// What the session itself found.
+    Session,
 }
 
 impl RecordRequest {
@@ -43,41 +44,49 @@ impl RecordRequest {
         }
     }
 
-    pub(super) fn timeout(live: Arc<Live>, lease: Lease) -> Self {
+    pub(super) fn session(live: Arc<Live>, lease: Lease, outcome: Outcome) -> Self {
         Self {
             live,
-            endings: vec![(lease, Outcome::TimedOut)],
-            by: By::Timeout,
+            endings: vec![(lease, outcome)],
+            by: By::Session,
         }
     }
 
     fn failed(self) {
-        let leases = self.endings.into_iter().map(|(lease, _)| lease);
         match self.by {
             By::Worker => {
-                let leases = leases.collect();
-                self.live.feed(Event::RecordFailed(leases));
+                let leases = self.endings.into_iter().map(|(lease, _)| lease);
+                self.live.feed(Event::RecordFailed(leases.collect()));
             }
-            By::Timeout => {
-                leases.for_each(|lease| self.live.feed(Event::TimeoutRecorded(lease, false)))
-            }
+            By::Session => self.own_recorded(false),
         }
     }
 
     fn answered(self, verdicts: Vec<Verdict>) {
-        let judged: Vec<_> = self
-            .endings
-            .iter()
-            .map(|(lease, _)| *lease)
-            .zip(verdicts)
-            .collect();
         match self.by {
-            By::Worker => self.live.feed(Event::Verdicts(judged)),
-            By::Timeout => {
-                judged
-                    .into_iter()
-                    .for_each(|(lease, _)| self.live.feed(Event::TimeoutRecorded(lease, true)));
+            By::Worker => {
+                let leases = self.endings.iter().map(|(lease, _)| *lease);
+                self.live
+                    .feed(Event::Verdicts(leases.zip(verdicts).collect()));
             }
+            By::Session => {
+                let again = |(_, outcome): &(Lease, Outcome), verdict: &Verdict| {
+                    *outcome == Outcome::Forgotten
+                        && *verdict == Verdict::Recorded(JobState::Queued)
+                };
+                let pairs = self.endings.iter().zip(&verdicts);
+                let extra = pairs
+                    .filter(|(ending, verdict)| again(ending, verdict))
+                    .count();
+                self.live.count_extra_executions(extra);
+                self.own_recorded(true);
+            }
+        }
+    }
+
+    fn own_recorded(self, recorded: bool) {
+        for (lease, outcome) in self.endings {
+            self.live.feed(Event::OwnRecorded(lease, outcome, recorded));
         }
     }
 }
@@ -183,7 +192,7 @@ fn size(request: &RecordRequest) -> usize {
     let outcome = |outcome: &Outcome| match outcome {
         Outcome::Success(output) => output.as_ref().map_or(0, |o| o.data.len()),
         Outcome::Failure(failure) => failure.message.len() + failure.detail.len(),
-        Outcome::TimedOut | Outcome::Release { .. } => 0,
+        Outcome::TimedOut | Outcome::Forgotten | Outcome::Release { .. } => 0,
     };
     request.endings.iter().map(|(_, o)| outcome(o) + 64).sum()
 }

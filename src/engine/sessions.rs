@@ -10,13 +10,16 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
+use super::attach::Attaches;
+use super::heal;
 use super::outbox::Outbox;
+use super::progress::Reports;
 use super::renew::Renewals;
 use super::results::{RecordRequest, Results};
 use super::{Core, Options};
 use crate::error::{Error, Limit, Result};
-use crate::job::limits::{OUTBOX_BYTES_SOFT, STREAMS_MAX};
-use crate::job::{Lease, QueueName, SessionId};
+use crate::job::limits::{HEARTBEATS_PER_TTL, OUTBOX_BYTES_SOFT, STREAMS_MAX};
+use crate::job::{HeldLease, Lease, QueueName, SessionId};
 use crate::session::message::{Hello, Welcome};
 use crate::session::{Action, Event, Session};
 use crate::store::{Attached, Line, NewSession};
@@ -39,6 +42,8 @@ pub struct Live {
 pub struct Outlets {
     pub(super) results: Results,
     pub(super) renewals: Renewals,
+    pub(super) reports: Reports,
+    pub(super) attaches: Attaches,
 }
 
 impl Live {
@@ -102,9 +107,19 @@ impl Live {
         self.lock().reserve(self.now(), queue)
     }
 
+    /// The leases that its worker runs, as far as is known.
+    pub fn running(&self) -> Vec<Lease> {
+        self.lock().running()
+    }
+
     /// Jobs in flight, for metrics.
     pub fn in_flight(&self) -> u32 {
         self.lock().in_flight()
+    }
+
+    /// Jobs that will be handed out again although their attempt may have run.
+    pub(super) fn count_extra_executions(&self, jobs: usize) {
+        self.core.metrics.extra_executions(jobs);
     }
 
     fn carry_out(self: &Arc<Self>, action: Action) -> bool {
@@ -123,10 +138,15 @@ impl Live {
                 .outlets
                 .results
                 .record(RecordRequest::worker(self.clone(), endings)),
-            Action::RecordTimeout(lease) => self
+            Action::RecordOwn(lease, outcome) => self
                 .outlets
                 .results
-                .record(RecordRequest::timeout(self.clone(), lease)),
+                .record(RecordRequest::session(self.clone(), lease, outcome)),
+            Action::Report(reports) => self.outlets.reports.report(self.clone(), reports),
+            Action::Find(leases) => {
+                // Ends by itself once the store has answered, or the stream is over.
+                tokio::spawn(heal::find(self.core.clone(), self.clone(), leases));
+            }
             Action::LookForJobs => return true,
             Action::Ended(ended) => {
                 debug!(
@@ -157,7 +177,7 @@ impl Live {
         let reason = error.as_ref().map_or("OK", |error| error.code().reason);
         info!(session = %self.attached.session, reason, "stream ends");
         self.outbox.close(error);
-        self.core.sessions.remove(self.attached.session);
+        self.core.sessions.remove(self.attached);
     }
 
     fn now(&self) -> Duration {
@@ -192,9 +212,23 @@ impl Registry {
         self.lock().len()
     }
 
-    /// Forgets a session: its stream is gone. Its leases live on in the store.
-    pub fn remove(&self, id: SessionId) {
-        self.lock().remove(&id);
+    /// Forgets a stream that is gone, unless a newer one has its session here. The leases live on in the store.
+    pub fn remove(&self, attached: Attached) {
+        let mut live = self.lock();
+        if live
+            .get(&attached.session)
+            .is_some_and(|live| live.attached == attached)
+        {
+            live.remove(&attached.session);
+        }
+    }
+
+    /// Adds a stream, and ends an older one of the same session.
+    fn add(&self, live: Arc<Live>) {
+        let older = self.lock().insert(live.attached.session, live);
+        if let Some(older) = older {
+            older.feed(Event::Moved);
+        }
     }
 
     /// Every line that some session takes jobs of.
@@ -222,10 +256,11 @@ impl Live {
     }
 }
 
-/// Opens a session for a worker that said Hello: durably, then in the registry, then Welcome.
+/// Opens a stream for a worker that said Hello: durably, then in the registry, then Welcome. It goes on with the session
+/// of the Hello's token, if that is alive, and begins a new one otherwise.
 ///
 /// # Errors
-/// What the Hello's check says; `LimitReached` when the node has all the streams it takes; the store's.
+/// What the Hello's check says; `SessionMoved`; `LimitReached` when the node has all the streams it takes; the store's.
 pub async fn open(
     core: &Arc<Core>,
     outlets: Outlets,
@@ -233,8 +268,54 @@ pub async fn open(
     hello: Hello,
 ) -> Result<Arc<Live>> {
     let started = Instant::now();
+    let resume = hello.resume.clone();
     let session = Session::open(Duration::ZERO, hello, options.lease_ttl)?;
     let _turn = Turn::take(&core.sessions)?;
+    let mut begun = None;
+    if let Some(resume) = resume {
+        let to = Attached {
+            session: SessionId::of_token(&resume.token),
+            attach: resume.attach_sequence,
+        };
+        let moved = outlets.attaches.attach(to).await?;
+        begun = moved.map(|moved| (to, resume.token, moved.ttl, Some(moved.leases)));
+    }
+    let (attached, token, ttl, leases) = match begun {
+        Some(resumed) => resumed,
+        None => begin(core, &session).await?,
+    };
+    let name = &session.hello().worker;
+    let resumed = leases.is_some();
+    info!(session = %attached.session, worker = name, sdk = session.hello().sdk, resumed, attach = attached.attach, "stream begins");
+    let welcome = Box::new(Welcome {
+        session: attached.session,
+        resume_token: token,
+        resumed,
+        node: options.node_name.clone(),
+        heartbeat_interval: ttl / HEARTBEATS_PER_TTL,
+        lease_ttl: ttl,
+        max_in_flight: session.hello().max_in_flight,
+    });
+    let live = Arc::new(Live {
+        attached,
+        started,
+        session: Mutex::new(session),
+        outbox: Outbox::new(core.clone()),
+        moved: Notify::new(),
+        outlets,
+        core: core.clone(),
+    });
+    core.sessions.add(live.clone());
+    live.feed(match leases {
+        Some(leases) => Event::Resumed(welcome, leases),
+        None => Event::Opened(welcome),
+    });
+    Ok(live)
+}
+
+type Begun = (Attached, Bytes, Duration, Option<Vec<HeldLease>>);
+
+async fn begin(core: &Core, session: &Session) -> Result<Begun> {
     let token: [u8; 32] = rand::random();
     let id = SessionId::of_token(&token);
     let new = NewSession {
@@ -244,32 +325,17 @@ pub async fn open(
         sdk: session.hello().sdk.clone(),
         ttl: session.ttl(),
     };
-    info!(session = %id, worker = new.worker, sdk = new.sdk, "session opens");
     core.store.open_session(new).await?;
-
-    let welcome = Welcome {
+    let attached = Attached {
         session: id,
-        resume_token: Bytes::copy_from_slice(&token),
-        node: options.node_name.clone(),
-        heartbeat_interval: session.heartbeat_interval(),
-        lease_ttl: session.ttl(),
-        max_in_flight: session.hello().max_in_flight,
+        attach: 1,
     };
-    let live = Arc::new(Live {
-        attached: Attached {
-            session: id,
-            attach: 1,
-        },
-        started,
-        session: Mutex::new(session),
-        outbox: Outbox::new(core.clone()),
-        moved: Notify::new(),
-        outlets,
-        core: core.clone(),
-    });
-    core.sessions.lock().insert(id, live.clone());
-    live.feed(Event::Opened(Box::new(welcome)));
-    Ok(live)
+    Ok((
+        attached,
+        Bytes::copy_from_slice(&token),
+        session.ttl(),
+        None,
+    ))
 }
 
 /// A place among the streams of this node, while a session is being opened.

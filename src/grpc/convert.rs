@@ -12,7 +12,7 @@ use crate::job::limits::{
 };
 use crate::job::{
     AttemptRecord, Failure, Job, JobSpec, JobState, Lease, LeasedJob, Outcome, Payload, Priority,
-    RetryPolicy, Timestamp, Verdict, View,
+    Progress, RetryPolicy, Timestamp, Verdict, View,
 };
 use crate::proto as pb;
 
@@ -92,6 +92,7 @@ pub fn job(job: Job) -> pb::Job {
         releases: job.releases,
         output: job.output.map(proto_payload),
         last_failure: job.last_failure.map(proto_failure),
+        progress: job.progress.map(proto_progress),
         worker: job.worker,
         create_time: Some(timestamp(job.create_time)),
         run_time: Some(timestamp(job.run_time)),
@@ -122,6 +123,9 @@ pub fn leased_job(job: LeasedJob) -> pb::LeasedJob {
         releases: job.releases,
         time_left: job.time_left.map(duration),
         waited: Some(duration(job.waited)),
+        resent: job.resent,
+        checkpoint: job.checkpoint,
+        progress_revision: job.progress_revision,
     }
 }
 
@@ -140,6 +144,30 @@ pub fn lease(lease: Option<&pb::Lease>) -> Option<Lease> {
         job: crate::job::JobId::parse(&lease.job_id)?,
         attempt: lease.attempt,
     })
+}
+
+/// A report of a running attempt; `None` if its lease cannot be one.
+pub fn report(report: pb::ProgressReport) -> Option<(Lease, Progress)> {
+    let lease = lease(report.lease.as_ref())?;
+    let progress = report.progress.unwrap_or_default();
+    Some((
+        lease,
+        Progress {
+            percent: progress.percent,
+            note: progress.note,
+            checkpoint: progress.checkpoint,
+            revision: progress.revision,
+        },
+    ))
+}
+
+fn proto_progress(progress: Progress) -> pb::Progress {
+    pb::Progress {
+        percent: progress.percent,
+        note: progress.note,
+        checkpoint: progress.checkpoint,
+        revision: progress.revision,
+    }
 }
 
 /// What a worker says of an attempt, when it is to be recorded. `None`: nothing, its handler was stopped.
@@ -199,6 +227,7 @@ pub fn receipt(lease: pb::Lease, verdict: Verdict) -> pb::Receipt {
     };
     pb::Receipt {
         lease: Some(lease),
+        progress_revision: 0,
         status: status.into(),
         problem,
         state: at.map_or(0, state),

@@ -17,7 +17,8 @@ use crate::engine::{Engine, Live};
 use crate::error::{Error, Limit, Result, Violation};
 use crate::job::id::NAME_SHAPE;
 use crate::job::limits::{
-    BATCH_MAX, HELLO_WITHIN, MESSAGE_BYTES_MAX, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, SPAN_MAX,
+    BATCH_MAX, CHECKPOINT_BYTES_MAX, HELLO_WITHIN, MESSAGE_BYTES_MAX, NAME_BYTES_MAX,
+    PAYLOAD_BYTES_MAX, RESUME_TOKEN_BYTES, SPAN_MAX,
 };
 use crate::job::{Lease, QueueName, Verdict};
 use crate::proto as pb;
@@ -25,7 +26,7 @@ use crate::proto::lease_jobs_request::Message as In;
 use crate::proto::lease_jobs_response::Message as Out;
 use crate::session::Event;
 use crate::session::message::{
-    CancelReason, ClientMessage, Hello, Reported, ServerMessage, Subscription, Welcome,
+    CancelReason, ClientMessage, Hello, Reported, Resume, ServerMessage, Subscription, Welcome,
 };
 
 /// What a worker can receive when it does not say.
@@ -70,7 +71,7 @@ impl Leases {
                 format!("must be at most {BATCH_MAX}"),
             ));
         }
-        if !(16..=64).contains(&request.resume_token.len()) {
+        if !RESUME_TOKEN_BYTES.contains(&request.resume_token.len()) {
             return Err(Error::field(
                 "resume_token",
                 "must be the token of a Welcome",
@@ -255,15 +256,25 @@ fn take(live: &Arc<Live>, message: In) {
             },
             Err(error) => return live.outbox().close(Some(error)),
         },
+        In::Progress(progress) if progress.reports.len() > BATCH_MAX => {
+            return too_many(live, "progress.reports");
+        }
+        In::Progress(progress) => {
+            let reports = progress.reports.into_iter();
+            ClientMessage::Progress(reports.filter_map(convert::report).collect())
+        }
         In::Results(pb::Results { results }) if results.len() > BATCH_MAX => {
-            let why = format!("must be at most {BATCH_MAX}");
-            return live
-                .outbox()
-                .close(Some(Error::field("results.results", why)));
+            return too_many(live, "results.results");
         }
         In::Results(pb::Results { results }) => ClientMessage::Results(reported(live, results)),
     };
     live.feed(Event::Frame(message));
+}
+
+/// A batch over its bound is a fault of protocol; nothing of it is looked at.
+fn too_many(live: &Live, field: &str) {
+    let error = Error::field(field, format!("must be at most {BATCH_MAX}"));
+    live.outbox().close(Some(error));
 }
 
 /// Results that name a lease. One that cannot name any is answered here: there is nothing to ask about.
@@ -319,6 +330,10 @@ fn hello(message: pb::Hello) -> Result<Hello> {
             bytes => bytes,
         },
         lease_ttl,
+        resume: (!message.resume_token.is_empty()).then(|| Resume {
+            token: message.resume_token.into(),
+            attach_sequence: message.attach_sequence,
+        }),
         held: message
             .held
             .iter()
@@ -355,6 +370,15 @@ fn response(message: ServerMessage) -> pb::LeaseJobsResponse {
         }),
         ServerMessage::Receipts(receipts) => {
             let receipt = |(lease, verdict)| convert::receipt(convert::proto_lease(lease), verdict);
+            Out::Receipts(pb::Receipts {
+                receipts: receipts.into_iter().map(receipt).collect(),
+            })
+        }
+        ServerMessage::ProgressReceipts(receipts) => {
+            let receipt = |(lease, progress_revision, verdict)| pb::Receipt {
+                progress_revision,
+                ..convert::receipt(convert::proto_lease(lease), verdict)
+            };
             Out::Receipts(pb::Receipts {
                 receipts: receipts.into_iter().map(receipt).collect(),
             })
@@ -415,7 +439,7 @@ fn proto_welcome(welcome: Welcome) -> pb::Welcome {
     pb::Welcome {
         session_id: welcome.session.to_string(),
         resume_token: welcome.resume_token.to_vec(),
-        resumed: false,
+        resumed: welcome.resumed,
         node: welcome.node,
         server_version: env!("CARGO_PKG_VERSION").into(),
         heartbeat_interval: Some(convert::duration(welcome.heartbeat_interval)),
@@ -423,5 +447,6 @@ fn proto_welcome(welcome: Welcome) -> pb::Welcome {
         max_in_flight: welcome.max_in_flight,
         max_frame_bytes: u32::try_from(MESSAGE_BYTES_MAX).unwrap_or(u32::MAX),
         max_output_bytes: u32::try_from(PAYLOAD_BYTES_MAX).unwrap_or(u32::MAX),
+        max_checkpoint_bytes: u32::try_from(CHECKPOINT_BYTES_MAX).unwrap_or(u32::MAX),
     }
 }

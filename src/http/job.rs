@@ -12,7 +12,7 @@ use super::body::depth;
 use super::enqueue::{JSON, is_json};
 use super::time::{write_span, write_time};
 use crate::job::limits::JSON_DEPTH_MAX;
-use crate::job::{AttemptRecord, Failure, Job, Payload};
+use crate::job::{AttemptRecord, Failure, Job, Payload, Progress};
 
 /// A job, ready to be written.
 #[derive(Serialize)]
@@ -50,6 +50,8 @@ pub struct JobJson<'a> {
     purge_time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_failure: Option<FailureJson<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    progress: Option<ProgressJson<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     attempts: Vec<AttemptJson<'a>>,
 }
@@ -93,6 +95,17 @@ struct FailureJson<'a> {
     permanent: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after: Option<String>,
+}
+
+#[derive(Serialize)]
+struct ProgressJson<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    percent: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoint: Option<String>,
+    revision: u64,
 }
 
 #[derive(Serialize)]
@@ -175,6 +188,7 @@ impl<'a> JobJson<'a> {
             finish_time: job.finish_time.map(write_time),
             purge_time: job.purge_time.map(write_time),
             last_failure: job.last_failure.as_ref().map(FailureJson::of),
+            progress: job.progress.as_ref().map(ProgressJson::of),
             attempts: job.attempts.iter().map(AttemptJson::of).collect(),
         }
     }
@@ -188,6 +202,20 @@ impl<'a> FailureJson<'a> {
             detail: &failure.detail,
             permanent: failure.permanent,
             retry_after: failure.retry_after.map(write_span),
+        }
+    }
+}
+
+impl<'a> ProgressJson<'a> {
+    fn of(progress: &'a Progress) -> Self {
+        Self {
+            percent: progress.percent,
+            note: progress.note.as_deref(),
+            checkpoint: progress
+                .checkpoint
+                .as_ref()
+                .map(|data| STANDARD.encode(data)),
+            revision: progress.revision,
         }
     }
 }

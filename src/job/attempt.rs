@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::Payload;
-use super::id::{JobId, SessionId};
+use super::id::{JobId, Kind, QueueName, SessionId};
 use super::state::JobState;
 use super::time::Timestamp;
 use crate::error::Violation;
@@ -16,6 +18,55 @@ pub struct Lease {
     pub job: JobId,
     /// The number of this hand-out, from 1; it only grows.
     pub attempt: u32,
+}
+
+/// A lease under which its job is RUNNING, with what is to be known to watch it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldLease {
+    /// The lease.
+    pub lease: Lease,
+    /// Where its job waited.
+    pub queue: QueueName,
+    /// Which handler runs it.
+    pub kind: Kind,
+    /// Until the attempt's timeout; `None`: it has none.
+    pub time_left: Option<Duration>,
+}
+
+/// How far an attempt is, as its worker says. What is `None` in a report stays as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Progress {
+    /// 0 to 100.
+    pub percent: Option<u32>,
+    /// A word for people.
+    pub note: Option<String>,
+    /// What the handler wants to have when the job is run again.
+    pub checkpoint: Option<Bytes>,
+    /// The worker's own count of its reports on the job; of several the highest wins.
+    pub revision: u64,
+}
+
+impl Progress {
+    /// What two reports come to.
+    pub fn merge(self, other: Self) -> Self {
+        let (older, newer) = match self.revision <= other.revision {
+            true => (self, other),
+            false => (other, self),
+        };
+        Self {
+            percent: newer.percent.or(older.percent),
+            note: newer.note.or(older.note),
+            checkpoint: newer.checkpoint.or(older.checkpoint),
+            revision: newer.revision,
+        }
+    }
+
+    /// About how many bytes it takes.
+    pub fn size(&self) -> usize {
+        self.checkpoint.as_ref().map_or(0, Bytes::len)
+            + self.note.as_ref().map_or(0, String::len)
+            + 64
+    }
 }
 
 /// Why an attempt failed, as its worker said.
@@ -42,6 +93,8 @@ pub enum Outcome {
     Failure(Failure),
     /// The attempt's timeout is over. Counts as a failure; said by the node that watches the session.
     TimedOut,
+    /// Its worker had it and does not list it any more. Counts as a lost lease; said by the node that has the session.
+    Forgotten,
     /// Given back without a verdict.
     Release {
         /// Wait before it is due again; the floor for releases in a row may make it longer.
@@ -133,19 +186,24 @@ impl Standing {
         if is_success && self.state == JobState::Succeeded && is_holder {
             return Verdict::Recorded(self.state);
         }
-        let own = self
-            .recorded
-            .filter(|(holder, _)| *holder == ending.session)
-            .map(|(_, outcome)| outcome);
-        let reason = match (own, &ending.outcome) {
+        match (self.own(ending.session), &ending.outcome) {
             (Some(AttemptOutcome::Failed), Outcome::Failure(_))
             | (Some(AttemptOutcome::TimedOut), Outcome::TimedOut)
+            | (Some(AttemptOutcome::Forgotten), Outcome::Forgotten)
             | (Some(AttemptOutcome::Released), Outcome::Release { .. }) => {
-                return Verdict::Recorded(self.state);
+                Verdict::Recorded(self.state)
             }
-            (Some(AttemptOutcome::TimedOut), _) => StaleReason::TimedOut,
-            (Some(AttemptOutcome::Cancelled), _) => StaleReason::Cancelled,
-            (Some(AttemptOutcome::Failed | AttemptOutcome::Released), _) => StaleReason::Finished,
+            _ => self.stale(ending.lease, ending.session),
+        }
+    }
+
+    /// Why nothing that `session` says of this lease is recorded any more.
+    pub fn stale(&self, lease: Lease, session: SessionId) -> Verdict {
+        let is_same_attempt = self.attempt == lease.attempt;
+        let reason = match self.own(session) {
+            Some(AttemptOutcome::TimedOut) => StaleReason::TimedOut,
+            Some(AttemptOutcome::Cancelled) => StaleReason::Cancelled,
+            Some(AttemptOutcome::Failed | AttemptOutcome::Released) => StaleReason::Finished,
             // Its lease was lost, or it never had one.
             _ if !is_same_attempt => StaleReason::Superseded,
             _ => match self.state {
@@ -155,6 +213,13 @@ impl Standing {
             },
         };
         Verdict::Stale(reason, self.state)
+    }
+
+    /// How the attempt ended, if it was this session's.
+    fn own(&self, session: SessionId) -> Option<AttemptOutcome> {
+        self.recorded
+            .filter(|(holder, _)| *holder == session)
+            .map(|(_, outcome)| outcome)
     }
 }
 
@@ -170,6 +235,8 @@ pub enum AttemptOutcome {
     TimedOut = 3,
     /// Its worker was not heard of within the lease's time.
     LeaseLost = 4,
+    /// Its worker had it and does not list it any more: counted as a lost lease.
+    Forgotten = 5,
     /// Its worker gave it back.
     Released = 6,
     /// The job was cancelled while it ran.
@@ -177,11 +244,12 @@ pub enum AttemptOutcome {
 }
 
 impl AttemptOutcome {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Succeeded,
         Self::Failed,
         Self::TimedOut,
         Self::LeaseLost,
+        Self::Forgotten,
         Self::Released,
         Self::Cancelled,
     ];
@@ -205,6 +273,7 @@ impl AttemptOutcome {
             Self::Failed => "FAILED",
             Self::TimedOut => "TIMED_OUT",
             Self::LeaseLost => "LEASE_LOST",
+            Self::Forgotten => "FORGOTTEN",
             Self::Released => "RELEASED",
             Self::Cancelled => "CANCELLED",
         }

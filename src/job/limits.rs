@@ -20,6 +20,10 @@ pub const FAILURE_MESSAGE_BYTES_MAX: usize = 8 * KIB;
 pub const FAILURE_DETAIL_BYTES_MAX: usize = 32 * KIB;
 /// Bytes of the reason of a release or a cancel.
 pub const REASON_BYTES_MAX: usize = KIB;
+/// The highest count of a worker's reports on a job; databases have no unsigned numbers.
+pub const REVISION_MAX: u64 = i64::MAX as u64;
+/// Bytes of a checkpoint.
+pub const CHECKPOINT_BYTES_MAX: usize = 64 * KIB;
 /// Entries of the labels, and of the headers, of one job.
 pub const LABELS_MAX: usize = 64;
 /// Bytes of the keys and values of labels and headers together.
@@ -60,6 +64,10 @@ pub const SUBSCRIPTIONS_MAX: usize = 100;
 pub const KINDS_MAX: usize = 1_000;
 /// Leases that one Hello or Heartbeat may state: those in flight, and finished ones that await receipts.
 pub const HELD_MAX: usize = 2 * WINDOW_MAX as usize;
+/// Bytes of a resume token: ours have 32.
+pub const RESUME_TOKEN_BYTES: std::ops::RangeInclusive<usize> = 16..=64;
+/// The highest count of a session's Hellos; databases have no unsigned numbers.
+pub const ATTACH_SEQUENCE_MAX: u64 = i64::MAX as u64;
 /// Bytes that wait to be sent to one worker before it gets no more jobs.
 pub const OUTBOX_BYTES_SOFT: usize = 4 * MIB;
 /// Bytes of payload that one grant hands out; what is beyond is handed out by the next. With the bound below it is

@@ -14,7 +14,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use attempt::{
-    AttemptOutcome, AttemptRecord, Ending, Failure, Lease, Outcome, StaleReason, Standing, Verdict,
+    AttemptOutcome, AttemptRecord, Ending, Failure, HeldLease, Lease, Outcome, Progress,
+    StaleReason, Standing, Verdict,
 };
 pub use id::{JobId, Kind, NodeId, QueueName, SessionId};
 pub use retry::RetryPolicy;
@@ -148,6 +149,8 @@ pub struct Job {
     pub output: Option<Payload>,
     /// Of the newest attempt that failed or timed out, or whose lost lease was one too many. `None` in a basic view.
     pub last_failure: Option<Failure>,
+    /// Of the newest attempt that reported any. `None` in a basic view.
+    pub progress: Option<Progress>,
     /// Name of the worker that has it, or had it last; empty before the first hand-out.
     pub worker: String,
     /// When it was accepted.
@@ -184,6 +187,7 @@ impl Job {
             releases: 0,
             output: None,
             last_failure: None,
+            progress: None,
             worker: String::new(),
             create_time,
             run_time,
@@ -222,6 +226,12 @@ pub struct LeasedJob {
     pub time_left: Option<Duration>,
     /// Since it was due, at the time of the grant.
     pub waited: Duration,
+    /// The newest checkpoint that was recorded of this job.
+    pub checkpoint: Option<Bytes>,
+    /// Revision of the newest report on this job; 0: there is none.
+    pub progress_revision: u64,
+    /// It is pushed again under the same lease, because its worker does not seem to have it.
+    pub resent: bool,
 }
 
 impl LeasedJob {
@@ -232,7 +242,8 @@ impl LeasedJob {
             .iter()
             .map(|(k, v)| k.len() + v.len() + 8)
             .sum();
-        self.payload.data.len() + self.payload.content_type.len() + words + 400
+        let checkpoint = self.checkpoint.as_ref().map_or(0, Bytes::len);
+        self.payload.data.len() + self.payload.content_type.len() + checkpoint + words + 400
     }
 }
 

@@ -9,10 +9,10 @@ use crate::error::{Error, Violation};
 use crate::job::draft::{check_labels, is_storable};
 use crate::job::id::NAME_SHAPE;
 use crate::job::limits::{
-    FRAME_BYTES_MIN, HELD_MAX, KINDS_MAX, LABELS_BYTES_MAX, LEASE_TTL_MAX, LEASE_TTL_MIN,
-    SUBSCRIPTIONS_MAX, WINDOW_MAX, WORD_BYTES_MAX,
+    ATTACH_SEQUENCE_MAX, FRAME_BYTES_MIN, HELD_MAX, KINDS_MAX, LABELS_BYTES_MAX, LEASE_TTL_MAX,
+    LEASE_TTL_MIN, RESUME_TOKEN_BYTES, SUBSCRIPTIONS_MAX, WINDOW_MAX, WORD_BYTES_MAX,
 };
-use crate::job::{Kind, Lease, LeasedJob, Outcome, QueueName, SessionId, Verdict};
+use crate::job::{Kind, Lease, LeasedJob, Outcome, Progress, QueueName, SessionId, Verdict};
 
 /// The protocol that is spoken here.
 pub const PROTOCOL: u32 = 1;
@@ -38,6 +38,8 @@ pub enum ClientMessage {
         /// Every lease without a receipt.
         held: Vec<Lease>,
     },
+    /// What running attempts have come to.
+    Progress(Vec<(Lease, Progress)>),
     /// How attempts ended.
     Results(Vec<(Lease, Reported)>),
     /// No new jobs.
@@ -81,12 +83,23 @@ pub struct Hello {
     pub max_frame_bytes: u32,
     /// Wish; `None`: the server's default.
     pub lease_ttl: Option<Duration>,
+    /// The session to go on with; `None`: a new one.
+    pub resume: Option<Resume>,
     /// Every attempt without a receipt.
     pub held: Vec<Lease>,
     /// Name and version of its SDK.
     pub sdk: String,
     /// About the worker, for people.
     pub labels: BTreeMap<String, String>,
+}
+
+/// Asks to go on with a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resume {
+    /// The secret of its Welcome.
+    pub token: Bytes,
+    /// The worker's own count of the session's Hellos.
+    pub attach_sequence: u64,
 }
 
 impl Hello {
@@ -136,6 +149,21 @@ impl Hello {
             "hello.max_in_flight",
             format!("must be from 1 to {WINDOW_MAX}"),
         );
+        if let Some(resume) = &self.resume {
+            let token = RESUME_TOKEN_BYTES.contains(&resume.token.len());
+            require(
+                token,
+                "hello.resume_token",
+                "must be the token of a Welcome".into(),
+            );
+            // The first is the Hello that began the session.
+            let sequence = (2..=ATTACH_SEQUENCE_MAX).contains(&resume.attach_sequence);
+            require(
+                sequence,
+                "hello.attach_sequence",
+                format!("must be from 2 to {ATTACH_SEQUENCE_MAX} with a resume_token"),
+            );
+        }
         let ttl = self
             .lease_ttl
             .is_none_or(|ttl| (LEASE_TTL_MIN..=LEASE_TTL_MAX).contains(&ttl));
@@ -192,6 +220,8 @@ pub enum ServerMessage {
     },
     /// Verdicts on results.
     Receipts(Vec<(Lease, Verdict)>),
+    /// Verdicts on checkpoints, by the revisions of their reports.
+    ProgressReceipts(Vec<(Lease, u64, Verdict)>),
     /// Verdict on a result whose lease names no job: it is sent back as it came.
     Unreadable(Option<(String, u32)>),
     /// Tells handlers to stop.
@@ -230,6 +260,8 @@ pub struct Welcome {
     pub session: SessionId,
     /// Secret of the session.
     pub resume_token: Bytes,
+    /// The session of the Hello's token goes on.
+    pub resumed: bool,
     /// Name of the node.
     pub node: String,
     /// How often to send a heartbeat.
@@ -255,6 +287,7 @@ impl ServerMessage {
         const LEASE: usize = 48;
         match self {
             Self::Jobs { jobs, .. } => jobs.iter().map(LeasedJob::size).sum(),
+            Self::ProgressReceipts(receipts) => receipts.len() * (LEASE + 80),
             Self::Receipts(receipts) => receipts.len() * (LEASE + 80),
             Self::Cancels(cancels) => cancels.len() * LEASE,
             Self::Lost(leases) => leases.len() * LEASE,

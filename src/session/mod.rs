@@ -2,15 +2,29 @@
 //! knows no clock, so that a model checker can drive the very code that runs.
 //!
 //! ```text
-//! Hello ─> Opening ─opened─> Live ─ Goodbye ─> Leaving ─ half-close, all recorded ─> Closed
-//!                              └─ drain, silence, lost session, fault ─────────────> Closed
+//! Hello ─> Opening ─opened, resumed─> Live ─ Goodbye ─> Leaving ─ half-close, all recorded ─> Closed
+//!                                      └─ drain, silence, dead or moved session, fault ────> Closed
 //! ```
 //!
 //! The loss of the stream is not an event of the lease: whoever drives the session drops it, and its leases live on in
-//! the store until their time is over.
+//! the store until their time is over, or until the worker goes on with the session by a new stream, on any node.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `mod` | the states, the window, and where each event goes |
+//! | `push` | jobs on their way to the worker, in numbered frames |
+//! | `ending` | results, verdicts, timeouts, cancels |
+//! | `heal` | resume, and what heartbeats and looks at the store put right |
+//! | `progress` | what attempts have come to, with checkpoints |
+//! | `held` | the book of leases |
+//! | `message` | what the two sides say to each other |
 
+mod ending;
+mod heal;
 pub mod held;
 pub mod message;
+mod progress;
+mod push;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may")]
 mod tests;
@@ -18,25 +32,25 @@ mod tests;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::error::{Error, Limit, Violation};
-use crate::job::limits::{BATCH_MAX, FRAME_BYTES, HEARTBEATS_PER_TTL, HELD_MAX, WINDOW_MAX};
-use crate::job::{AttemptOutcome, Lease, LeasedJob, Outcome, QueueName, Verdict};
-use held::{Ended, Held, Phase};
-use message::{
-    CancelReason, ClientMessage, Hello, Reported, ServerMessage, Subscription, Welcome,
-    check_subscriptions,
-};
+use crate::error::{Error, Violation};
+use crate::job::limits::{HEARTBEATS_PER_TTL, WINDOW_MAX};
+use crate::job::{HeldLease, Lease, LeasedJob, Outcome, Progress, QueueName, Verdict};
+use ending::Recording;
+use heal::{Finding, Seen};
+use held::{Ended, Held};
+use message::{ClientMessage, Hello, ServerMessage, Subscription, Welcome, check_subscriptions};
+use progress::Reporting;
 
-/// After a verdict on a timeout could not be had, how long until it is asked again.
-const RECORD_AGAIN: Duration = Duration::from_secs(1);
-/// Results of one worker that are being recorded at once; more are to be sent again later.
-const RECORDING_MAX: usize = HELD_MAX;
+/// What the store could not do for the session is asked again after this.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What happened.
 #[derive(Debug)]
 pub enum Event {
-    /// The store has the session: it is alive, under this identity.
+    /// The store has a new session: it is alive, under this identity.
     Opened(Box<Welcome>),
+    /// The session of the Hello's token has moved to this stream, and has these leases.
+    Resumed(Box<Welcome>, Vec<HeldLease>),
     /// A message of the worker.
     Frame(ClientMessage),
     /// Jobs that were granted against slots that [`Session::reserve`] gave, and how many of these got none.
@@ -50,14 +64,38 @@ pub enum Event {
     Renewed,
     /// The renewal could not be tried; the store is away. The worker's own deadline decides.
     RenewFailed,
-    /// The store says that the session is dead or has moved.
-    SessionLost,
+    /// The store gives it no jobs: its time is over, though nobody has marked it dead. A renewal may still save it.
+    Lapsed,
+    /// A newer stream has the session, and its leases.
+    Moved,
+    /// The store says that the session is dead.
+    Dead,
+    /// Jobs that [`Action::Find`] asked for, and leases of those that are not held any more. The rest is to be asked for
+    /// again: at once if there is something here, after a while if there is nothing.
+    Found {
+        /// Still held: to be pushed.
+        jobs: Vec<LeasedJob>,
+        /// Not held any more.
+        gone: Vec<Lease>,
+    },
+    /// A look at the store: leases that it has for the session, some or all, and those of [`Session::running`] that it
+    /// does not have.
+    Looked {
+        /// Known to the store.
+        leases: Vec<HeldLease>,
+        /// Not known to it.
+        vanished: Vec<Lease>,
+    },
     /// Verdicts on results of the worker.
     Verdicts(Vec<(Lease, Verdict)>),
     /// These results of the worker could not be recorded now; it will send them again.
     RecordFailed(Vec<Lease>),
-    /// Whether the store has judged the timeout that this session asked for; `false`: it could not be asked.
-    TimeoutRecorded(Lease, bool),
+    /// Whether the store has judged what [`Action::RecordOwn`] asked for; `false`: it could not be asked.
+    OwnRecorded(Lease, Outcome, bool),
+    /// Verdicts on reports of the worker.
+    ProgressRecorded(Vec<(Lease, Progress, Verdict)>),
+    /// Reports on these could not be recorded now; the worker will send what counts again.
+    ProgressFailed(Vec<Lease>),
     /// The job of this lease was cancelled.
     Cancel(Lease),
     /// This node is leaving; the stream will be closed after this time.
@@ -77,8 +115,12 @@ pub enum Action {
     Renew,
     /// Record how attempts ended, as the worker said; answer with `Verdicts` or `RecordFailed`.
     Record(Vec<(Lease, Outcome)>),
-    /// Record that an attempt's time is over; answer with `TimeoutRecorded`.
-    RecordTimeout(Lease),
+    /// Record what attempts have come to; answer with `ProgressRecorded` or `ProgressFailed`.
+    Report(Vec<(Lease, Progress)>),
+    /// Record how an attempt ended, as the session itself found; answer with `OwnRecorded`.
+    RecordOwn(Lease, Outcome),
+    /// Read the jobs of these leases, at most a batch, to push them again; answer with `Found`.
+    Find(Vec<Lease>),
     /// Slots may be free: look for jobs.
     LookForJobs,
     /// An end of an attempt is recorded: count it.
@@ -106,13 +148,14 @@ pub struct Session {
     unconfirmed: bool,
     renewing: Option<u64>,
     renew_next: Option<u64>,
-    recording: usize,
-    /// Leases that the last heartbeat listed and that are not ours.
-    strangers: BTreeSet<Lease>,
+    /// Its time is over by the store's clock: it gets nothing until it is renewed.
+    lapsed: bool,
+    recording: Recording,
+    reporting: Reporting,
+    finding: Finding,
+    seen: Seen,
     /// Cancels that came before their lease did.
     early_cancels: BTreeSet<Lease>,
-    /// Timeouts that could not be recorded, and when to try again.
-    unrecorded: BTreeSet<(Duration, Lease)>,
     half_closed: bool,
 }
 
@@ -143,10 +186,12 @@ impl Session {
             unconfirmed: false,
             renewing: None,
             renew_next: None,
-            recording: 0,
-            strangers: BTreeSet::new(),
+            lapsed: false,
+            recording: Recording::default(),
+            reporting: Reporting::default(),
+            finding: Finding::default(),
+            seen: Seen::default(),
             early_cancels: BTreeSet::new(),
-            unrecorded: BTreeSet::new(),
             half_closed: false,
             hello,
         })
@@ -167,6 +212,11 @@ impl Session {
         &self.hello
     }
 
+    /// The leases that the worker runs, as far as is known: to be compared with what the store knows.
+    pub fn running(&self) -> Vec<Lease> {
+        self.held.running().collect()
+    }
+
     /// Jobs pushed and not finished, for metrics.
     pub fn in_flight(&self) -> u32 {
         self.held.in_flight()
@@ -175,8 +225,9 @@ impl Session {
     /// When [`Event::Tick`] is wanted at the latest.
     pub fn deadline(&self) -> Duration {
         let silence = self.heard + self.ttl;
-        let again = self.unrecorded.first().map(|(at, _)| *at);
-        [self.drain_at, self.held.next_timeout(), again]
+        let again = self.recording.next_try();
+        let find = self.finding.next_try();
+        [self.drain_at, self.held.next_timeout(), again, find]
             .into_iter()
             .flatten()
             .fold(silence, Duration::min)
@@ -185,8 +236,11 @@ impl Session {
     /// How many jobs of `queue` it can take now. None when the worker was not heard from within two heartbeats: it may
     /// be gone already.
     pub fn free(&self, now: Duration, queue: &QueueName) -> u32 {
-        let open = self.phase == SessionPhase::Live && self.drain_at.is_none() && !self.unconfirmed;
-        let lively = now.saturating_sub(self.heard) <= 2 * self.heartbeat_interval();
+        let open = self.phase == SessionPhase::Live
+            && self.drain_at.is_none()
+            && !self.unconfirmed
+            && !self.lapsed;
+        let lively = self.is_lively(now);
         let Some(subscription) = self
             .hello
             .queues
@@ -212,6 +266,11 @@ impl Session {
         }
     }
 
+    /// The worker was heard of within two heartbeats.
+    fn is_lively(&self, now: Duration) -> bool {
+        now.saturating_sub(self.heard) <= 2 * self.heartbeat_interval()
+    }
+
     /// Promises a slot to a grant. It is paid back by [`Event::Granted`].
     pub fn reserve(&mut self, now: Duration, queue: &QueueName) -> bool {
         let free = self.free(now, queue) > 0;
@@ -230,18 +289,23 @@ impl Session {
         let out = &mut actions;
         match event {
             Event::Opened(welcome) => self.opened(*welcome, out),
+            Event::Resumed(welcome, leases) => self.resumed(now, *welcome, leases, out),
             Event::Frame(message) => self.frame(now, message, out),
             Event::Granted { jobs, missed } => self.granted(now, jobs, &missed, out),
             Event::Renewed => self.renewed(out),
             Event::RenewFailed => self.renewing = None,
-            Event::SessionLost => self.lost(out),
+            Event::Lapsed => self.lapsed = true,
+            Event::Moved => self.close(Some(Error::SessionMoved), out),
+            Event::Dead => self.dead(out),
+            Event::Found { jobs, gone } => self.found(now, jobs, gone, out),
+            Event::Looked { leases, vanished } => self.looked(now, leases, vanished, out),
             Event::Verdicts(verdicts) => self.verdicts(now, verdicts, out),
-            Event::RecordFailed(leases) => {
-                self.recording = self.recording.saturating_sub(leases.len())
+            Event::RecordFailed(leases) => self.recording.failed(leases.len()),
+            Event::OwnRecorded(lease, outcome, recorded) => {
+                self.own_recorded(now, lease, outcome, recorded, out)
             }
-            Event::TimeoutRecorded(lease, recorded) => {
-                self.timeout_recorded(now, lease, recorded, out)
-            }
+            Event::ProgressRecorded(verdicts) => self.progress_recorded(verdicts, out),
+            Event::ProgressFailed(leases) => self.progress_failed(&leases),
             Event::Cancel(lease) => self.cancel(lease, out),
             Event::Drain(close_after) => self.drain(now, close_after, out),
             Event::HalfClosed => self.half_closed = true,
@@ -251,13 +315,11 @@ impl Session {
         actions
     }
 
-    fn opened(&mut self, welcome: Welcome, out: &mut Vec<Action>) {
-        self.phase = SessionPhase::Live;
-        out.push(Action::Send(ServerMessage::Welcome(Box::new(welcome))));
-        out.push(Action::LookForJobs);
-    }
-
     fn frame(&mut self, now: Duration, message: ClientMessage, out: &mut Vec<Action>) {
+        // It may have been silent for so long that it got no jobs.
+        if !self.is_lively(now) {
+            out.push(Action::LookForJobs);
+        }
         self.heard = now;
         match message {
             ClientMessage::Hello(_) => {
@@ -270,7 +332,12 @@ impl Session {
                 max_in_flight,
                 queues,
             } => self.set_capacity(max_in_flight, queues, out),
-            ClientMessage::Heartbeat { sequence, held, .. } => self.heartbeat(sequence, &held, out),
+            ClientMessage::Heartbeat {
+                sequence,
+                last_frame,
+                held,
+            } => self.heartbeat(sequence, last_frame, held, out),
+            ClientMessage::Progress(reports) => self.progress(reports, out),
             ClientMessage::Results(results) => self.results(results, out),
             ClientMessage::Goodbye => {
                 if self.phase == SessionPhase::Live {
@@ -322,35 +389,10 @@ impl Session {
         }
     }
 
-    fn heartbeat(&mut self, sequence: u64, held: &[Lease], out: &mut Vec<Action>) {
-        if held.len() > HELD_MAX {
-            let fault = Violation::field("heartbeat.held", format!("must be at most {HELD_MAX}"));
-            return self.close(Some(Error::InvalidArgument(vec![fault])), out);
-        }
-        // A receipt may have crossed with this list, so only what is listed twice in a row is called lost.
-        let strangers: BTreeSet<Lease> = held
-            .iter()
-            .copied()
-            .filter(|l| self.held.phase(*l).is_none())
-            .collect();
-        let lost: Vec<Lease> = strangers.intersection(&self.strangers).copied().collect();
-        self.strangers = strangers;
-        if !lost.is_empty() {
-            out.push(Action::Send(ServerMessage::Lost(lost)));
-        }
-        // At most one renewal is under way and one waits, however many heartbeats a peer sends.
-        match self.renewing {
-            None => {
-                self.renewing = Some(sequence);
-                out.push(Action::Renew);
-            }
-            Some(_) => self.renew_next = Some(sequence),
-        }
-        // The worker may have been silent for so long that it got no jobs.
-        out.push(Action::LookForJobs);
-    }
-
     fn renewed(&mut self, out: &mut Vec<Action>) {
+        if std::mem::take(&mut self.lapsed) {
+            out.push(Action::LookForJobs);
+        }
         if let Some(sequence) = self.renewing.take() {
             out.push(Action::Send(ServerMessage::HeartbeatAck {
                 sequence,
@@ -363,120 +405,6 @@ impl Session {
         }
     }
 
-    fn results(&mut self, results: Vec<(Lease, Reported)>, out: &mut Vec<Action>) {
-        if results.len() > BATCH_MAX {
-            let fault = Violation::field("results.results", format!("must be at most {BATCH_MAX}"));
-            return self.close(Some(Error::InvalidArgument(vec![fault])), out);
-        }
-        if self.recording + results.len() > RECORDING_MAX {
-            let error = Error::LimitReached {
-                limit: Limit::Busy,
-                retry_after: RECORD_AGAIN,
-            };
-            return self.close(Some(error), out);
-        }
-        let mut record = Vec::new();
-        let mut refused = Vec::new();
-        for (lease, reported) in results {
-            match (reported, self.held.phase(lease)) {
-                (Reported::Ended(outcome), _) => record.push((lease, outcome)),
-                (Reported::Unacceptable(violation), _) => {
-                    // The lease stands, with its slot and its timeout, until another outcome comes.
-                    refused.push((lease, Verdict::Rejected(violation)));
-                    continue;
-                }
-                // Nobody runs it any more and nobody told the worker to stop it: then it is given back.
-                (Reported::Stopped, Some(Phase::Running)) => {
-                    let reason = "STOPPED".to_owned();
-                    record.push((
-                        lease,
-                        Outcome::Release {
-                            delay: Duration::ZERO,
-                            reason,
-                        },
-                    ));
-                }
-                (Reported::Stopped, Some(Phase::Stopping)) => self.held.remove(lease),
-                (Reported::Stopped, _) => {}
-            }
-        }
-        for (lease, outcome) in &record {
-            self.held.report(*lease, ending(outcome));
-        }
-        if !record.is_empty() {
-            self.recording += record.len();
-            out.push(Action::Record(record));
-        }
-        if !refused.is_empty() {
-            out.push(Action::Send(ServerMessage::Receipts(refused)));
-        }
-        out.push(Action::LookForJobs);
-    }
-
-    fn verdicts(&mut self, now: Duration, verdicts: Vec<(Lease, Verdict)>, out: &mut Vec<Action>) {
-        self.recording = self.recording.saturating_sub(verdicts.len());
-        for (lease, verdict) in &verdicts {
-            if matches!(verdict, Verdict::Recorded(_)) {
-                out.extend(self.held.ended(now, *lease, None).map(Action::Ended));
-            }
-            if !matches!(verdict, Verdict::Rejected(_)) {
-                self.held.remove(*lease);
-            }
-        }
-        out.push(Action::Send(ServerMessage::Receipts(verdicts)));
-    }
-
-    fn granted(
-        &mut self,
-        now: Duration,
-        jobs: Vec<LeasedJob>,
-        missed: &[QueueName],
-        out: &mut Vec<Action>,
-    ) {
-        for queue in missed.iter().chain(jobs.iter().map(|job| &job.queue)) {
-            if let Some(at) = self.reserved.iter().position(|reserved| reserved == queue) {
-                self.reserved.swap_remove(at);
-            }
-        }
-        let mut cancels = Vec::new();
-        for job in &jobs {
-            self.held.push(now, job);
-            if self.early_cancels.remove(&job.lease) && self.held.stop(job.lease) {
-                cancels.push((job.lease, CancelReason::Requested));
-            }
-        }
-        for jobs in frames(jobs, (self.hello.max_frame_bytes as usize).min(FRAME_BYTES)) {
-            out.push(Action::Send(ServerMessage::Jobs {
-                frame: self.next_frame,
-                jobs,
-            }));
-            self.next_frame += 1;
-        }
-        if !cancels.is_empty() {
-            out.push(Action::Send(ServerMessage::Cancels(cancels)));
-        }
-        if self.reserved.is_empty() {
-            self.early_cancels.clear();
-        }
-        self.confirm(out);
-        if !missed.is_empty() {
-            out.push(Action::LookForJobs);
-        }
-    }
-
-    fn cancel(&mut self, lease: Lease, out: &mut Vec<Action>) {
-        if self.held.stop(lease) {
-            out.push(Action::Send(ServerMessage::Cancels(vec![(
-                lease,
-                CancelReason::Requested,
-            )])));
-        } else if self.held.phase(lease).is_none() && self.early_cancels.len() < self.reserved.len()
-        {
-            // Its grant may be under way: no Cancels comes before its Jobs frame.
-            self.early_cancels.insert(lease);
-        }
-    }
-
     fn tick(&mut self, now: Duration, out: &mut Vec<Action>) {
         if now >= self.heard + self.ttl {
             return self.close(Some(Error::HeartbeatMissed), out);
@@ -484,42 +412,8 @@ impl Session {
         if self.drain_at.is_some_and(|at| now >= at) {
             return self.close(Some(Error::Draining), out);
         }
-        while let Some((at, lease)) = self
-            .unrecorded
-            .first()
-            .copied()
-            .filter(|(at, _)| *at <= now)
-        {
-            self.unrecorded.remove(&(at, lease));
-            out.push(Action::RecordTimeout(lease));
-        }
-        let mut cancels = Vec::new();
-        for lease in self.held.timed_out(now) {
-            if self.held.stop(lease) {
-                cancels.push((lease, CancelReason::Timeout));
-                out.push(Action::RecordTimeout(lease));
-            }
-        }
-        if !cancels.is_empty() {
-            out.push(Action::Send(ServerMessage::Cancels(cancels)));
-        }
-    }
-
-    fn timeout_recorded(
-        &mut self,
-        now: Duration,
-        lease: Lease,
-        recorded: bool,
-        out: &mut Vec<Action>,
-    ) {
-        match recorded {
-            true => out.extend(
-                self.held
-                    .ended(now, lease, Some(AttemptOutcome::TimedOut))
-                    .map(Action::Ended),
-            ),
-            false => drop(self.unrecorded.insert((now + RECORD_AGAIN, lease))),
-        }
+        self.time_passed(now, out);
+        self.find(now, out);
     }
 
     fn drain(&mut self, now: Duration, close_after: Duration, out: &mut Vec<Action>) {
@@ -534,17 +428,10 @@ impl Session {
         }
     }
 
-    fn lost(&mut self, out: &mut Vec<Action>) {
-        let all = self.held.all();
-        if !all.is_empty() {
-            out.push(Action::Send(ServerMessage::Lost(all)));
-        }
-        self.close(Some(Error::HeartbeatMissed), out);
-    }
-
     /// After Goodbye and the worker's half-close, the session ends as soon as every result has its receipt.
     fn finish_if_left(&mut self, out: &mut Vec<Action>) {
-        let settled = self.recording == 0 && self.reserved.is_empty();
+        let settled =
+            self.recording.is_empty() && self.finding.is_empty() && self.reserved.is_empty();
         if self.half_closed && settled && self.phase != SessionPhase::Closed {
             if self.phase == SessionPhase::Leaving {
                 out.push(Action::EndSession);
@@ -557,33 +444,4 @@ impl Session {
         self.phase = SessionPhase::Closed;
         out.push(Action::Close(error));
     }
-}
-
-fn ending(outcome: &Outcome) -> AttemptOutcome {
-    match outcome {
-        Outcome::Success(_) => AttemptOutcome::Succeeded,
-        Outcome::Failure(_) => AttemptOutcome::Failed,
-        Outcome::TimedOut => AttemptOutcome::TimedOut,
-        Outcome::Release { .. } => AttemptOutcome::Released,
-    }
-}
-
-/// Cuts jobs into frames of at most `bytes`; a larger job goes alone.
-fn frames(jobs: Vec<LeasedJob>, bytes: usize) -> Vec<Vec<LeasedJob>> {
-    let mut frames: Vec<Vec<LeasedJob>> = Vec::new();
-    let mut filled = 0;
-    for job in jobs {
-        let size = job.size();
-        match frames.last_mut() {
-            Some(frame) if filled + size <= bytes && frame.len() < BATCH_MAX => {
-                filled += size;
-                frame.push(job);
-            }
-            _ => {
-                filled = size;
-                frames.push(vec![job]);
-            }
-        }
-    }
-    frames
 }

@@ -1,5 +1,8 @@
 //! The session's rules, told as a worker would see them.
 
+mod heal;
+mod progress;
+
 use super::message::{
     CancelReason, ClientMessage, Hello, Reported, ServerMessage, Subscription, Welcome,
 };
@@ -53,20 +56,27 @@ fn job(n: u128) -> LeasedJob {
         releases: 0,
         time_left: Some(s(5)),
         waited: Duration::ZERO,
+        checkpoint: None,
+        progress_revision: 0,
+        resent: false,
     }
+}
+
+fn welcome(resumed: bool) -> Box<Welcome> {
+    Box::new(Welcome {
+        session: SessionId::of_token(b"t"),
+        resume_token: Default::default(),
+        resumed,
+        node: String::new(),
+        heartbeat_interval: LEASE_TTL_DEFAULT / 3,
+        lease_ttl: LEASE_TTL_DEFAULT,
+        max_in_flight: 2,
+    })
 }
 
 fn live() -> Session {
     let mut session = Session::open(s(0), hello(), LEASE_TTL_DEFAULT).unwrap();
-    let welcome = Welcome {
-        session: SessionId::of_token(b"t"),
-        resume_token: Default::default(),
-        node: String::new(),
-        heartbeat_interval: session.heartbeat_interval(),
-        lease_ttl: session.ttl(),
-        max_in_flight: 2,
-    };
-    session.handle(s(0), Event::Opened(Box::new(welcome)));
+    session.handle(s(0), Event::Opened(welcome(false)));
     session
 }
 
@@ -182,7 +192,7 @@ fn an_attempt_past_its_time_is_a_failure_unless_its_result_has_arrived() {
     assert!(
         actions
             .iter()
-            .any(|a| matches!(a, Action::RecordTimeout(_)))
+            .any(|a| matches!(a, Action::RecordOwn(_, Outcome::TimedOut)))
     );
     assert!(
         matches!(&sent(&actions)[..], [ServerMessage::Cancels(c)] if c[0].1 == CancelReason::Timeout)
@@ -197,10 +207,16 @@ fn an_attempt_past_its_time_is_a_failure_unless_its_result_has_arrived() {
 fn a_timeout_that_the_store_could_not_take_is_recorded_later() {
     let mut session = running();
     session.handle(s(5), Event::Tick);
-    session.handle(s(5), Event::TimeoutRecorded(job(1).lease, false));
+    session.handle(
+        s(5),
+        Event::OwnRecorded(job(1).lease, Outcome::TimedOut, false),
+    );
     assert_eq!(session.deadline(), s(6));
     let actions = session.handle(s(6), Event::Tick);
-    assert!(matches!(actions[..], [Action::RecordTimeout(_)]));
+    assert!(matches!(
+        actions[..],
+        [Action::RecordOwn(_, Outcome::TimedOut)]
+    ));
 }
 
 #[test]
@@ -217,6 +233,15 @@ fn a_silent_worker_gets_no_jobs_and_loses_its_stream() {
 }
 
 #[test]
+fn a_worker_that_was_silent_is_looked_after_when_it_is_heard_of_again() {
+    let mut session = live();
+    assert_eq!(session.free(s(21), &queue()), 0);
+    let actions = session.handle(s(21), result(9, success()));
+    assert!(matches!(actions.first(), Some(Action::LookForJobs)));
+    assert_eq!(session.free(s(21), &queue()), 2);
+}
+
+#[test]
 fn an_acknowledgement_follows_the_renewal_and_floods_do_not_pile_up() {
     let mut session = live();
     let beat = |sequence| {
@@ -226,15 +251,9 @@ fn an_acknowledgement_follows_the_renewal_and_floods_do_not_pile_up() {
             held: vec![],
         })
     };
-    assert!(matches!(
-        session.handle(s(1), beat(1))[..],
-        [Action::Renew, Action::LookForJobs]
-    ));
+    assert!(matches!(session.handle(s(1), beat(1))[..], [Action::Renew]));
     for sequence in 2..10 {
-        assert!(matches!(
-            session.handle(s(1), beat(sequence))[..],
-            [Action::LookForJobs]
-        ));
+        assert!(session.handle(s(1), beat(sequence)).is_empty());
     }
     let actions = session.handle(s(1), Event::Renewed);
     assert!(matches!(
@@ -341,7 +360,7 @@ fn a_second_hello_ends_the_stream() {
 
 #[test]
 fn a_lost_session_stops_its_handlers() {
-    let actions = running().handle(s(1), Event::SessionLost);
+    let actions = running().handle(s(1), Event::Dead);
     assert!(matches!(sent(&actions)[..], [ServerMessage::Lost(_)]));
     assert!(matches!(
         actions.last(),

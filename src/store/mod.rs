@@ -17,8 +17,8 @@ use uuid::Uuid;
 use crate::error::Result;
 use crate::job::limits::BATCH_BYTES_MAX;
 use crate::job::{
-    Ending, Job, JobId, JobState, Kind, Lease, LeasedJob, NewJob, NodeId, Priority, QueueName,
-    SessionId, Verdict, View,
+    Ending, HeldLease, Job, JobId, JobState, Kind, Lease, LeasedJob, NewJob, NodeId, Priority,
+    Progress, QueueName, SessionId, Verdict, View,
 };
 
 /// One line of hand-out: a queue at one priority. The ready-list has a stream for each, the backlog its segments.
@@ -190,6 +190,40 @@ pub struct Attached {
     pub attach: u64,
 }
 
+/// A worker that comes back with the token of its session, by a new stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attach {
+    /// The session, and the worker's own count of its Hellos: the attach number, if it is higher than the last.
+    pub to: Attached,
+    /// The node that has the new stream.
+    pub node: NodeId,
+}
+
+/// Answer to an [`Attach`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attaching {
+    /// The session has moved to the new stream, and lives for this TTL from now. Grants to the old stream that were
+    /// under way are over, one way or the other: [`Store::leases`] shows all that it has.
+    Resumed(Duration),
+    /// A stream with this number or a higher one came before. Nothing has changed.
+    Superseded,
+    /// The session is dead or gone.
+    Gone,
+}
+
+/// How a session stands, for a node that acts for it under an attach number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionState {
+    /// Alive.
+    Alive,
+    /// Its time is over, but nobody has marked it dead: it can be renewed, and gets no jobs until it is.
+    Lapsed,
+    /// A newer stream has it. Its leases live on there.
+    Moved,
+    /// Dead or gone, for ever.
+    Dead,
+}
+
 /// Asks that a job be handed to a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ask {
@@ -208,8 +242,19 @@ pub enum Granted {
     NotQueued,
     /// Somebody else had the row locked: nothing is known, the hint stays.
     Locked,
-    /// The session is dead or has moved: the hint stays, the session gets nothing more.
-    SessionLost,
+    /// The session is not [`SessionState::Alive`], but this: the hint stays.
+    Refused(SessionState),
+}
+
+/// Answer to the question for the job of a lease.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Found {
+    /// It is RUNNING under this lease.
+    Job(Box<LeasedJob>),
+    /// It is not, or not any more.
+    NotHeld,
+    /// The bytes of one answer are used up: to be asked again.
+    Later,
 }
 
 /// What a call that records endings did.
@@ -219,6 +264,17 @@ pub struct FinishAnswer {
     pub verdicts: Vec<Verdict>,
     /// What became QUEUED by it, to offer.
     pub segments: Vec<Segment>,
+}
+
+/// What a worker says of an attempt that it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The attempt.
+    pub lease: Lease,
+    /// The session that claims to hold it.
+    pub session: SessionId,
+    /// What it has come to.
+    pub progress: Progress,
 }
 
 /// What one bounded step of a sweep did.
@@ -303,9 +359,23 @@ pub trait Store: Send + Sync + 'static {
 
     /// Makes a session, alive for its TTL from now, attached once.
     async fn open_session(&self, session: NewSession) -> Result<()>;
-    /// Renews sessions for their TTL from now. `false`: it is dead, gone or has moved, and stays so.
-    /// A row that is locked right now is waited for, briefly, rather than reported lost.
-    async fn renew(&self, sessions: Vec<Attached>) -> Result<Vec<bool>>;
+    /// Moves sessions to new streams and renews them, if they are alive and the attach number is higher than the last.
+    /// Waits for grants to them that are under way.
+    async fn attach(&self, attaches: Vec<Attach>) -> Result<Vec<Attaching>>;
+    /// Renews sessions for their TTL from now: `Alive`, or why not. `Moved` and `Dead` stay so; `Lapsed` could not be
+    /// renewed now, as something held its row for too long.
+    async fn renew(&self, sessions: Vec<Attached>) -> Result<Vec<SessionState>>;
+    /// The leases of sessions that were granted at least `age` ago; `None`: it is dead, gone or has moved.
+    async fn leases(
+        &self,
+        sessions: Vec<Attached>,
+        age: Duration,
+    ) -> Result<Vec<Option<Vec<HeldLease>>>>;
+    /// The lease under which each job is RUNNING for that session; `None`: it is not.
+    async fn running(&self, jobs: Vec<(JobId, SessionId)>) -> Result<Vec<Option<HeldLease>>>;
+    /// Reads jobs by their leases, to be pushed again. Once [`crate::job::limits::GRANT_BYTES_MAX`] of payload are read,
+    /// the rest is answered `Later`.
+    async fn leased(&self, leases: Vec<(Lease, SessionId)>) -> Result<Vec<Found>>;
     /// Ends sessions: what they still have RUNNING is a lost lease, at once instead of after the TTL.
     async fn close_sessions(&self, sessions: Vec<Attached>) -> Result<()>;
 
@@ -314,6 +384,10 @@ pub trait Store: Send + Sync + 'static {
     async fn grant(&self, node: NodeId, asks: Vec<Ask>) -> Result<Vec<Granted>>;
     /// Records how attempts ended, fenced by job, attempt and session (I2, I4).
     async fn finish(&self, endings: Vec<Ending>) -> Result<FinishAnswer>;
+
+    /// Records what running attempts have come to, under the same fence; a report whose revision is not above the
+    /// newest one's changes nothing, and is `Recorded` all the same.
+    async fn report(&self, reports: Vec<Report>) -> Result<Vec<Verdict>>;
 
     /// Remembers where segments stand in the ready-list.
     async fn offered(&self, offers: Vec<Offer>) -> Result<()>;

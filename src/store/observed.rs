@@ -10,12 +10,12 @@ use tokio::sync::Semaphore;
 use tracing::{Instrument, debug, debug_span, error};
 
 use super::{
-    Ask, Attached, Cancelled, EnqueueAnswer, EntryId, Epoch, Expired, FinishAnswer, Granted,
-    JobFilter, JobPage, Line, MigrationReport, NewSession, Offer, QueueStats, Retried, Segment,
-    Signal, Store, Swept, Unit,
+    Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch, Expired,
+    FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
+    QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
 };
 use crate::error::{Error, Result};
-use crate::job::{Ending, Job, JobId, NewJob, NodeId, View};
+use crate::job::{Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId, Verdict, View};
 
 /// How long a caller waits who has one of their own: its client is still there.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -235,7 +235,35 @@ impl Store for Observed {
         self.run(step("open_session", 1), work).await
     }
 
-    async fn renew(&self, sessions: Vec<Attached>) -> Result<Vec<bool>> {
+    async fn attach(&self, attaches: Vec<Attach>) -> Result<Vec<Attaching>> {
+        let call = step("attach", attaches.len());
+        let work = move |store: Arc<dyn Store>| async move { store.attach(attaches).await };
+        self.run(call, work).await
+    }
+
+    async fn leases(
+        &self,
+        sessions: Vec<Attached>,
+        age: Duration,
+    ) -> Result<Vec<Option<Vec<HeldLease>>>> {
+        let call = read("leases", sessions.len());
+        let work = move |store: Arc<dyn Store>| async move { store.leases(sessions, age).await };
+        self.run(call, work).await
+    }
+
+    async fn running(&self, jobs: Vec<(JobId, SessionId)>) -> Result<Vec<Option<HeldLease>>> {
+        let call = read("running", jobs.len());
+        let work = move |store: Arc<dyn Store>| async move { store.running(jobs).await };
+        self.run(call, work).await
+    }
+
+    async fn leased(&self, leases: Vec<(Lease, SessionId)>) -> Result<Vec<Found>> {
+        let call = read("leased", leases.len());
+        let work = move |store: Arc<dyn Store>| async move { store.leased(leases).await };
+        self.run(call, work).await
+    }
+
+    async fn renew(&self, sessions: Vec<Attached>) -> Result<Vec<SessionState>> {
         let call = step("renew", sessions.len());
         let work = move |store: Arc<dyn Store>| async move { store.renew(sessions).await };
         self.run(call, work).await
@@ -256,6 +284,12 @@ impl Store for Observed {
     async fn finish(&self, endings: Vec<Ending>) -> Result<FinishAnswer> {
         let call = step("finish", endings.len());
         let work = move |store: Arc<dyn Store>| async move { store.finish(endings).await };
+        self.run(call, work).await
+    }
+
+    async fn report(&self, reports: Vec<Report>) -> Result<Vec<Verdict>> {
+        let call = step("report", reports.len());
+        let work = move |store: Arc<dyn Store>| async move { store.report(reports).await };
         self.run(call, work).await
     }
 

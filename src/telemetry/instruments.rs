@@ -72,6 +72,7 @@ instruments! {
     READY_DEGRADED = "leasehold_ready_list_degraded" Gauge [] "1 while the ready-list is away or full and jobs are claimed from the store.";
     DIRECT_CLAIMS = "leasehold_direct_claims_total" Counter [] "Jobs claimed from the store because the ready-list was away.";
     BATCH_JOBS = "leasehold_batch_jobs" Sizes ["batch"] "Items that one write to the store carried.";
+    RESENT = "leasehold_jobs_resent_total" Counter [] "Jobs pushed again under the lease that they had: their worker resumed without them.";
     REOFFERED = "leasehold_reoffered_total" Counter [] "Jobs that reconcile offered to the ready-list again.";
     SESSIONS_EXPIRED = "leasehold_sessions_expired_total" Counter [] "Sessions that ended because nobody renewed them.";
     LEASES_LOST = "leasehold_leases_lost_total" Counter [] "Jobs taken back from sessions that ended.";

@@ -48,6 +48,7 @@ pub struct Metrics {
     ready_degraded: IntGaugeVec,
     direct_claims: IntCounterVec,
     batch_jobs: HistogramVec,
+    resent: IntCounterVec,
     reoffered: IntCounterVec,
     sessions_expired: IntCounterVec,
     leases_lost: IntCounterVec,
@@ -82,6 +83,7 @@ impl Metrics {
             ready_degraded: gauge(&into, &list::READY_DEGRADED)?,
             direct_claims: counter(&into, &list::DIRECT_CLAIMS)?,
             batch_jobs: histogram(&into, &list::BATCH_JOBS)?,
+            resent: counter(&into, &list::RESENT)?,
             reoffered: counter(&into, &list::REOFFERED)?,
             sessions_expired: counter(&into, &list::SESSIONS_EXPIRED)?,
             leases_lost: counter(&into, &list::LEASES_LOST)?,
@@ -232,6 +234,11 @@ impl Metrics {
         self.batch_jobs
             .with_label_values(&[batch])
             .observe(items as f64);
+    }
+
+    /// Jobs were pushed again under their old leases.
+    pub fn resent(&self, jobs: usize) {
+        plain(&self.resent, many(jobs));
     }
 
     /// `jobs` were offered again by reconcile.

@@ -34,6 +34,7 @@ macro_rules! on_each_store {
 mod audit;
 mod steps;
 
+mod store_attach;
 mod store_backlog;
 mod store_cancel;
 mod store_enqueue;
@@ -41,6 +42,7 @@ mod store_fence;
 mod store_lease;
 mod store_list;
 mod store_migrate;
+mod store_progress;
 mod store_races;
 mod store_result;
 mod store_retry;

@@ -10,7 +10,7 @@ use leasehold::job::{
 };
 use leasehold::store::{
     Ask, Attached, Cancelled, EnqueueAnswer, Enqueued, Epoch, Expired, FinishAnswer, Granted,
-    JobFilter, Line, NewSession, Retried, Segment, Swept, Unit,
+    JobFilter, Line, NewSession, Retried, Segment, SessionState, Swept, Unit,
 };
 use uuid::Uuid;
 
@@ -312,7 +312,7 @@ impl World {
             .await
             .expect("renew answers");
         assert_eq!(alive.len(), 1);
-        alive[0]
+        alive[0] == SessionState::Alive
     }
 
     pub async fn finish_all(&self, endings: Vec<Ending>) -> FinishAnswer {
@@ -510,7 +510,7 @@ impl World {
                     .expect("renew answers");
                 assert_eq!(
                     renewed,
-                    vec![true; alive.len()],
+                    vec![SessionState::Alive; alive.len()],
                     "they were renewed in time"
                 );
             }

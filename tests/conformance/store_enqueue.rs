@@ -417,7 +417,7 @@ async fn nothing_asked_is_nothing_done(world: World) {
     let none = world.store.get(Vec::new(), View::Full).await;
     assert_eq!(none.expect("get answers"), []);
     let none = world.store.renew(Vec::new()).await;
-    assert_eq!(none.expect("renew answers"), Vec::<bool>::new());
+    assert_eq!(none.expect("renew answers"), []);
     let none = world.store.close_sessions(Vec::new()).await;
     none.expect("close answers");
     world.store.offered(Vec::new()).await.expect("it answers");

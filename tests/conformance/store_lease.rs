@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use leasehold::job::draft::RawStart;
 use leasehold::job::{JobId, JobState, Lease, Priority, Verdict};
-use leasehold::store::{Ask, Attached, Granted};
+use leasehold::store::{Ask, Attached, Granted, SessionState};
 use uuid::Uuid;
 
 use crate::steps::{
@@ -126,7 +126,7 @@ async fn a_batch_of_asks_is_answered_one_by_one(world: World) {
     for (ask, answer) in asks.iter().zip(&answers) {
         match (ask.job == taken, ask.to == dead) {
             (true, _) => assert_eq!(*answer, Granted::NotQueued),
-            (_, true) => assert_eq!(*answer, Granted::SessionLost),
+            (_, true) => assert_eq!(*answer, Granted::Refused(SessionState::Dead)),
             _ => assert_eq!(leased(answer).lease.job, ask.job),
         }
     }
@@ -199,7 +199,7 @@ async fn take_all(world: &World, jobs: &[JobId], to: Attached) -> Vec<Lease> {
                     Granted::Lease(job) => leases.push(job.lease),
                     Granted::NotQueued => {}
                     Granted::Locked => locked.push(*job),
-                    Granted::SessionLost => panic!("the session is alive"),
+                    Granted::Refused(_) => panic!("the session is alive"),
                 }
             }
         }
@@ -257,22 +257,33 @@ async fn a_dead_session_gets_nothing(world: World) {
         .close_sessions(vec![closed])
         .await
         .expect("close answers");
-    refused(&world, job, closed, "closed").await;
+    refused(&world, job, closed, SessionState::Dead).await;
     world.expire().await;
-    refused(&world, job, closed, "closed and swept").await;
+    refused(&world, job, closed, SessionState::Dead).await;
 
     let unknown = Attached {
         session: leasehold::job::SessionId::from_store(Uuid::new_v4()),
         attach: 1,
     };
-    refused(&world, job, unknown, "never opened").await;
+    refused(&world, job, unknown, SessionState::Dead).await;
 
     world.outlive_grace(&[]).await;
     let lapsed = world.open().await;
     world.live_through(TTL + secs(2), &[]).await;
-    refused(&world, job, lapsed, "not renewed").await;
+    refused(&world, job, lapsed, SessionState::Lapsed).await;
     world.expire().await;
-    refused(&world, job, lapsed, "not renewed, and swept").await;
+    refused(&world, job, lapsed, SessionState::Dead).await;
+}
+
+on_each_store!(a_session_whose_time_is_over_gets_jobs_again_once_it_is_renewed);
+async fn a_session_whose_time_is_over_gets_jobs_again_once_it_is_renewed(world: World) {
+    let job = world.queued().await;
+    let session = world.open().await;
+    // As in an outage: nobody was there to sweep it, nor to renew it.
+    world.advance(2 * TTL).await;
+    refused(&world, job, session, SessionState::Lapsed).await;
+    assert!(world.renew(session).await);
+    world.lease(job, session).await;
 }
 
 on_each_store!(a_session_gets_jobs_only_under_its_present_attach_number);
@@ -281,15 +292,15 @@ async fn a_session_gets_jobs_only_under_its_present_attach_number(world: World) 
     let session = world.open().await;
     for attach in [0, 2, 7] {
         let moved = Attached { attach, ..session };
-        refused(&world, job, moved, "another attach number").await;
+        refused(&world, job, moved, SessionState::Moved).await;
     }
     world.lease(job, session).await;
 }
 
-async fn refused(world: &World, job: JobId, to: Attached, what: &str) {
-    assert_eq!(world.ask(job, to).await, Granted::SessionLost, "{what}");
+async fn refused(world: &World, job: JobId, to: Attached, state: SessionState) {
+    assert_eq!(world.ask(job, to).await, Granted::Refused(state));
     let job = world.look(job).await;
-    assert_eq!((job.state, job.attempt), (JobState::Queued, 0), "{what}");
+    assert_eq!((job.state, job.attempt), (JobState::Queued, 0), "{state:?}");
 }
 
 on_each_store!(an_attempt_is_never_given_back);
@@ -356,7 +367,7 @@ async fn grants_and_renewals_of_the_same_sessions_do_not_hinder_each_other(world
         work.spawn(async move {
             for _ in 0..20 {
                 let alive = world.store.renew(sessions.clone()).await;
-                assert_eq!(alive.expect("renew answers"), vec![true; 10]);
+                assert_eq!(alive.expect("renew answers"), [SessionState::Alive; 10]);
             }
         });
     }

@@ -64,7 +64,9 @@ impl Race {
             for answer in self.world.grant(asks).await {
                 match answer {
                     Granted::Lease(job) => held.push((job.lease, session)),
-                    Granted::SessionLost => panic!("nobody has ended this session"),
+                    Granted::Refused(state) => {
+                        panic!("nobody has ended this session, and it is {state:?}")
+                    }
                     Granted::NotQueued | Granted::Locked => {}
                 }
             }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use leasehold::job::{AttemptOutcome, JobState, SessionId, Verdict};
-use leasehold::store::{Attached, NewSession};
+use leasehold::store::{Attached, NewSession, SessionState};
 use uuid::Uuid;
 
 use crate::steps::{TTL, assert_about, failure, jobs_of, minutes, secs, success};
@@ -16,7 +16,8 @@ async fn close(world: &World, sessions: &[Attached]) {
 
 async fn renew_all(world: &World, sessions: &[Attached]) -> Vec<bool> {
     let answer = world.store.renew(sessions.to_vec()).await;
-    answer.expect("renew answers")
+    let states = answer.expect("renew answers");
+    states.iter().map(|s| *s == SessionState::Alive).collect()
 }
 
 on_each_store!(a_session_that_is_renewed_keeps_its_jobs);

@@ -5,9 +5,10 @@
 
 use std::time::Duration;
 
-use leasehold::job::{Failure, JobId, JobState, Outcome, Priority, QueueName, View};
+use leasehold::job::{Failure, JobId, JobState, LeasedJob, Outcome, Priority, QueueName, View};
 use leasehold::store::{
-    Ask, Attached, EntryId, Epoch, Granted, JobFilter, Line, Offer, Store, Unit,
+    Ask, Attach, Attached, Attaching, EntryId, Epoch, Found, Granted, JobFilter, Line, Offer,
+    SessionState, Store, Unit,
 };
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
@@ -81,6 +82,7 @@ impl Stage {
         let jobs = self.queued().await;
         let leases = self.verbs.lease(&jobs, &self.sessions).await;
         self.by_id(when, "grant").await;
+        self.resume(when, &leases).await;
         let late = jobs.iter().zip(self.sessions.iter());
         let late = late.map(|(job, to)| Ask { job: *job, to: *to }).collect();
         let node = self.verbs.node;
@@ -93,6 +95,39 @@ impl Stage {
             self.verbs.end(endings(&leases, success)).await;
             self.by_id(when, what).await;
         }
+    }
+
+    /// Sessions that all come back at once, with what they were granted lately, and what is looked at of it.
+    async fn resume(&mut self, when: &str, leases: &[(LeasedJob, Attached)]) {
+        let node = self.verbs.node;
+        for session in &mut self.sessions {
+            session.attach += 1;
+        }
+        let to = self.sessions.iter();
+        let attaches = to.map(|to| Attach { to: *to, node }).collect();
+        let moved = self.verbs.store.attach(attaches).await;
+        let moved = moved.expect("attach answers");
+        assert!(moved.iter().all(|a| matches!(a, Attaching::Resumed(_))));
+        self.by_id(when, "attach").await;
+        let granted = "SELECT coalesce(sum(cardinality(jobs)), 0)::bigint FROM grants";
+        let granted = self.tables.number(granted).await as usize;
+        self.forget().await;
+        let sessions = self.sessions.clone();
+        let held = self.verbs.store.leases(sessions, Duration::ZERO).await;
+        let held = held.expect("leases answers");
+        let held: usize = held.iter().map(|h| h.as_ref().map_or(0, Vec::len)).sum();
+        assert_eq!(held, leases.len());
+        self.within(when, "leases", ids(granted + BATCH)).await;
+        let of = |(job, by): &(LeasedJob, Attached)| (job.lease.job, by.session);
+        let running = self.verbs.store.running(leases.iter().map(of).collect());
+        let running = running.await.expect("running answers");
+        assert!(running.iter().all(Option::is_some));
+        self.by_id(when, "running").await;
+        let of = |(job, by): &(LeasedJob, Attached)| (job.lease, by.session);
+        let found = self.verbs.store.leased(leases.iter().map(of).collect());
+        let found = found.await.expect("leased answers");
+        assert!(found.iter().all(|f| matches!(f, Found::Job(_))));
+        self.by_id(when, "leased").await;
     }
 
     async fn end_otherwise(&mut self, when: &str) {
@@ -114,7 +149,10 @@ impl Stage {
 
     async fn live(&mut self, when: &str) {
         let renewed = self.verbs.store.renew(self.sessions.clone()).await;
-        assert_eq!(renewed.expect("renew answers"), vec![true; BATCH]);
+        assert_eq!(
+            renewed.expect("renew answers"),
+            vec![SessionState::Alive; BATCH]
+        );
         self.by_id(when, "renew").await;
         let touched = self.verbs.store.touch_pulse().await;
         touched.expect("the pulse answers");

@@ -12,12 +12,15 @@
 mod support;
 
 mod adversity;
+mod balancer;
 mod clients;
 mod doctor;
 mod errors;
 mod faults;
+mod hand;
 mod hostile;
 mod journey;
+mod resume;
 mod schema;
 mod signals;
 mod stack;

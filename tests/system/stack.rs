@@ -6,6 +6,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use worker_sdk::Client;
 
+use crate::support::http::request;
 use crate::support::{PrivatePostgres, PrivateRedis, Process, free_port, leasehold};
 
 /// Long enough for a machine that is busy compiling; a test that needs it is not waiting for time.
@@ -76,17 +77,16 @@ pub struct Stack {
 
 impl Stack {
     pub async fn start(nodes: usize) -> Self {
+        Self::start_with(nodes, &[]).await
+    }
+
+    /// With more arguments for each node.
+    pub async fn start_with(nodes: usize, more: &[&str]) -> Self {
         let postgres = PrivatePostgres::launch().await;
         let redis = PrivateRedis::launch().await;
-        let args: Vec<String> = [
-            "serve",
-            "--database-url",
-            &postgres.url(),
-            "--redis-url",
-            &redis.url(),
-        ]
-        .map(str::to_owned)
-        .into();
+        let (database, list) = (postgres.url(), redis.url());
+        let urls = ["serve", "--database-url", &database, "--redis-url", &list];
+        let args: Vec<String> = urls.iter().chain(more).map(|s| (*s).to_owned()).collect();
         let mut started = Vec::new();
         for _ in 0..nodes {
             started.push(Node::start(args.clone()).await);
@@ -96,6 +96,24 @@ impl Stack {
             redis,
             postgres,
         }
+    }
+
+    /// The node that has the most sessions.
+    pub async fn busiest(&self) -> usize {
+        let mut most = (0, 0.0);
+        for (n, node) in self.nodes.iter().enumerate() {
+            let answer = request(node.address, "GET", "/metrics", b"").await;
+            let text = answer.body;
+            let line = text
+                .lines()
+                .find(|l| l.starts_with("leasehold_jobs_in_flight "));
+            let value = line.and_then(|l| l.split(' ').nth(1)?.parse().ok());
+            let value: f64 = value.unwrap_or(0.0);
+            if value > most.1 {
+                most = (n, value);
+            }
+        }
+        most.0
     }
 
     /// A client of the n-th node.

@@ -86,6 +86,7 @@ fn worker(url: &str, queues: &[&str], log: &Path, slots: usize) -> Worker {
     let with = move || note.clone();
     let (echo, sleep, wait, flaky, doomed, panics) =
         (with(), with(), with(), with(), with(), with());
+    let steps = with();
     queues
         .iter()
         .fold(Worker::builder(url), |worker, queue| worker.queue(*queue))
@@ -101,6 +102,27 @@ fn worker(url: &str, queues: &[&str], log: &Path, slots: usize) -> Worker {
             async move {
                 tokio::time::sleep(Duration::from_millis(millis)).await;
                 Ok::<_, JobError>(millis)
+            }
+        })
+        .handler("steps", move |ctx: Context, dies_at: u32| {
+            let note = steps.clone();
+            async move {
+                for step in 1..=3 {
+                    let name = format!("step-{step}");
+                    let result = ctx
+                        .step(&name, || {
+                            note.line(&format!("{} {step}", ctx.job_id()));
+                            async move { Ok(10 * step) }
+                        })
+                        .await?;
+                    assert_eq!(result, 10 * step, "as it was recorded");
+                    ctx.progress(33 * step, format!("{step} of 3"));
+                    if step == dies_at && ctx.attempt() == 1 {
+                        // As a worker that is killed: nothing of this is reported.
+                        std::process::abort();
+                    }
+                }
+                Ok::<_, JobError>(ctx.attempt())
             }
         })
         .handler("until-cancelled", move |ctx: Context, (): ()| {
@@ -147,12 +169,15 @@ struct Log(PathBuf);
 impl Log {
     /// One line for each run, in one write, so that lines of several processes do not mix.
     fn write(&self, ctx: &Context) {
+        self.line(ctx.job_id());
+    }
+
+    fn line(&self, line: &str) {
         let mut file = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(&self.0)
             .unwrap();
-        file.write_all(format!("{}\n", ctx.job_id()).as_bytes())
-            .unwrap();
+        file.write_all(format!("{line}\n").as_bytes()).unwrap();
     }
 }

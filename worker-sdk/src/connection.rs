@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,10 @@ use crate::context::Context;
 use crate::error::{CallError, Error, chain};
 use crate::handler::{Handlers, Run};
 use crate::proto;
-use crate::session::{Action, End, Event, Note, SessionNo, Sessions, Ticket};
+use crate::reporter::{Report, Reporter};
+use crate::session::{
+    Action, End, Event, Note, Saved, SessionNo, Sessions, StreamNo, Ticket, Waiter,
+};
 use proto::worker_service_client::WorkerServiceClient;
 
 /// Largest message in either direction: the wire's 4 MiB, and room for framing.
@@ -32,6 +35,9 @@ const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024 + 64 * 1024;
 const EVENTS_MAX: usize = 64;
 /// Handler ends that are taken in one go before anything else is looked at.
 const FINISHED_AT_ONCE: usize = 256;
+/// Reports of handlers that wait to be looked at; more progress is dropped, and
+/// who saves a checkpoint waits.
+const REPORTS_MAX: usize = 1024;
 /// One call of `ReportResults`.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest sleep; an idle worker wakes up so often for nothing.
@@ -71,10 +77,14 @@ struct Running {
     runtime: Handle,
     events: mpsc::Sender<Event>,
     finished: mpsc::Sender<Event>,
-    streams: HashMap<SessionNo, Stream>,
+    progress: mpsc::Sender<Report>,
+    /// Handlers that wait for a checkpoint to be durable.
+    waiters: HashMap<Waiter, oneshot::Sender<Saved>>,
+    last_waiter: u64,
+    streams: HashMap<StreamNo, Stream>,
     attempts: HashMap<Ticket, Attempt>,
     /// Each completes when a stream's writer has passed its message on.
-    written: FuturesUnordered<BoxFuture<'static, SessionNo>>,
+    written: FuturesUnordered<BoxFuture<'static, StreamNo>>,
     /// Readers, reports and stop timers; all end with the pump.
     tasks: JoinSet<()>,
 }
@@ -105,6 +115,7 @@ impl Pump {
         let (events, mut received) = mpsc::channel(EVENTS_MAX);
         // Room for every handler that can run: none ever waits to be heard.
         let (finished, mut ends) = mpsc::channel(concurrency.max(1));
+        let (progress, mut reports) = mpsc::channel(REPORTS_MAX);
         let mut running = Running {
             reports: endpoint.connect_lazy(),
             endpoint,
@@ -112,6 +123,9 @@ impl Pump {
             runtime,
             events,
             finished,
+            progress,
+            waiters: HashMap::new(),
+            last_waiter: 0,
             streams: HashMap::new(),
             attempts: HashMap::new(),
             written: FuturesUnordered::new(),
@@ -161,6 +175,7 @@ impl Pump {
                 Some(event) = ends.recv() => event,
                 Some(event) = received.recv() => event,
                 Some(no) = running.written.next(), if !running.written.is_empty() => Event::Written(no),
+                Some(report) = reports.recv() => running.reported(report),
                 Some(_) = running.tasks.join_next(), if !running.tasks.is_empty() => Event::Tick,
                 () = tokio::time::sleep(wake) => Event::Tick,
             };
@@ -199,13 +214,19 @@ impl Running {
                 }
             }
             Action::Report(no, request) => self.report(no, request),
+            Action::Saved(waiter, saved) => {
+                // A handler that was dropped does not wait any more.
+                if let Some(waiter) = self.waiters.remove(&waiter) {
+                    let _ = waiter.send(saved);
+                }
+            }
             Action::Note(note) => log(note),
             Action::End(_) => {}
         }
     }
 
     /// Each stream has a connection of its own: a node that drains is left by it.
-    fn open(&mut self, no: SessionNo, hello: proto::LeaseJobsRequest) {
+    fn open(&mut self, no: StreamNo, hello: proto::LeaseJobsRequest) {
         let (writer, outgoing) = mpsc::channel(1);
         let (endpoint, events) = (self.endpoint.clone(), self.events.clone());
         let reader = self.tasks.spawn(async move {
@@ -229,7 +250,7 @@ impl Running {
         self.send(no, hello);
     }
 
-    fn send(&mut self, no: SessionNo, message: proto::LeaseJobsRequest) {
+    fn send(&mut self, no: StreamNo, message: proto::LeaseJobsRequest) {
         let Some(writer) = self
             .streams
             .get(&no)
@@ -255,17 +276,34 @@ impl Running {
             stop: CancellationToken::new(),
             drop: CancellationToken::new(),
         };
+        let reporter = Reporter::new(ticket, self.progress.clone());
         let run = Run {
             ticket,
             handler,
             payload: job.payload.take().unwrap_or_default(),
-            context: Context::new(&mut job, attempt.stop.clone()),
+            context: Context::new(&mut job, attempt.stop.clone(), reporter),
             drop: attempt.drop.clone(),
             finished: self.finished.clone(),
         };
         self.attempts.insert(ticket, attempt);
         // Owned by the sessions: they count it until it has reported its end.
         self.runtime.spawn(run.run());
+    }
+
+    /// What a handler says on the way, and who waits for it.
+    fn reported(&mut self, report: Report) -> Event {
+        let Report {
+            ticket,
+            progress,
+            saved,
+        } = report;
+        let waiter = saved.map(|saved| {
+            self.last_waiter += 1;
+            let waiter = Waiter(self.last_waiter);
+            self.waiters.insert(waiter, saved);
+            waiter
+        });
+        Event::Progress(ticket, progress, waiter)
     }
 
     fn report(&mut self, no: SessionNo, request: proto::ReportResultsRequest) {
@@ -288,7 +326,7 @@ impl Running {
 
 /// Connects and reads one stream to its end. It never waits for the writer.
 async fn read(
-    no: SessionNo,
+    no: StreamNo,
     endpoint: &Endpoint,
     outgoing: mpsc::Receiver<proto::LeaseJobsRequest>,
     events: &mpsc::Sender<Event>,
@@ -328,6 +366,7 @@ fn end(status: &tonic::Status) -> End {
     );
     End {
         fatal,
+        moved: error.code == Code::Aborted && error.reason == "SESSION_MOVED",
         message: error.to_string(),
         retry_after: error.retry_after,
     }
@@ -335,11 +374,20 @@ fn end(status: &tonic::Status) -> End {
 
 fn log(note: Note) {
     match note {
-        Note::Connected { session, node } => tracing::info!(session, node, "session began"),
+        Note::Connected {
+            resumed: true,
+            session,
+            node,
+        } => tracing::info!(session, node, "session goes on"),
+        Note::Connected { session, node, .. } => tracing::info!(session, node, "session began"),
         Note::Reconnecting { why, pause } => {
-            tracing::warn!(why, ?pause, "stream ended, opening another")
+            tracing::warn!(why, ?pause, "opening another stream")
         }
         Note::Draining => tracing::info!("the node drains"),
+        Note::SessionOver => tracing::warn!("the server has ended the session"),
+        Note::Copied => tracing::warn!(
+            "another process goes on with this session: is this one a copy? beginning anew"
+        ),
         Note::Unrenewed => tracing::warn!("session not renewed in time, stopping its handlers"),
         Note::UnknownKind(kind) => {
             tracing::warn!(kind, "no handler for this kind, giving its jobs back")

@@ -1,13 +1,21 @@
 //! What a handler knows about the attempt it runs.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
+use crate::failure::JobError;
 use crate::proto;
-use crate::session::wire_duration;
+use crate::reporter::Reporter;
+use crate::session::{Saved, wire_duration};
+use crate::steps::Steps;
+
+/// As the wire allows.
+const NOTE_BYTES_MAX: usize = 1024;
+const CHECKPOINT_BYTES_MAX: usize = 64 * 1024;
 
 /// The attempt a handler runs. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -26,10 +34,17 @@ struct Inner {
     waited: Duration,
     deadline: Option<Instant>,
     token: CancellationToken,
+    reporter: Reporter,
+    checkpoint: Mutex<Option<Bytes>>,
+    steps: tokio::sync::Mutex<Option<Steps>>,
 }
 
 impl Context {
-    pub(crate) fn new(job: &mut proto::LeasedJob, token: CancellationToken) -> Self {
+    pub(crate) fn new(
+        job: &mut proto::LeasedJob,
+        token: CancellationToken,
+        reporter: Reporter,
+    ) -> Self {
         let deadline =
             wire_duration(job.time_left).and_then(|left| Instant::now().checked_add(left));
         Self {
@@ -43,6 +58,9 @@ impl Context {
                 waited: wire_duration(job.waited).unwrap_or_default(),
                 deadline,
                 token,
+                reporter,
+                checkpoint: Mutex::new(job.checkpoint.take()),
+                steps: tokio::sync::Mutex::new(None),
             }),
         }
     }
@@ -106,6 +124,74 @@ impl Context {
         self.job
             .deadline
             .map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// Tells people how far the attempt is: 0 to 100 percent, and a word, at most
+    /// 1 KiB of it. It shows in GetJob, and costs next to nothing: of many
+    /// reports the newest is sent, and one that comes right before the end of the
+    /// attempt may be overtaken by it.
+    pub fn progress(&self, percent: u32, note: impl Into<String>) {
+        let mut note = note.into().replace('\0', " ");
+        note.truncate(note.floor_char_boundary(NOTE_BYTES_MAX));
+        self.job.reporter.say(proto::Progress {
+            percent: Some(percent.min(100)),
+            note: Some(note),
+            ..Default::default()
+        });
+    }
+
+    /// The newest checkpoint of this job: of this attempt, or of an earlier one.
+    pub fn checkpoint(&self) -> Option<Bytes> {
+        self.lock().clone()
+    }
+
+    /// Keeps these bytes, at most 64 KiB, for the next attempt of the job, should
+    /// there be one, in the place of those kept before. Returns when they are
+    /// durable. Cancel safe, but then it is not known whether they are kept.
+    ///
+    /// Not to be mixed with [`step`](Self::step) in one handler, which keeps its
+    /// own checkpoint.
+    ///
+    /// # Errors
+    /// `CheckpointTooLarge`, permanent; `CheckpointRefused`, permanent, with the
+    /// server's reason; `LeaseLost` when the attempt is not this worker's any
+    /// more: the handler should end.
+    pub async fn save_checkpoint(&self, data: impl Into<Bytes>) -> Result<(), JobError> {
+        let data = data.into();
+        if data.len() > CHECKPOINT_BYTES_MAX {
+            let text = format!(
+                "the checkpoint has {} bytes, more than {CHECKPOINT_BYTES_MAX}",
+                data.len()
+            );
+            return Err(JobError::new(text)
+                .with_type("CheckpointTooLarge")
+                .permanent());
+        }
+        let report = proto::Progress {
+            checkpoint: Some(data.clone()),
+            ..Default::default()
+        };
+        match self.job.reporter.save(report).await.await {
+            Ok(Saved::Durable) => {
+                *self.lock() = Some(data);
+                Ok(())
+            }
+            Ok(Saved::Refused(why)) => Err(JobError::new(why)
+                .with_type("CheckpointRefused")
+                .permanent()),
+            Ok(Saved::Lost) | Err(_) => {
+                Err(JobError::new("the attempt is not ours any more").with_type("LeaseLost"))
+            }
+        }
+    }
+
+    pub(crate) async fn steps(&self) -> tokio::sync::MutexGuard<'_, Option<Steps>> {
+        self.job.steps.lock().await
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Bytes>> {
+        let checkpoint = self.job.checkpoint.lock();
+        checkpoint.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// True once the handler should end: the job was cancelled or timed out, the

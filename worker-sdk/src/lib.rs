@@ -37,16 +37,19 @@
 //!
 //! # What is promised
 //! A job that was accepted runs at least once, and exactly one result of it is
-//! recorded. It may run more than once: a worker that was cut off is told to
-//! stop, but what it did until then it did. [`Context::attempt`] is a fencing
-//! number by which a system downstream can refuse the older attempt.
+//! recorded. A worker whose connection breaks, or whose node dies or drains, goes
+//! on with its session on another stream: its handlers run on, and nothing runs
+//! twice. A job may run more than once when a worker was away for longer than its
+//! lease: its handlers are told to stop, but what they did until then they did.
+//! [`Context::attempt`] is a fencing number by which a system downstream can
+//! refuse the older attempt.
 //!
 //! # The map
 //! | where | what |
 //! |---|---|
 //! | [`Client`], [`NewJob`] | enqueue, get, list, wait, cancel, retry |
 //! | [`Worker`], [`WorkerBuilder`] | handlers by kind; run, shut down, health |
-//! | [`Context`] | what a handler knows: job, attempt, deadline, cancellation |
+//! | [`Context`] | what a handler knows and says: attempt, deadline, cancellation, progress, checkpoints, steps |
 //! | [`JobError`], [`Retry`], [`Permanent`], [`Snooze`] | how a handler ends without an output |
 //! | [`session`] | the worker's half of the lease stream: a pure state machine, all decisions |
 //! | `connection.rs` | the pump that carries them out, on a thread of its own |
@@ -60,7 +63,9 @@ mod error;
 mod failure;
 mod handler;
 mod new_job;
+mod reporter;
 pub mod session;
+mod steps;
 mod worker;
 
 pub use client::{Client, Enqueued};

@@ -2,21 +2,43 @@
 //! -> actions`, without a clock, a socket or a task, so that a test or a model
 //! checker can drive it. `connection.rs` carries its actions out.
 //!
-//! A worker has one session that takes new jobs, and perhaps older ones whose
-//! handlers are not done: a node that drains, or a stream that was cut, gives
-//! way to a new stream with a new session. What must hold over all of them:
+//! A worker has one session that takes new jobs. Its stream may end, or its
+//! node may drain: it goes on by its token on the next stream, on any node, and
+//! what runs under it runs on.
+//!
+//! ```text
+//!             Hello             Welcome
+//! no stream ────────> asked for ────────> in use
+//!  ^     ^               │                 │  │ ^
+//!  │     └─── failed ────┘            cut  │  │ │ Welcome, or the move failed
+//!  └───────────────────────────────────────┘  │ │
+//!                                   Draining  v │
+//!                            in use, another asked for
+//! ```
+//!
+//! Each Hello but the first asks to go on. If Welcome denies it, the server has
+//! ended the session; if SESSION_MOVED answers the newest Hello, a copy of this
+//! process has it. Then it is over: another begins, its handlers are told to
+//! stop, and its results go by `ReportResults`. What must hold over all:
 //!
 //! * handlers that run, old and new together, never exceed the concurrency;
 //! * each (job, attempt) of a session is run once, however often it is pushed;
 //! * a result is sent again until it has a receipt, on its own session's stream
 //!   or by `ReportResults` under its own token, never under another;
-//! * no handler runs on untold when its session was not renewed in time.
+//! * no handler runs on untold when its session was not renewed in time;
+//! * frames of an older stream are not taken once a newer Hello was said;
+//! * a copy is never fought: its session is left to it.
 
+mod attach;
 mod held;
-mod link;
+mod leave;
 mod messages;
 mod outcome;
+mod progress;
 mod receive;
+mod report;
+mod single;
+mod stream;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -26,22 +48,19 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use held::Book;
-pub(crate) use link::duration as wire_duration;
-use link::{Goodbye, Link, Phase};
-pub use messages::{Action, Config, End, Event, Note, SessionNo, StopReason, Ticket};
+pub use messages::{
+    Action, Config, End, Event, Note, Saved, SessionNo, StopReason, StreamNo, Ticket, Waiter,
+};
 pub use outcome::Outcome;
 pub(crate) use outcome::RETRY_AFTER_MAX;
+use single::Session;
+pub(crate) use single::duration as wire_duration;
+use stream::Link;
 use timers::{Timer, Timers};
 
-/// After grace and stopping: for the last receipts.
-const RECEIPTS_WAIT: Duration = Duration::from_secs(5);
-/// Results of a session that is gone are tried this long.
-const REPORT_FOR: Duration = Duration::from_secs(24 * 3600);
 /// With so many results, or bytes of them, without a receipt, no new jobs.
 const UNRECEIPTED_MAX: usize = 10_000;
 const UNRECEIPTED_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// A result refused more often than this is given up.
-const REJECTIONS_MAX: u32 = 3;
 /// Largest window of the wire.
 const WINDOW_MAX: usize = 10_000;
 
@@ -52,11 +71,13 @@ pub struct Sessions {
     actions: Vec<Action>,
     timers: Timers,
     book: Book,
-    links: BTreeMap<SessionNo, Link>,
-    /// The session that takes new jobs.
+    sessions: BTreeMap<SessionNo, Session>,
+    /// The session that takes new jobs, and its streams. All others are over.
     current: Option<SessionNo>,
-    last_no: u64,
-    /// A stream is to be opened as soon as there is a free slot.
+    link: Link,
+    last_session: u64,
+    last_stream: u64,
+    /// A stream is to be asked for; one for a new session waits for a free slot.
     wanted: bool,
     /// Streams in a row that came to nothing.
     tries: u32,
@@ -80,9 +101,11 @@ impl Sessions {
             actions: Vec::new(),
             timers,
             book: Book::default(),
-            links: BTreeMap::new(),
+            sessions: BTreeMap::new(),
             current: None,
-            last_no: 0,
+            link: Link::default(),
+            last_session: 0,
+            last_stream: 0,
             wanted: false,
             tries: 0,
             unknown: BTreeMap::new(),
@@ -106,17 +129,17 @@ impl Sessions {
         match event {
             Event::Received(no, message) => self.received(no, message),
             Event::Written(no) => {
-                if let Some(link) = self.links.get_mut(&no) {
-                    link.busy = false;
+                if let Some(stream) = self.link.get_mut(no) {
+                    stream.busy = false;
                 }
             }
             Event::Ended(no, end) => self.ended(no, end),
+            Event::Progress(ticket, report, waiter) => self.report_progress(ticket, report, waiter),
             Event::Finished(ticket, outcome) => self.finished(ticket, outcome),
             Event::Reported(no, answer) => self.reported(no, answer),
             Event::Shutdown(grace) => self.leave(grace),
             Event::Hurry if self.leaving => {
-                self.timers.set(Timer::Grace, self.now);
-                self.give_up_after(Duration::ZERO);
+                self.leave_by(self.now);
                 self.timers
                     .pop(self.now)
                     .into_iter()
@@ -134,10 +157,11 @@ impl Sessions {
     }
 
     /// When the heartbeat was sent that was acknowledged last, in the session
-    /// that takes new jobs. `None`: there is no such session.
+    /// that takes new jobs, with or without a stream just now. `None`: there is
+    /// no such session.
     pub fn renewed(&self) -> Option<Duration> {
-        let link = self.links.get(&self.current?)?;
-        (link.phase == Phase::Open).then_some(link.renewed)
+        let session = self.sessions.get(&self.current?)?;
+        (session.begun && !session.over).then_some(session.renewed)
     }
 
     /// Handlers that have not ended, over all sessions.
@@ -146,103 +170,49 @@ impl Sessions {
     }
 
     fn fire(&mut self, timer: Timer) {
+        let used = self.link.used.as_ref().map(|stream| stream.no);
         match timer {
-            Timer::Connect => self.wanted = !self.leaving && self.current.is_none(),
-            Timer::Welcome(no) => self.cut(no, "no Welcome came"),
-            Timer::Heartbeat(no) => {
-                if let Some(link) = self.links.get_mut(&no) {
-                    link.heartbeat_due = true;
-                    self.timers.set(timer, self.now + link.interval);
+            Timer::Connect => self.wanted = self.lacks_stream(),
+            Timer::Welcome => {
+                let asked = self.link.asked.as_ref().map(|stream| stream.no);
+                self.cut(asked, "no Welcome came");
+            }
+            Timer::Heartbeat => {
+                let session = self.current.and_then(|no| self.sessions.get(&no));
+                if let (Some(stream), Some(session)) = (self.link.used.as_mut(), session) {
+                    stream.heartbeat_due = true;
+                    self.timers.set(timer, self.now + session.interval);
                 }
             }
-            Timer::Expiry(no) => self.expire(no),
+            Timer::Expiry => self.expire(),
+            Timer::Silence => self.cut(used, "no heartbeat was acknowledged in time"),
             Timer::Timeout(ticket) => self.stop(ticket, StopReason::Overdue),
             Timer::Resend(ticket) => self.queue(ticket),
+            Timer::Progress(ticket) => self.queue_progress(ticket),
             Timer::Report(no) => {
-                if let Some(link) = self.links.get_mut(&no) {
-                    link.report_paused = false;
+                if let Some(session) = self.sessions.get_mut(&no) {
+                    session.report_paused = false;
                 }
             }
-            Timer::Close(no) => self.cut(no, "the server did not end the stream"),
-            Timer::Grace => {
-                for ticket in self.book.all_running() {
-                    self.stop(ticket, StopReason::Shutdown);
-                }
-            }
+            Timer::Close => self.cut(used, "the server did not end the stream"),
+            Timer::Grace => self.stop_for_shutdown(),
             Timer::GiveUp => self.give_up(),
         }
     }
 
     /// The session was not renewed in time: the server may give its jobs to
-    /// others soon. A stream that carries no renewals is of no use either.
-    fn expire(&mut self, no: SessionNo) {
-        if !self.config.finish_unrenewed {
-            let running: Vec<_> = self
-                .book
-                .of(no)
-                .filter(|(_, held)| held.is_running())
-                .map(|(ticket, _)| ticket)
-                .collect();
-            if !running.is_empty() {
-                self.note(Note::Unrenewed);
-            }
-            for ticket in running {
-                self.stop(ticket, StopReason::Unrenewed);
-            }
-        }
-        self.cut(no, "no heartbeat was acknowledged in time");
-    }
-
-    fn leave(&mut self, grace: Duration) {
-        if self.leaving {
+    /// others soon. Whether it has done so is asked by its token all the same.
+    fn expire(&mut self) {
+        let Some(no) = self.current.filter(|_| !self.config.finish_unrenewed) else {
             return;
+        };
+        let undisturbed = self.book.undisturbed(no);
+        if !undisturbed.is_empty() {
+            self.note(Note::Unrenewed);
         }
-        self.leaving = true;
-        self.wanted = false;
-        self.timers.clear(Timer::Connect);
-        self.timers
-            .set(Timer::Grace, self.now.saturating_add(grace));
-        self.give_up_after(grace);
-        if let Some(no) = self.current.take() {
-            match self.links.get_mut(&no) {
-                Some(link) if link.phase == Phase::Open => link.goodbye = Goodbye::Due,
-                _ => self.cut(no, "the worker ends"),
-            }
+        for ticket in undisturbed {
+            self.stop(ticket, StopReason::Unrenewed);
         }
-    }
-
-    /// After the grace handlers are stopped, which takes its own time, and then the last receipts come.
-    fn give_up_after(&mut self, grace: Duration) {
-        let last = self.config.stop_grace.saturating_add(RECEIPTS_WAIT);
-        let at = self.now.saturating_add(grace).saturating_add(last);
-        self.timers.set(Timer::GiveUp, at);
-    }
-
-    fn give_up(&mut self) {
-        let open: Vec<_> = self
-            .links
-            .iter()
-            .filter(|(_, link)| link.phase != Phase::Gone)
-            .map(|(no, _)| *no)
-            .collect();
-        for no in open {
-            self.actions.push(Action::Cut(no));
-        }
-        let held: Vec<_> = self
-            .links
-            .keys()
-            .flat_map(|no| self.book.of(*no))
-            .map(|(_, held)| held.lease.clone())
-            .collect();
-        for lease in held {
-            self.note(Note::GaveUp(lease));
-        }
-        self.finish();
-    }
-
-    fn finish(&mut self) {
-        self.over = true;
-        self.actions.push(Action::End(self.fatal.take()));
     }
 
     fn finished(&mut self, ticket: Ticket, outcome: Outcome) {
@@ -253,21 +223,22 @@ impl Sessions {
             return;
         };
         let (no, lease) = (held.session, held.lease.clone());
+        self.end_progress(ticket);
         self.timers.clear(Timer::Timeout(ticket));
-        let Some(link) = self.links.get_mut(&no) else {
+        let Some(session) = self.sessions.get_mut(&no) else {
             return;
         };
-        link.running = link.running.saturating_sub(1);
-        match outcome::resolve(outcome, stop, link.output_bytes_max()) {
+        session.running = session.running.saturating_sub(1);
+        match outcome::resolve(outcome, stop, session.output_bytes_max()) {
             Some(result) => {
                 self.book.finish(ticket, result, self.now);
                 self.queue(ticket);
             }
             None => {
-                if link.phase == Phase::Open {
-                    link.stopped.push(lease.clone());
+                if self.current == Some(no) {
+                    self.link.stopped(&lease);
                 }
-                link.done(lease);
+                session.done(lease);
                 self.book.remove(ticket);
             }
         }
@@ -279,11 +250,11 @@ impl Sessions {
             return;
         };
         let no = held.session;
-        if let (Some(finished), Some(link)) = (held.finished_mut(), self.links.get_mut(&no))
+        if let (Some(finished), Some(session)) = (held.finished_mut(), self.sessions.get_mut(&no))
             && !finished.queued
         {
             finished.queued = true;
-            link.outbox.push_back(ticket);
+            session.outbox.push_back(ticket);
         }
     }
 
@@ -307,9 +278,9 @@ impl Sessions {
         if first {
             // Unrenewed leases are another's after the margin: half of it is for the handler to end by itself.
             let margin = self
-                .links
+                .sessions
                 .get(&held.session)
-                .map_or(self.config.stop_grace, |link| link.ttl / 12);
+                .map_or(self.config.stop_grace, |session| session.ttl / 12);
             let grace = if reason == StopReason::Unrenewed {
                 margin.min(self.config.stop_grace)
             } else {
@@ -328,8 +299,8 @@ impl Sessions {
         }
         let own = self
             .current
-            .and_then(|no| self.links.get(&no))
-            .map_or(0, |link| link.running);
+            .and_then(|no| self.sessions.get(&no))
+            .map_or(0, |session| session.running);
         let others = self.book.running().saturating_sub(own);
         let free = self
             .config
@@ -345,17 +316,20 @@ impl Sessions {
             return;
         }
         let window = self.window();
-        if self.wanted && window > 0 {
+        if self.wanted && (window > 0 || self.current.is_some()) {
             self.open(window);
         }
-        let numbers: Vec<_> = self.links.keys().copied().collect();
+        self.write(window);
+        let numbers: Vec<_> = self.sessions.keys().copied().collect();
         for no in numbers {
-            self.write(no, window);
             self.report(no);
             self.retire(no);
         }
-        if self.leaving && self.links.is_empty() {
-            self.finish();
+        if self.leaving {
+            self.let_go();
+            if self.sessions.is_empty() {
+                self.finish();
+            }
         }
     }
 

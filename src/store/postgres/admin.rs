@@ -7,7 +7,7 @@ use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::pool::Pool;
-use super::row::{attempt, bound, column, job, job_columns, segments, span};
+use super::row::{attempt, bound, column, job, job_columns, progress, segments, span};
 use crate::error::{Error, Result};
 use crate::job::limits::{ATTEMPTS_SHOWN, PAGE_ROWS_MAX};
 use crate::job::time::micros;
@@ -28,9 +28,12 @@ const ATTEMPTS: &str = "
 SELECT a.* FROM unnest($1::uuid[]) AS n (job), LATERAL (
   (SELECT * FROM attempts WHERE job = n.job ORDER BY attempt DESC LIMIT $2)
   UNION
-  (SELECT * FROM attempts WHERE job = n.job AND (outcome IN (2, 3) OR outcome = 4 AND failure_type IS NOT NULL)
+  (SELECT * FROM attempts WHERE job = n.job AND (outcome IN (2, 3) OR failure_type = 'LEASES_LOST')
     ORDER BY attempt DESC LIMIT 1)) AS a
  ORDER BY a.job, a.attempt";
+
+const PROGRESS: &str =
+    "SELECT job, revision, percent, note, checkpoint FROM progress WHERE job = ANY($1)";
 
 /// Lengths are read from the rows, without the bodies.
 const SIZES: &str = "
@@ -82,7 +85,7 @@ const LIST_FAILED_QUEUES: &str = list!(
 const RETRY: &str = concat!(
     "WITH locked AS MATERIALIZED (
   SELECT id, state AS was FROM jobs WHERE id = $1 AND state IN (5, 6) FOR UPDATE),
-clock AS MATERIALIZED (SELECT lh_us() AS now, (SELECT count(*) FROM locked) AS locked),
+clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM locked) AS l),
 done AS (
   UPDATE jobs j
      SET state = CASE WHEN $2 > 0 THEN 1 ELSE 2 END, revision = j.revision + 1, session = NULL,
@@ -171,6 +174,12 @@ async fn read(pool: &Pool, ids: &[JobId], view: View) -> Result<HashMap<JobId, J
             })
             .await?;
         add_attempts(&mut found, &rows)?;
+        for row in pool.read(|| sqlx::query(PROGRESS).bind(&keys)).await? {
+            let (id, progress) = progress(&row)?;
+            if let Some(job) = found.get_mut(&JobId::from_store(id)) {
+                job.progress = Some(progress);
+            }
+        }
     }
     Ok(found)
 }
@@ -189,11 +198,13 @@ fn add_attempts(found: &mut HashMap<JobId, Job>, rows: &[PgRow]) -> Result<()> {
         {
             continue;
         }
-        if matches!(
-            record.outcome,
-            AttemptOutcome::Failed | AttemptOutcome::TimedOut | AttemptOutcome::LeaseLost
-        ) && record.failure.is_some()
-        {
+        let is_failure = match record.outcome {
+            AttemptOutcome::Failed | AttemptOutcome::TimedOut => true,
+            // One too many.
+            AttemptOutcome::LeaseLost | AttemptOutcome::Forgotten => record.failure.is_some(),
+            _ => false,
+        };
+        if is_failure {
             job.last_failure.clone_from(&record.failure);
         }
         job.attempts.push(record);

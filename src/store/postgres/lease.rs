@@ -10,10 +10,10 @@ use super::row::{self, column, count, priority, span, words};
 use crate::error::Result;
 use crate::job::limits::GRANT_BYTES_MAX;
 use crate::job::{JobId, JobState, Kind, Lease, LeasedJob, NodeId, QueueName};
-use crate::store::{Ask, Attached, Granted};
+use crate::store::{Ask, Attached, Granted, SessionState};
 
-/// The sessions are locked FOR KEY SHARE, which lets renewals pass and makes sweeper and attach wait; the jobs are
-/// skipped when somebody else has them. All three tables are walked by key in one nested loop: joining two batches with
+/// The sessions are locked FOR KEY SHARE, which lets renewals pass and makes sweeper and attach wait, and in the order of
+/// their ids, as by those; the jobs are skipped when somebody else has them, so nothing is waited for out of that order. All three tables are walked by key in one nested loop: joining two batches with
 /// each other would be quadratic, and nothing here joins `jobs` in any other way.
 const GRANT: &str = "
 WITH look AS MATERIALIZED (SELECT lh_us() AS now),
@@ -23,9 +23,9 @@ locked AS MATERIALIZED (
    CROSS JOIN look t
     JOIN sessions s ON s.id = a.session AND s.attach = a.attach AND s.dead_at IS NULL AND s.expires_at > t.now
     JOIN jobs j ON j.id = a.job AND j.state = 2
-   ORDER BY j.id
+   ORDER BY s.id, j.id
      FOR KEY SHARE OF s FOR UPDATE OF j SKIP LOCKED),
-clock AS MATERIALIZED (SELECT lh_us() AS now, (SELECT count(*) FROM locked) AS locked),
+clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM locked) AS l),
 fit AS MATERIALIZED (
   SELECT id, session, worker
     FROM (SELECT l.*, sum(size) OVER (ORDER BY id) - size AS before FROM locked l) AS l WHERE before < $5),
@@ -37,6 +37,8 @@ granted AS (
    WHERE j.id = l.id AND j.state = 2
   RETURNING j.id, j.attempt, j.session, j.queue, j.kind, j.priority, j.failures, j.max_attempts, j.lost_leases,
             j.releases, j.timeout, j.start_time - j.run_time AS waited, j.headers::text AS headers,
+            CASE WHEN j.has_progress THEN (SELECT p.checkpoint FROM progress p WHERE p.job = j.id) END AS checkpoint,
+            CASE WHEN j.has_progress THEN (SELECT p.revision FROM progress p WHERE p.job = j.id) END AS progress_revision,
             j.payload_type, j.payload_is_text, j.payload),
 logged AS (
   INSERT INTO grants (node, created_at, check_at, jobs, sessions)
@@ -48,7 +50,7 @@ SELECT * FROM granted";
 
 /// With a new snapshot: what the grant left out.
 const JOBS: &str = "SELECT id, state FROM jobs WHERE id = ANY($1)";
-const SESSIONS: &str = "SELECT id, attach FROM sessions WHERE id = ANY($1) AND dead_at IS NULL AND expires_at > (SELECT lh_us())";
+const SESSIONS: &str = "SELECT id, attach, expires_at > (SELECT lh_us()) AS in_time FROM sessions WHERE id = ANY($1) AND dead_at IS NULL";
 
 /// Hands jobs out.
 pub(super) async fn grant(pool: &Pool, node: NodeId, asks: &[Ask]) -> Result<Vec<Granted>> {
@@ -96,7 +98,8 @@ pub(super) fn attach_number(to: Attached) -> i64 {
 #[derive(Default)]
 struct LeftOut {
     queued: HashSet<JobId>,
-    alive: HashSet<(Uuid, i64)>,
+    /// Attach numbers of the sessions that are not dead, and whether their time is not over.
+    alive: HashMap<Uuid, (i64, bool)>,
 }
 
 impl LeftOut {
@@ -112,26 +115,27 @@ impl LeftOut {
             }
         }
         for row in pool.read(|| sqlx::query(SESSIONS).bind(&sessions)).await? {
-            seen.alive
-                .insert((column(&row, "id")?, column(&row, "attach")?));
+            let stands = (column(&row, "attach")?, column(&row, "in_time")?);
+            seen.alive.insert(column(&row, "id")?, stands);
         }
         Ok(seen)
     }
 
     fn answer(&self, ask: &Ask) -> Granted {
-        let session = (ask.to.session.uuid(), attach_number(ask.to));
-        match (
-            self.alive.contains(&session),
-            self.queued.contains(&ask.job),
-        ) {
-            (false, _) => Granted::SessionLost,
-            (true, true) => Granted::Locked,
-            (true, false) => Granted::NotQueued,
+        match self.alive.get(&ask.to.session.uuid()) {
+            None => Granted::Refused(SessionState::Dead),
+            Some((attach, _)) if *attach != attach_number(ask.to) => {
+                Granted::Refused(SessionState::Moved)
+            }
+            Some((_, false)) => Granted::Refused(SessionState::Lapsed),
+            Some((_, true)) if self.queued.contains(&ask.job) => Granted::Locked,
+            Some((_, true)) => Granted::NotQueued,
         }
     }
 }
 
-fn leased(row: &PgRow) -> Result<LeasedJob> {
+/// Reads a job as its worker gets it.
+pub(super) fn leased(row: &PgRow) -> Result<LeasedJob> {
     Ok(LeasedJob {
         lease: Lease {
             job: JobId::from_store(column(row, "id")?),
@@ -148,5 +152,9 @@ fn leased(row: &PgRow) -> Result<LeasedJob> {
         releases: count(row, "releases")?,
         time_left: column::<Option<i64>>(row, "timeout")?.map(span),
         waited: span(column(row, "waited")?),
+        checkpoint: column::<Option<Vec<u8>>>(row, "checkpoint")?.map(Into::into),
+        progress_revision: column::<Option<i64>>(row, "progress_revision")?
+            .map_or(0, |n| u64::try_from(n).unwrap_or(0)),
+        resent: false,
     })
 }

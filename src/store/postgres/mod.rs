@@ -8,12 +8,14 @@
 //! since a plan chosen by the statistics of a moment once read the whole table for a batch of ids.
 
 mod admin;
+mod attach;
 mod backlog;
 mod enqueue;
 mod fault;
 mod lease;
 mod migrate;
 mod pool;
+mod progress;
 mod result;
 mod row;
 mod session;
@@ -27,11 +29,11 @@ use async_trait::async_trait;
 pub use pool::PostgresOptions;
 
 use crate::error::Result;
-use crate::job::{Ending, Job, JobId, NewJob, NodeId, View};
+use crate::job::{Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId, Verdict, View};
 use crate::store::{
-    Ask, Attached, Cancelled, EnqueueAnswer, EntryId, Epoch, Expired, FinishAnswer, Granted,
-    JobFilter, JobPage, Line, MigrationReport, NewSession, Offer, QueueStats, Retried, Segment,
-    Signal, Store, Swept, Unit,
+    Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch, Expired,
+    FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
+    QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
 };
 use pool::{Pool, Transactions};
 
@@ -115,8 +117,24 @@ impl Store for PostgresStore {
     async fn open_session(&self, session: NewSession) -> Result<()> {
         session::open(&self.hot, &session).await
     }
-    async fn renew(&self, sessions: Vec<Attached>) -> Result<Vec<bool>> {
+    async fn attach(&self, attaches: Vec<Attach>) -> Result<Vec<Attaching>> {
+        attach::attach(&self.hot, &attaches).await
+    }
+    async fn renew(&self, sessions: Vec<Attached>) -> Result<Vec<SessionState>> {
         session::renew(&self.hot, &sessions).await
+    }
+    async fn leases(
+        &self,
+        sessions: Vec<Attached>,
+        age: Duration,
+    ) -> Result<Vec<Option<Vec<HeldLease>>>> {
+        attach::leases(&self.hot, &sessions, age).await
+    }
+    async fn running(&self, jobs: Vec<(JobId, SessionId)>) -> Result<Vec<Option<HeldLease>>> {
+        attach::running(&self.loops, &jobs).await
+    }
+    async fn leased(&self, leases: Vec<(Lease, SessionId)>) -> Result<Vec<Found>> {
+        attach::leased(&self.hot, &leases).await
     }
     async fn close_sessions(&self, sessions: Vec<Attached>) -> Result<()> {
         session::close(&self.hot, &sessions).await
@@ -126,6 +144,9 @@ impl Store for PostgresStore {
     }
     async fn finish(&self, endings: Vec<Ending>) -> Result<FinishAnswer> {
         result::finish(&self.hot, &endings).await
+    }
+    async fn report(&self, reports: Vec<Report>) -> Result<Vec<Verdict>> {
+        progress::report(&self.hot, &reports).await
     }
     async fn offered(&self, offers: Vec<Offer>) -> Result<()> {
         backlog::offered(&self.loops, &offers).await

@@ -8,7 +8,7 @@ use super::fault::broken;
 use super::pool::{Pool, Statement};
 use super::row::{self, column, count, int, state};
 use crate::error::{Error, Result};
-use crate::job::limits::ROW_AGE_MIN;
+use crate::job::limits::{LOST_LEASES_MAX, ROW_AGE_MIN};
 use crate::job::time::micros;
 use crate::job::{
     AttemptOutcome, Ending, JobId, JobState, Lease, Outcome, Payload, SessionId, Standing, Verdict,
@@ -17,12 +17,12 @@ use crate::store::FinishAnswer;
 
 /// `e.outcome` is the number of the attempt's outcome. The rows are locked in the order of their ids, and judged after
 /// that as they are then. A success may also find its job QUEUED with its session still in the row: only a lost lease
-/// leaves it there, and only until somebody else has the job (salvage). Success keeps the session, by which a copy is
-/// known; every other ending clears it, so that nothing late can undo it.
+/// (a forgotten one is such) leaves it there, and only until somebody else has the job (salvage). Success keeps the
+/// session, by which a copy is known; every other ending clears it, so that nothing late can undo it.
 const FINISH: &str = "
 WITH locked AS MATERIALIZED (
   SELECT e.*, j.state AS was, j.queue, j.priority, j.worker, j.start_time, j.create_time, j.retention, j.failures,
-         j.max_attempts, j.backoff_initial, j.backoff_max, j.backoff_factor, j.released_in_row
+         j.max_attempts, j.lost_leases, j.backoff_initial, j.backoff_max, j.backoff_factor, j.released_in_row
     FROM unnest($1::uuid[], $2::int4[], $3::uuid[], $4::int2[], $5::bytea[], $6::text[], $7::bool[], $8::text[],
                 $9::text[], $10::text[], $11::bool[], $12::int8[], $13::float8[])
       AS e (id, attempt, session, outcome, output, output_type, output_is_text, failure_type, message, detail,
@@ -31,15 +31,17 @@ WITH locked AS MATERIALIZED (
                 AND (j.state = 3 OR (j.state = 2 AND e.outcome = 1))
    ORDER BY j.id
      FOR UPDATE OF j),
-clock AS MATERIALIZED (SELECT lh_us() AS now, (SELECT count(*) FROM locked) AS locked),
+clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM locked) AS l),
 waits AS MATERIALIZED (
   SELECT l.*, c.now,
          CASE l.outcome
            WHEN 1 THEN 4
+           WHEN 5 THEN CASE WHEN l.lost_leases + 1 > $15 THEN 5 ELSE 2 END
            WHEN 6 THEN CASE WHEN greatest(l.delay, lh_release_floor(l.released_in_row)) > 0 THEN 1 ELSE 2 END
            ELSE CASE WHEN l.permanent OR l.failures + 1 >= l.max_attempts THEN 5 ELSE 1 END END::int2 AS state,
          CASE l.outcome
            WHEN 1 THEN 0
+           WHEN 5 THEN 0
            WHEN 6 THEN greatest(l.delay, lh_release_floor(l.released_in_row))
            ELSE coalesce(l.delay,
                          lh_backoff(l.backoff_initial, l.backoff_max, l.backoff_factor, l.failures + 1, l.chance))
@@ -48,7 +50,8 @@ waits AS MATERIALIZED (
 done AS (
   UPDATE jobs j
      SET state = w.state, revision = j.revision + 1,
-         session = CASE WHEN w.outcome = 1 THEN j.session END,
+         session = CASE WHEN w.outcome = 1 OR (w.outcome = 5 AND w.state = 2) THEN j.session END,
+         lost_leases = j.lost_leases + CASE WHEN w.outcome = 5 THEN 1 ELSE 0 END,
          failures = j.failures + CASE WHEN w.outcome IN (2, 3) THEN 1 ELSE 0 END,
          releases = j.releases + CASE WHEN w.outcome = 6 THEN 1 ELSE 0 END,
          released_in_row = CASE WHEN w.outcome = 6 THEN j.released_in_row + 1 ELSE 0 END,
@@ -66,7 +69,10 @@ done AS (
 history AS (
   INSERT INTO attempts (job, attempt, session, outcome, worker, failure_type, message, detail, permanent, retry_after,
                         start_time, end_time)
-  SELECT id, attempt, session, outcome, worker, failure_type, message, detail, permanent,
+  SELECT id, attempt, session, outcome, worker,
+         CASE WHEN outcome = 5 AND state = 5 THEN 'LEASES_LOST' ELSE failure_type END,
+         CASE WHEN outcome = 5 AND state = 5 THEN 'more than ' || $15 || ' of its leases were lost' ELSE message END,
+         CASE WHEN outcome = 5 AND state = 5 THEN '' ELSE detail END, permanent,
          CASE WHEN outcome = 2 THEN delay END, coalesce(start_time, now), now
     FROM waits WHERE outcome <> 1),
 segment AS (
@@ -139,10 +145,10 @@ pub(super) async fn finish(pool: &Pool, endings: &[Ending]) -> Result<FinishAnsw
         if verdicts.iter().all(Option::is_some) {
             break;
         }
-        let rest: Vec<&Ending> = endings
+        let rest: Vec<Lease> = endings
             .iter()
             .zip(&verdicts)
-            .filter_map(|(ending, verdict)| verdict.is_none().then_some(ending))
+            .filter_map(|(ending, verdict)| verdict.is_none().then_some(ending.lease))
             .collect();
         let look = Look::at(pool, &rest).await?;
         for (ending, slot) in endings.iter().zip(&mut verdicts) {
@@ -189,6 +195,7 @@ fn statement<'q>(endings: &[&Ending]) -> Statement<'q> {
                 failure = Some((TIMED_OUT, "the attempt ran longer than its timeout", ""));
                 AttemptOutcome::TimedOut
             }
+            Outcome::Forgotten => AttemptOutcome::Forgotten,
             Outcome::Release { delay: d, reason } => {
                 failure = Some(("", reason, ""));
                 delay = Some(micros(*d));
@@ -230,18 +237,19 @@ fn statement<'q>(endings: &[&Ending]) -> Statement<'q> {
         .bind(delays)
         .bind(endings.iter().map(|e| e.chance).collect::<Vec<_>>())
         .bind(micros(ROW_AGE_MIN))
+        .bind(int(LOST_LEASES_MAX))
 }
 
 /// What a second look shows of the endings that were refused.
-struct Look {
+pub(super) struct Look {
     rows: HashMap<JobId, (JobState, u32, Option<Uuid>)>,
     ended: HashMap<Lease, (Uuid, AttemptOutcome)>,
 }
 
 impl Look {
-    async fn at(pool: &Pool, endings: &[&Ending]) -> Result<Self> {
-        let ids: Vec<Uuid> = endings.iter().map(|e| e.lease.job.uuid()).collect();
-        let attempts: Vec<i32> = endings.iter().map(|e| int(e.lease.attempt)).collect();
+    pub(super) async fn at(pool: &Pool, leases: &[Lease]) -> Result<Self> {
+        let ids: Vec<Uuid> = leases.iter().map(|lease| lease.job.uuid()).collect();
+        let attempts: Vec<i32> = leases.iter().map(|lease| int(lease.attempt)).collect();
         // The rows after the attempts: an attempt that ended between the two looks is then seen as moved on, never as
         // open and ended.
         let mut ended = HashMap::new();
@@ -273,16 +281,21 @@ impl Look {
 
     /// `None`: it looks open, and is to be tried again.
     fn judge(&self, ending: &Ending) -> Option<Verdict> {
-        let Some((state, attempt, holder)) = self.rows.get(&ending.lease.job).copied() else {
+        let Some(standing) = self.standing(ending.lease) else {
             return Some(Verdict::Unknown);
         };
-        let recorded = self.ended.get(&ending.lease);
-        let standing = Standing {
+        (!standing.lets_in(ending)).then(|| standing.verdict(ending))
+    }
+
+    /// `None`: there is no such job.
+    pub(super) fn standing(&self, lease: Lease) -> Option<Standing> {
+        let (state, attempt, holder) = self.rows.get(&lease.job).copied()?;
+        let recorded = self.ended.get(&lease);
+        Some(Standing {
             state,
             attempt,
             session: holder.map(SessionId::from_store),
             recorded: recorded.map(|(holder, outcome)| (SessionId::from_store(*holder), *outcome)),
-        };
-        (!standing.lets_in(ending)).then(|| standing.verdict(ending))
+        })
     }
 }

@@ -11,7 +11,7 @@ use super::fault::broken;
 use crate::error::{Error, Result};
 use crate::job::{
     AttemptOutcome, AttemptRecord, Failure, Job, JobId, JobSpec, JobState, Kind, Payload, Priority,
-    QueueName, RetryPolicy, Timestamp, View,
+    Progress, QueueName, RetryPolicy, Timestamp, View,
 };
 use crate::store::{Line, Segment};
 
@@ -65,6 +65,7 @@ pub(super) fn job(row: &PgRow, view: View) -> Result<Job> {
         releases: count(row, "releases")?,
         output,
         last_failure: None,
+        progress: None,
         worker: column(row, "worker")?,
         create_time: Timestamp(column(row, "create_time")?),
         run_time: Timestamp(column(row, "run_time")?),
@@ -117,6 +118,17 @@ pub(super) fn attempt(row: &PgRow) -> Result<(Uuid, AttemptRecord)> {
         end_time: Timestamp(column(row, "end_time")?),
     };
     Ok((column(row, "job")?, record))
+}
+
+/// Reads a row of `progress`, and the job that it belongs to.
+pub(super) fn progress(row: &PgRow) -> Result<(Uuid, Progress)> {
+    let progress = Progress {
+        percent: column::<Option<i16>>(row, "percent")?.and_then(|n| u32::try_from(n).ok()),
+        note: column(row, "note")?,
+        checkpoint: column::<Option<Vec<u8>>>(row, "checkpoint")?.map(Into::into),
+        revision: u64::try_from(column::<i64>(row, "revision")?).unwrap_or(0),
+    };
+    Ok((column(row, "job")?, progress))
 }
 
 /// Reads a segment from `segment`, `queue`, `priority` and `jobs`; `None` where the row of a mixed answer has none.

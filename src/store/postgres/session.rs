@@ -11,7 +11,7 @@ use super::row::{bound, column, segments};
 use crate::error::{Error, Result};
 use crate::job::limits::{LEASE_TTL_DEFAULT, LOST_LEASES_MAX, ROW_AGE_MIN};
 use crate::job::time::micros;
-use crate::store::{Attached, Expired, NewSession};
+use crate::store::{Attached, Expired, NewSession, SessionState};
 
 const OPEN: &str = "
 INSERT INTO sessions (id, attach, ttl, expires_at, opened_at, node, nodes, worker, sdk)
@@ -27,7 +27,7 @@ macro_rules! renew {
     JOIN sessions s ON s.id = a.id AND s.attach = a.attach AND s.dead_at IS NULL
    ORDER BY s.id FOR NO KEY UPDATE OF s ",
             $lock,
-            "), clock AS MATERIALIZED (SELECT lh_us() AS now, (SELECT count(*) FROM alive) AS alive)
+            "), clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM alive) AS l)
 UPDATE sessions s SET expires_at = c.now + s.ttl
   FROM clock c, alive a WHERE s.id = a.id AND s.dead_at IS NULL
 RETURNING s.id, s.attach"
@@ -37,6 +37,10 @@ RETURNING s.id, s.attach"
 const RENEW: &str = renew!("SKIP LOCKED");
 /// For those that the first one passed by: locked, or lost. It waits, bounded by lock_timeout.
 const RENEW_WAITING: &str = renew!("");
+
+/// With a new snapshot: of those that were not renewed, the ones that a newer stream has. An attach number never goes
+/// back, so one that was not found is not there any more.
+const ALIVE: &str = "SELECT id FROM sessions WHERE id = ANY($1) AND dead_at IS NULL";
 
 /// FOR UPDATE waits for the grants in flight, which have the session FOR KEY SHARE; a plain UPDATE would not.
 const CLOSE: &str = "
@@ -70,18 +74,36 @@ UPDATE sessions s
   FROM clock c, lapsed l WHERE s.id = l.id AND s.dead_at IS NULL AND s.expires_at <= c.now
 RETURNING s.id";
 
-/// The RUNNING jobs of dead sessions, through the grants of the nodes that the sessions were attached to. The test for
-/// a dead session is a hashed lookup, whatever the planner thinks of joins.
-macro_rules! running_of_dead {
-    () => {
-        "dead AS MATERIALIZED (
-  SELECT id, nodes FROM sessions WHERE dead_at IS NOT NULL ORDER BY id LIMIT 1000),
-given AS (
+/// The RUNNING jobs of some sessions, through the grants of the nodes that they were attached to. `$sessions` is a table
+/// expression with their ids and nodes. The test for a session is a hashed lookup, whatever the planner thinks of joins.
+macro_rules! running_of {
+    ($sessions:literal, $which:literal) => {
+        concat!(
+            "given AS (
   SELECT u.job, u.session FROM grants g, unnest(g.jobs, g.sessions) AS u (job, session)
-   WHERE g.node = ANY (ARRAY(SELECT DISTINCT unnest(nodes) FROM dead))
-     AND (u.session IN (SELECT id FROM dead)) IS TRUE),
+   WHERE g.node = ANY (ARRAY(SELECT DISTINCT unnest(nodes) FROM ",
+            $sessions,
+            ")) AND ",
+            $which,
+            "
+     AND (u.session IN (SELECT id FROM ",
+            $sessions,
+            ")) IS TRUE),
 running AS (
   SELECT j.id, j.session FROM given u JOIN jobs j ON j.id = u.job AND j.state = 3 AND j.session = u.session)"
+        )
+    };
+}
+pub(super) use running_of;
+
+macro_rules! running_of_dead {
+    () => {
+        concat!(
+            "dead AS MATERIALIZED (
+  SELECT id, nodes FROM sessions WHERE dead_at IS NOT NULL ORDER BY id LIMIT 1000),
+",
+            running_of!("dead", "true")
+        )
     };
 }
 
@@ -95,7 +117,7 @@ locked AS MATERIALIZED (
   SELECT j.id, s.id AS had, s.lost_in_outage FROM jobs j JOIN sessions s ON s.id = j.session AND s.dead_at IS NOT NULL
    WHERE j.id = ANY (ARRAY(SELECT id FROM picked)) AND j.state = 3
    ORDER BY j.id FOR UPDATE OF j SKIP LOCKED),
-clock AS MATERIALIZED (SELECT lh_us() AS now, (SELECT count(*) FROM locked) AS locked),
+clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM locked) AS l),
 judged AS MATERIALIZED (
   SELECT l.id, l.had, c.now, CASE WHEN l.lost_in_outage THEN 0 ELSE 1 END AS lost FROM locked l, clock c),
 done AS (
@@ -163,7 +185,7 @@ pub(super) async fn open(pool: &Pool, session: &NewSession) -> Result<()> {
 }
 
 /// Renews sessions.
-pub(super) async fn renew(pool: &Pool, sessions: &[Attached]) -> Result<Vec<bool>> {
+pub(super) async fn renew(pool: &Pool, sessions: &[Attached]) -> Result<Vec<SessionState>> {
     let mut renewed = HashSet::with_capacity(sessions.len());
     let (ids, attaches) = columns(sessions);
     let rows = pool
@@ -175,16 +197,36 @@ pub(super) async fn renew(pool: &Pool, sessions: &[Attached]) -> Result<Vec<bool
         .copied()
         .filter(|s| !renewed.contains(&key(*s)))
         .collect();
+    let mut alive = HashSet::new();
+    let mut is_late = false;
     if !rest.is_empty() {
         let (ids, attaches) = columns(&rest);
-        let rows = pool
+        let waited = pool
             .write(|| sqlx::query(RENEW_WAITING).bind(&ids).bind(&attaches))
-            .await?;
-        read_renewed(&rows, &mut renewed)?;
+            .await;
+        match waited {
+            Ok(rows) => read_renewed(&rows, &mut renewed)?,
+            // What the first statement has renewed is renewed, whatever holds the others.
+            Err(_) if !renewed.is_empty() => is_late = true,
+            Err(error) => return Err(error),
+        }
+        for row in pool.read(|| sqlx::query(ALIVE).bind(&ids)).await? {
+            alive.insert(column::<Uuid>(&row, "id")?);
+        }
     }
     Ok(sessions
         .iter()
-        .map(|s| renewed.contains(&key(*s)))
+        .map(|s| {
+            match (
+                renewed.contains(&key(*s)),
+                alive.contains(&s.session.uuid()),
+            ) {
+                (true, _) => SessionState::Alive,
+                (false, _) if is_late => SessionState::Lapsed,
+                (false, true) => SessionState::Moved,
+                (false, false) => SessionState::Dead,
+            }
+        })
         .collect())
 }
 

@@ -17,7 +17,7 @@ const CANCEL: &str = concat!(
     "WITH locked AS MATERIALIZED (
   SELECT id, state AS was, session AS had, attempt AS had_attempt FROM jobs
    WHERE id = $1 AND state IN (1, 2, 3) FOR UPDATE),
-clock AS MATERIALIZED (SELECT lh_us() AS now, (SELECT count(*) FROM locked) AS locked),
+clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM locked) AS l),
 done AS (
   UPDATE jobs j
      SET state = 6, revision = j.revision + 1, session = NULL, due_at = NULL, timeout_time = NULL, released_in_row = 0,

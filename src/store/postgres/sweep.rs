@@ -11,7 +11,7 @@ WITH due AS MATERIALIZED (
 locked AS MATERIALIZED (
   SELECT j.id FROM jobs j WHERE j.id = ANY (ARRAY(SELECT id FROM due)) AND j.state = 1 AND j.due_at <= (SELECT lh_us())
    ORDER BY j.id FOR UPDATE SKIP LOCKED),
-clock AS MATERIALIZED (SELECT lh_us() AS now, (SELECT count(*) FROM locked) AS locked),
+clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM locked) AS l),
 done AS (
   UPDATE jobs j SET state = 2, revision = j.revision + 1, due_at = NULL, queued_time = c.now
     FROM clock c, locked l WHERE j.id = l.id AND j.state = 1
@@ -40,13 +40,15 @@ taken AS MATERIALIZED (
 named AS MATERIALIZED (
   SELECT DISTINCT u.job FROM taken t JOIN finished f ON f.id = t.id, unnest(f.jobs) AS u (job)),
 locked AS MATERIALIZED (
-  SELECT j.id FROM jobs j, clock c
+  SELECT j.id, j.has_progress FROM jobs j, clock c
    WHERE j.id = ANY (ARRAY(SELECT job FROM named)) AND j.state IN (4, 5, 6) AND j.purge_time <= c.now
    ORDER BY j.id FOR UPDATE OF j SKIP LOCKED),
 gone AS (
   DELETE FROM jobs j USING locked l WHERE j.id = l.id AND j.state IN (4, 5, 6) RETURNING j.id, j.queue, j.state),
 history AS (
   DELETE FROM attempts a USING locked l WHERE a.job = l.id),
+progressed AS (
+  DELETE FROM progress p USING locked l WHERE l.has_progress AND p.job = l.id),
 counted AS (
   INSERT INTO queue_counts (queue, succeeded, failed, cancelled)
   SELECT queue, -count(*) FILTER (WHERE state = 4), -count(*) FILTER (WHERE state = 5), -count(*) FILTER (WHERE state = 6)

@@ -24,7 +24,7 @@ const WALK_QUEUE: &str = "
 SELECT id, queue, kind, state FROM jobs WHERE queue = ?3 AND id < ?1 ORDER BY id DESC LIMIT ?2";
 const SIZES: &str = "
 SELECT j.id, octet_length(p.labels) + octet_length(p.headers)
-       + CASE WHEN ?2 THEN j.bytes + (
+       + CASE WHEN ?2 THEN j.bytes + coalesce((SELECT length(checkpoint) FROM progress WHERE id = j.id), 0) + (
            SELECT coalesce(sum(octet_length(message) + octet_length(detail)), 0) FROM (
              SELECT message, detail FROM attempts WHERE job = j.id ORDER BY attempt DESC LIMIT ?3))
          ELSE 0 END

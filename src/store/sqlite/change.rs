@@ -10,7 +10,7 @@ use super::backlog;
 use super::fault::{broken, fault};
 use super::row::{batch, hex, id_list, policy, priority, span, state};
 use crate::error::Result;
-use crate::job::limits::ROW_AGE_MIN;
+use crate::job::limits::{LOST_LEASES_MAX, ROW_AGE_MIN};
 use crate::job::time::micros;
 use crate::job::{AttemptOutcome, Failure, JobId, JobState, QueueName, RetryPolicy, Timestamp};
 use crate::store::{Line, Segment};
@@ -36,6 +36,9 @@ SELECT unhex(value->>'$[0]'), value->>'$[1]', unhex(value->>'$[2]'), value->>'$[
        value->>'$[6]', value->>'$[7]', value->>'$[8]', value->>'$[9]', value->>'$[10]', ?2
   FROM json_each(?1) WHERE true
 ON CONFLICT (job, attempt) DO NOTHING";
+
+/// Type of the failure of a job that lost too many leases.
+const LEASES_LOST: &str = "LEASES_LOST";
 
 /// A job's row, as far as transitions look at it.
 #[derive(Debug, Clone)]
@@ -111,6 +114,39 @@ impl Current {
             ended: None,
         }
     }
+}
+
+/// A lost lease, `counted` or not. The session stays in a row that is QUEUED by it, so that a late success can still be
+/// taken.
+pub(super) fn lost(
+    row: &Current,
+    session: Uuid,
+    outcome: AttemptOutcome,
+    counted: bool,
+    now: Timestamp,
+) -> Change {
+    let lost_leases = row.lost_leases.saturating_add(u32::from(counted));
+    let is_one_too_many = lost_leases > LOST_LEASES_MAX;
+    let mut change = match is_one_too_many {
+        true => row.ends(JobState::Failed, now),
+        false => {
+            let mut change = row.goes_on(JobState::Queued, now);
+            change.new.session = Some(session);
+            change
+        }
+    };
+    change.new.lost_leases = lost_leases;
+    change.new.released_in_row = 0;
+    change.ended = Some(Ended {
+        session,
+        outcome,
+        failure: is_one_too_many.then(|| Failure {
+            kind: LEASES_LOST.into(),
+            message: format!("more than {LOST_LEASES_MAX} of its leases were lost"),
+            ..Failure::default()
+        }),
+    });
+    change
 }
 
 /// Reads the rows of jobs.

@@ -7,17 +7,18 @@ use sqlx::{FromRow, SqliteConnection};
 use uuid::Uuid;
 
 use super::fault::{broken, fault};
+use super::progress;
 use super::row::{BodyRow, batch, hex, id_list, payloads, priority, span, words};
 use super::session::attach;
 use super::{SqliteStore, commit};
 use crate::error::Result;
 use crate::job::limits::GRANT_BYTES_MAX;
-use crate::job::{JobId, Kind, Lease, LeasedJob, QueueName, Timestamp};
-use crate::store::{Ask, Granted};
+use crate::job::{JobId, Kind, Lease, LeasedJob, Progress, QueueName, Timestamp};
+use crate::store::{Ask, Granted, SessionState};
 
 const ALIVE: &str = "
-SELECT id, attach FROM sessions
- WHERE id IN (SELECT unhex(value) FROM json_each(?1)) AND dead = 0 AND expire_time > ?2";
+SELECT id, attach, expire_time > ?2 FROM sessions
+ WHERE id IN (SELECT unhex(value) FROM json_each(?1)) AND dead = 0";
 const QUEUED: &str = "
 SELECT id, bytes FROM jobs WHERE id IN (SELECT unhex(value) FROM json_each(?1)) AND state = 2";
 const GRANT: &str = "
@@ -54,11 +55,12 @@ pub(super) async fn grant(store: &SqliteStore, asks: &[Ask]) -> Result<Vec<Grant
         .map_err(fault)?;
     let ids: Vec<JobId> = granted.iter().map(|g| JobId::from_store(g.id)).collect();
     let mut bodies = payloads(&mut tx, &ids).await?;
+    let mut reports = progress::read(&mut tx, &ids).await?;
     let mut leased = HashMap::with_capacity(granted.len());
     for row in granted {
         let id = JobId::from_store(row.id);
         let body = bodies.remove(&id).ok_or_else(|| broken("no payload"))?;
-        leased.insert(id, row.into_job(body, now)?);
+        leased.insert(id, row.into_job(body, reports.remove(&id), now)?);
     }
     commit(tx).await?;
 
@@ -88,13 +90,16 @@ async fn plan(
     let mut sessions: Vec<String> = asks.iter().map(|ask| hex(ask.to.session.uuid())).collect();
     sessions.sort_unstable();
     sessions.dedup();
-    let alive: Vec<(Uuid, i64)> = sqlx::query_as(ALIVE)
+    let alive: Vec<(Uuid, i64, bool)> = sqlx::query_as(ALIVE)
         .bind(batch(&sessions)?)
         .bind(now.0)
         .fetch_all(&mut *connection)
         .await
         .map_err(fault)?;
-    let alive: HashMap<Uuid, i64> = alive.into_iter().collect();
+    let alive: HashMap<Uuid, (i64, bool)> = alive
+        .into_iter()
+        .map(|(id, attach, in_time)| (id, (attach, in_time)))
+        .collect();
     let ids: Vec<JobId> = asks.iter().map(|ask| ask.job).collect();
     let queued: Vec<(Uuid, i64)> = sqlx::query_as(QUEUED)
         .bind(id_list(&ids)?)
@@ -104,9 +109,13 @@ async fn plan(
     let mut queued: HashMap<Uuid, i64> = queued.into_iter().collect();
 
     let mut bytes = 0;
+    let refused = |state| Step::Answer(Granted::Refused(state));
     let step = |ask: &Ask| {
-        if alive.get(&ask.to.session.uuid()) != Some(&attach(&ask.to)) {
-            return Step::Answer(Granted::SessionLost);
+        match alive.get(&ask.to.session.uuid()) {
+            None => return refused(SessionState::Dead),
+            Some((number, _)) if *number != attach(&ask.to) => return refused(SessionState::Moved),
+            Some((_, false)) => return refused(SessionState::Lapsed),
+            Some((_, true)) => {}
         }
         let Some(&size) = queued.get(&ask.job.uuid()) else {
             return Step::Answer(Granted::NotQueued);
@@ -122,9 +131,10 @@ async fn plan(
     Ok(asks.iter().map(step).collect())
 }
 
+/// A job as its worker gets it, all but its body.
 #[derive(FromRow)]
-struct GrantRow {
-    id: Uuid,
+pub(super) struct GrantRow {
+    pub id: Uuid,
     queue: String,
     kind: String,
     priority: i16,
@@ -138,7 +148,14 @@ struct GrantRow {
 }
 
 impl GrantRow {
-    fn into_job(self, body: BodyRow, now: Timestamp) -> Result<LeasedJob> {
+    /// `granted`: when it was.
+    pub(super) fn into_job(
+        self,
+        body: BodyRow,
+        progress: Option<Progress>,
+        granted: Timestamp,
+    ) -> Result<LeasedJob> {
+        let progress = progress.unwrap_or_default();
         let time_left: Option<Duration> = self.timeout.map(span);
         Ok(LeasedJob {
             lease: Lease {
@@ -155,7 +172,10 @@ impl GrantRow {
             lost_leases: self.lost_leases,
             releases: self.releases,
             time_left,
-            waited: now.since(Timestamp(self.run_time)),
+            waited: granted.since(Timestamp(self.run_time)),
+            checkpoint: progress.checkpoint,
+            progress_revision: progress.revision,
+            resent: false,
         })
     }
 }

@@ -16,22 +16,26 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions, Connection, Executor, Sqlite, Transaction};
 
 use super::{
-    Ask, Attached, Cancelled, EnqueueAnswer, Epoch, Expired, FinishAnswer, Granted, JobFilter,
-    JobPage, Line, MigrationReport, NewSession, Offer, QueueStats, Retried, Segment, Signal, Store,
-    Swept, Unit,
+    Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, Epoch, Expired, FinishAnswer,
+    Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer, QueueStats,
+    Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::error::Result;
-use crate::job::{Ending, Job, JobId, NewJob, NodeId, Timestamp, View};
+use crate::job::{
+    Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId, Timestamp, Verdict, View,
+};
 use fault::{commit_fault, fault};
 
 mod admin;
+mod attach;
 mod backlog;
 mod change;
 mod enqueue;
 mod fault;
 mod lease;
 mod migrate;
+mod progress;
 mod result;
 mod row;
 mod session;
@@ -182,8 +186,28 @@ impl Store for SqliteStore {
         session::open(self, &session).await
     }
 
-    async fn renew(&self, sessions: Vec<Attached>) -> Result<Vec<bool>> {
+    async fn attach(&self, attaches: Vec<Attach>) -> Result<Vec<Attaching>> {
+        attach::attach(self, &attaches).await
+    }
+
+    async fn renew(&self, sessions: Vec<Attached>) -> Result<Vec<SessionState>> {
         session::renew(self, &sessions).await
+    }
+
+    async fn leases(
+        &self,
+        sessions: Vec<Attached>,
+        age: Duration,
+    ) -> Result<Vec<Option<Vec<HeldLease>>>> {
+        attach::leases(self, &sessions, age).await
+    }
+
+    async fn running(&self, jobs: Vec<(JobId, SessionId)>) -> Result<Vec<Option<HeldLease>>> {
+        attach::running(self, &jobs).await
+    }
+
+    async fn leased(&self, leases: Vec<(Lease, SessionId)>) -> Result<Vec<Found>> {
+        attach::leased(self, &leases).await
     }
 
     async fn close_sessions(&self, sessions: Vec<Attached>) -> Result<()> {
@@ -196,6 +220,10 @@ impl Store for SqliteStore {
 
     async fn finish(&self, endings: Vec<Ending>) -> Result<FinishAnswer> {
         result::finish(self, endings).await
+    }
+
+    async fn report(&self, reports: Vec<Report>) -> Result<Vec<Verdict>> {
+        progress::report(self, reports).await
     }
 
     async fn offered(&self, offers: Vec<Offer>) -> Result<()> {

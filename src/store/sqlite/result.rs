@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use sqlx::{FromRow, SqliteConnection};
 use uuid::Uuid;
 
-use super::change::{Change, Current, Ended, apply, current};
+use super::change::{Change, Current, Ended, apply, current, lost};
 use super::enqueue::push;
 use super::fault::{broken, fault};
 use super::row::{batch, hex};
@@ -37,7 +37,8 @@ pub(super) async fn finish(store: &SqliteStore, endings: Vec<Ending>) -> Result<
     let ids: HashSet<JobId> = endings.iter().map(|ending| ending.lease.job).collect();
     let ids: Vec<JobId> = ids.into_iter().collect();
     let mut rows = current(&mut tx, &ids).await?;
-    let mut ended = ended(&mut tx, &endings).await?;
+    let leases: Vec<Lease> = endings.iter().map(|ending| ending.lease).collect();
+    let mut ended = ended(&mut tx, &leases).await?;
     let mut changes = Vec::new();
     let mut outputs = Vec::new();
     let mut verdicts = Vec::with_capacity(endings.len());
@@ -73,7 +74,8 @@ pub(super) async fn finish(store: &SqliteStore, endings: Vec<Ending>) -> Result<
     Ok(FinishAnswer { verdicts, segments })
 }
 
-fn standing(row: &Current, recorded: Option<&(Uuid, AttemptOutcome)>) -> Standing {
+/// What is known of a job, for a verdict.
+pub(super) fn standing(row: &Current, recorded: Option<&(Uuid, AttemptOutcome)>) -> Standing {
     Standing {
         state: row.state,
         attempt: row.attempt,
@@ -113,6 +115,10 @@ fn change(row: &Current, ending: Ending, now: Timestamp) -> (Change, Option<Payl
                 None,
             )
         }
+        Outcome::Forgotten => (
+            lost(row, session, AttemptOutcome::Forgotten, true, now),
+            None,
+        ),
         Outcome::Release { delay, reason } => {
             let delay = delay.max(release_floor(row.released_in_row));
             let to = match delay.is_zero() {
@@ -163,9 +169,10 @@ fn failed(
     change
 }
 
-async fn ended(
+/// How attempts are recorded to have ended, and under which session.
+pub(super) async fn ended(
     connection: &mut SqliteConnection,
-    endings: &[Ending],
+    leases: &[Lease],
 ) -> Result<HashMap<Lease, (Uuid, AttemptOutcome)>> {
     #[derive(FromRow)]
     struct EndedRow {
@@ -174,9 +181,9 @@ async fn ended(
         session: Uuid,
         outcome: i16,
     }
-    let leases: Vec<_> = endings
+    let leases: Vec<_> = leases
         .iter()
-        .map(|ending| (hex(ending.lease.job.uuid()), ending.lease.attempt))
+        .map(|lease| (hex(lease.job.uuid()), lease.attempt))
         .collect();
     let rows: Vec<EndedRow> = sqlx::query_as(ATTEMPTS)
         .bind(batch(&leases)?)

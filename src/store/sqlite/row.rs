@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::SqliteStore;
 use super::fault::{broken, fault};
+use super::progress;
 use crate::error::{Error, Result};
 use crate::job::limits::ATTEMPTS_SHOWN;
 use crate::job::{
@@ -34,7 +35,7 @@ SELECT attempt, worker, outcome, failure_kind, message, detail, permanent, retry
 // A lost lease has a failure only when it was one too many.
 const LAST_FAILURE: &str = "
 SELECT attempt, worker, outcome, failure_kind, message, detail, permanent, retry_after, start_time, end_time
-  FROM attempts WHERE job = ?1 AND outcome IN (2, 3, 4) AND failure_kind IS NOT NULL
+  FROM attempts WHERE job = ?1 AND outcome IN (2, 3, 4, 5) AND failure_kind IS NOT NULL
  ORDER BY attempt DESC LIMIT 1";
 
 /// Reads jobs, in the order of `ids`, from one snapshot.
@@ -98,7 +99,9 @@ pub(super) async fn complete(
         .await
         .map_err(fault)?;
     let mut outputs = by_id(outputs);
+    let mut progress = progress::read(connection, &ids).await?;
     for (id, job) in jobs {
+        job.progress = progress.remove(id);
         job.payload = payloads.remove(id).map(BodyRow::into_payload);
         job.output = outputs.remove(id).map(BodyRow::into_payload);
         let newest: Vec<AttemptRow> = sqlx::query_as(ATTEMPTS)
@@ -237,6 +240,7 @@ impl JobRow {
             releases: self.releases,
             output: None,
             last_failure: None,
+            progress: None,
             worker: self.worker,
             create_time: Timestamp(self.create_time),
             run_time: Timestamp(self.run_time),

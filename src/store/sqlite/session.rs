@@ -9,7 +9,7 @@ use super::row::{batch, hex};
 use super::{SqliteStore, commit};
 use crate::error::Result;
 use crate::job::time::micros;
-use crate::store::{Attached, NewSession};
+use crate::store::{Attached, NewSession, SessionState};
 
 // A repeated call, after a commit in doubt, finds its own row; no other can have the id.
 const OPEN: &str = "
@@ -20,6 +20,8 @@ const RENEW: &str = "
 UPDATE sessions SET expire_time = ?2 + ttl FROM json_each(?1) AS n
  WHERE sessions.id = unhex(n.value->>'$[0]') AND sessions.attach = n.value->>'$[1]' AND dead = 0
 RETURNING sessions.id, sessions.attach";
+const ALIVE: &str = "
+SELECT id FROM sessions WHERE id IN (SELECT unhex(value->>'$[0]') FROM json_each(?1)) AND dead = 0";
 const CLOSE: &str = "
 UPDATE sessions SET dead = 1 FROM json_each(?1) AS n
  WHERE sessions.id = unhex(n.value->>'$[0]') AND sessions.attach = n.value->>'$[1]' AND dead = 0";
@@ -41,19 +43,36 @@ pub(super) async fn open(store: &SqliteStore, session: &NewSession) -> Result<()
 }
 
 /// Renews sessions.
-pub(super) async fn renew(store: &SqliteStore, sessions: &[Attached]) -> Result<Vec<bool>> {
+pub(super) async fn renew(store: &SqliteStore, sessions: &[Attached]) -> Result<Vec<SessionState>> {
     let (mut tx, now) = store.write().await?;
-    let alive: Vec<(Uuid, i64)> = sqlx::query_as(RENEW)
-        .bind(batch(&rows(sessions))?)
+    let asked = batch(&rows(sessions))?;
+    let renewed: Vec<(Uuid, i64)> = sqlx::query_as(RENEW)
+        .bind(&asked)
         .bind(now.0)
         .fetch_all(&mut *tx)
         .await
         .map_err(fault)?;
+    let mut alive = HashSet::new();
+    if renewed.len() < sessions.len() {
+        let found: Vec<Uuid> = sqlx::query_scalar(ALIVE)
+            .bind(&asked)
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(fault)?;
+        alive.extend(found);
+    }
     commit(tx).await?;
-    let alive: HashSet<_> = alive.into_iter().collect();
+    let renewed: HashSet<_> = renewed.into_iter().collect();
     Ok(sessions
         .iter()
-        .map(|one| alive.contains(&(one.session.uuid(), attach(one))))
+        .map(|one| {
+            let id = one.session.uuid();
+            match (renewed.contains(&(id, attach(one))), alive.contains(&id)) {
+                (true, _) => SessionState::Alive,
+                (false, true) => SessionState::Moved,
+                (false, false) => SessionState::Dead,
+            }
+        })
         .collect())
 }
 
@@ -68,7 +87,8 @@ pub(super) async fn close(store: &SqliteStore, sessions: &[Attached]) -> Result<
     commit(tx).await
 }
 
-fn rows(sessions: &[Attached]) -> Vec<(String, i64)> {
+/// Sessions and their attach numbers, as the parameter of a statement.
+pub(super) fn rows(sessions: &[Attached]) -> Vec<(String, i64)> {
     sessions
         .iter()
         .map(|one| (hex(one.session.uuid()), attach(one)))

@@ -7,14 +7,14 @@ use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::backlog::{self, SegmentRow, drop_spent, trim};
-use super::change::{Change, Current, Ended, apply, current};
+use super::change::{Change, apply, current, lost};
 use super::fault::{broken, fault};
 use super::row::{id_list, priority, rows_max};
 use super::{SqliteStore, commit};
 use crate::error::Result;
-use crate::job::limits::{LEASE_TTL_DEFAULT, LOST_LEASES_MAX};
+use crate::job::limits::LEASE_TTL_DEFAULT;
 use crate::job::time::micros;
-use crate::job::{AttemptOutcome, Failure, JobId, JobState, QueueName, Timestamp};
+use crate::job::{AttemptOutcome, JobId, JobState, QueueName};
 use crate::store::{Expired, Line, Swept};
 
 // The order in which they are handed out is the order in which they came due.
@@ -41,7 +41,8 @@ SELECT j.id, s.expire_time <= (SELECT grace_until FROM pulse) AS in_outage
  WHERE s.dead = 1 LIMIT ?1";
 const PURGEABLE: &str = "
 SELECT id FROM jobs WHERE purge_time <= ?1 ORDER BY purge_time LIMIT ?2";
-const PURGE: [&str; 4] = [
+const PURGE: [&str; 5] = [
+    "DELETE FROM progress WHERE id IN (SELECT unhex(value) FROM json_each(?1))",
     "DELETE FROM payloads WHERE id IN (SELECT unhex(value) FROM json_each(?1))",
     "DELETE FROM outputs WHERE id IN (SELECT unhex(value) FROM json_each(?1))",
     "DELETE FROM attempts WHERE job IN (SELECT unhex(value) FROM json_each(?1))",
@@ -61,8 +62,6 @@ DELETE FROM sessions WHERE id IN (
 const GAP_MAX: Duration = Duration::from_secs(5);
 /// Signals are read by a window of seconds; this is far outside.
 const SIGNALS_KEPT: Duration = Duration::from_secs(10 * 60);
-/// Type of the failure of a job that lost too many leases.
-const LEASES_LOST: &str = "LEASES_LOST";
 
 /// Makes SCHEDULED jobs QUEUED whose time has come.
 pub(super) async fn promote(store: &SqliteStore, limit: usize) -> Result<Swept> {
@@ -150,7 +149,17 @@ pub(super) async fn expire(store: &SqliteStore, limit: usize) -> Result<Expired>
     let rows = current(&mut tx, &ids).await?;
     let changes: Vec<Change> = found
         .iter()
-        .filter_map(|(id, in_outage)| lost(rows.get(id)?, *in_outage, now))
+        .filter_map(|(id, in_outage)| {
+            // One that was lost to an outage of the store is not the handler's fault, and does not count.
+            let row = rows.get(id)?;
+            Some(lost(
+                row,
+                row.session?,
+                AttemptOutcome::LeaseLost,
+                !in_outage,
+                now,
+            ))
+        })
         .collect();
     let segments = apply(&mut tx, now, &changes).await?;
     commit(tx).await?;
@@ -162,34 +171,6 @@ pub(super) async fn expire(store: &SqliteStore, limit: usize) -> Result<Expired>
         more: ids.len() >= limit || sessions >= count(limit),
         segments,
     })
-}
-
-/// A lost lease. The session stays in a row that is QUEUED by it, so that a late success can still be taken. One that
-/// was lost to an outage of the store is not the handler's fault, and does not count.
-fn lost(row: &Current, in_outage: bool, now: Timestamp) -> Option<Change> {
-    let session = row.session?;
-    let lost_leases = row.lost_leases.saturating_add(u32::from(!in_outage));
-    let is_one_too_many = lost_leases > LOST_LEASES_MAX;
-    let mut change = match is_one_too_many {
-        true => row.ends(JobState::Failed, now),
-        false => {
-            let mut change = row.goes_on(JobState::Queued, now);
-            change.new.session = Some(session);
-            change
-        }
-    };
-    change.new.lost_leases = lost_leases;
-    change.new.released_in_row = 0;
-    change.ended = Some(Ended {
-        session,
-        outcome: AttemptOutcome::LeaseLost,
-        failure: is_one_too_many.then(|| Failure {
-            kind: LEASES_LOST.into(),
-            message: format!("lost {lost_leases} leases, more than {LOST_LEASES_MAX}"),
-            ..Failure::default()
-        }),
-    });
-    Some(change)
 }
 
 /// Removes final jobs whose purge time is past.

@@ -20,7 +20,7 @@ use crate::job::{
 };
 use crate::store::{
     Ask, Attached, Cancelled, EntryId, Epoch, Granted, JobFilter, NewSession, Offer, Retried,
-    Segment, Store, Unit,
+    Segment, SessionState, Store, Unit,
 };
 
 const NOW: Duration = Duration::ZERO;
@@ -303,16 +303,25 @@ async fn a_lease_is_lost_only_when_its_time_was_not_an_outage() {
         ..w
     };
     assert_eq!(w.store.expire(10).await.unwrap().sessions, 0);
-    assert_eq!(w.store.renew(vec![session]).await.unwrap(), [true]);
+    assert_eq!(
+        w.store.renew(vec![session]).await.unwrap(),
+        [SessionState::Alive]
+    );
     w.live_through(29).await;
-    assert_eq!(w.store.renew(vec![session]).await.unwrap(), [true]);
+    assert_eq!(
+        w.store.renew(vec![session]).await.unwrap(),
+        [SessionState::Alive]
+    );
     w.live_through(29).await;
     assert_eq!(w.store.expire(10).await.unwrap().sessions, 0);
     w.live_through(2).await;
     let expired = w.store.expire(10).await.unwrap();
     assert_eq!((expired.sessions, expired.jobs), (1, 1));
     assert_eq!(expired.segments[0].jobs, [lease.job]);
-    assert_eq!(w.store.renew(vec![session]).await.unwrap(), [false]);
+    assert_eq!(
+        w.store.renew(vec![session]).await.unwrap(),
+        [SessionState::Dead]
+    );
 }
 
 #[tokio::test]

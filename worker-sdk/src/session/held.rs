@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use prost::Message;
 
+use super::progress::Reports;
 use super::{SessionNo, StopReason, Ticket};
 use crate::proto;
 
@@ -14,6 +15,7 @@ pub(super) struct Held {
     pub(super) session: SessionNo,
     pub(super) lease: proto::Lease,
     pub(super) state: State,
+    pub(super) reports: Reports,
 }
 
 pub(super) enum State {
@@ -47,7 +49,12 @@ pub(super) struct Book {
 
 impl Book {
     /// Takes a lease in as running.
-    pub(super) fn take(&mut self, session: SessionNo, lease: proto::Lease) -> Ticket {
+    pub(super) fn take(
+        &mut self,
+        session: SessionNo,
+        lease: proto::Lease,
+        reports: Reports,
+    ) -> Ticket {
         self.last += 1;
         let ticket = Ticket(self.last);
         self.by_lease.insert((session, lease.clone()), ticket);
@@ -59,6 +66,7 @@ impl Book {
                 session,
                 lease,
                 state,
+                reports,
             },
         );
         ticket
@@ -142,13 +150,40 @@ impl Book {
             .map(|(ticket, held)| (*ticket, held))
     }
 
-    /// Everything that runs, in whatever session.
-    pub(super) fn all_running(&self) -> Vec<Ticket> {
-        self.held
-            .iter()
-            .filter(|(_, held)| matches!(held.state, State::Running { .. }))
-            .map(|(ticket, _)| *ticket)
+    /// What a session holds, as the wire lists it.
+    pub(super) fn leases_of(&self, session: SessionNo) -> Vec<proto::Lease> {
+        self.of(session)
+            .map(|(_, held)| held.lease.clone())
             .collect()
+    }
+
+    /// A session's handlers that have not ended.
+    pub(super) fn running_of(&self, session: SessionNo) -> Vec<Ticket> {
+        self.of(session)
+            .filter(|(_, held)| held.is_running())
+            .map(|(ticket, _)| ticket)
+            .collect()
+    }
+
+    /// Those of them that nobody told to stop.
+    pub(super) fn undisturbed(&self, session: SessionNo) -> Vec<Ticket> {
+        self.of(session)
+            .filter(|(_, held)| matches!(held.state, State::Running { stop: None }))
+            .map(|(ticket, _)| ticket)
+            .collect()
+    }
+
+    /// A session's results, in the order in which their leases came.
+    pub(super) fn finished_of(&self, session: SessionNo) -> Vec<Ticket> {
+        self.of(session)
+            .filter(|(_, held)| !held.is_running())
+            .map(|(ticket, _)| ticket)
+            .collect()
+    }
+
+    /// Everything, in whatever session.
+    pub(super) fn all(&self) -> impl Iterator<Item = (Ticket, &Held)> {
+        self.held.iter().map(|(ticket, held)| (*ticket, held))
     }
 }
 

@@ -6,13 +6,32 @@ use std::time::Duration;
 use super::Outcome;
 use crate::proto;
 
-/// The worker's own number of one of its sessions, and of its stream.
+/// The worker's own number of one of its sessions: what it holds is held under it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionNo(pub u64);
+
+/// The worker's own number of one stream. A session goes through many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamNo(pub u64);
 
 /// The worker's own number of one attempt it took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
+
+/// The worker's own number of somebody who waits for a checkpoint to be durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Waiter(pub u64);
+
+/// What became of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Saved {
+    /// It is durable.
+    Durable,
+    /// The attempt is not ours any more, or over: it never will be.
+    Lost,
+    /// The server does not take it, for this reason.
+    Refused(String),
+}
 
 /// What the worker is.
 #[derive(Clone, Debug)]
@@ -46,11 +65,13 @@ pub struct Config {
 #[derive(Debug)]
 pub enum Event {
     /// A message of the server.
-    Received(SessionNo, proto::LeaseJobsResponse),
+    Received(StreamNo, proto::LeaseJobsResponse),
     /// The writer of a stream has passed on the message it was given.
-    Written(SessionNo),
+    Written(StreamNo),
     /// The stream ended, or never came to be.
-    Ended(SessionNo, End),
+    Ended(StreamNo, End),
+    /// A handler says how far it is; somebody may wait for that to be durable.
+    Progress(Ticket, proto::Progress, Option<Waiter>),
     /// A handler is no more.
     Finished(Ticket, Outcome),
     /// The answer to `Action::Report`; an error says only that there is none.
@@ -68,6 +89,8 @@ pub enum Event {
 pub struct End {
     /// The server would end every stream of ours so: coming back is of no use.
     pub fatal: bool,
+    /// SESSION_MOVED: another Hello has the session.
+    pub moved: bool,
     /// For people and logs.
     pub message: String,
     /// The server asked for at least this pause.
@@ -95,19 +118,21 @@ pub enum StopReason {
 #[derive(Debug)]
 pub enum Action {
     /// Open a stream on a fresh connection, with this as its first message.
-    Open(SessionNo, proto::LeaseJobsRequest),
+    Open(StreamNo, proto::LeaseJobsRequest),
     /// Give the stream's writer this; there is room, and `Written` is to follow.
-    Send(SessionNo, proto::LeaseJobsRequest),
+    Send(StreamNo, proto::LeaseJobsRequest),
     /// Say that no more messages come.
-    HalfClose(SessionNo),
+    HalfClose(StreamNo),
     /// Drop the stream; no `Ended` is expected.
-    Cut(SessionNo),
+    Cut(StreamNo),
     /// Start the handler.
     Run(Ticket, Box<proto::LeasedJob>),
     /// Tell the handler to stop; it is dropped when it has not after so long.
     Stop(Ticket, StopReason, Duration),
     /// Call `ReportResults`; `Reported` is to follow.
     Report(SessionNo, proto::ReportResultsRequest),
+    /// Answers who waits for a checkpoint.
+    Saved(Waiter, Saved),
     /// Something for the log.
     Note(Note),
     /// The worker is done, with the reason when it could not go on.
@@ -117,8 +142,10 @@ pub enum Action {
 /// What people should know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
-    /// A session began.
+    /// A session began, or goes on.
     Connected {
+        /// It is the session that was there before, with all its leases.
+        resumed: bool,
         /// The server's name of the session.
         session: String,
         /// The server's node.
@@ -133,6 +160,11 @@ pub enum Note {
     },
     /// The node will leave; a new stream is opened elsewhere.
     Draining,
+    /// The server has ended a session: of its leases none is left.
+    SessionOver,
+    /// Another process has gone on with the session of this one, and so has its
+    /// token: a copy. This one begins anew.
+    Copied,
     /// A session could not be renewed in time; its handlers are told to stop.
     Unrenewed,
     /// A job came of a kind without a handler; said once for each kind.

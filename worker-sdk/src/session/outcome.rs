@@ -114,7 +114,7 @@ fn failure(kind: &str, message: &str, permanent: bool) -> Wire {
 /// handler wrote into it.
 fn bounded(failure: proto::Failure) -> proto::Failure {
     let retry_after =
-        super::link::duration(failure.retry_after).map(|wait| wait.min(RETRY_AFTER_MAX));
+        super::single::duration(failure.retry_after).map(|wait| wait.min(RETRY_AFTER_MAX));
     proto::Failure {
         r#type: text(&failure.r#type, TYPE_BYTES),
         message: text(&failure.message, MESSAGE_BYTES),

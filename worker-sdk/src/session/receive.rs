@@ -1,13 +1,13 @@
-//! What each message of the server does to the worker's sessions.
+//! What each message after Welcome does to the session that takes jobs.
 
 use std::time::Duration;
 
 use super::held::State;
-use super::link::{Goodbye, Phase, duration};
+use super::progress::Reports;
+use super::single::duration;
+use super::stream::Goodbye;
 use super::timers::Timer;
-use super::{
-    Action, End, Note, REJECTIONS_MAX, REPORT_FOR, SessionNo, Sessions, StopReason, Ticket, outcome,
-};
+use super::{Action, End, Note, SessionNo, Sessions, StopReason, StreamNo, Ticket, outcome};
 use crate::proto;
 use proto::lease_jobs_response::Message as Response;
 
@@ -18,81 +18,73 @@ const UNKNOWN_KIND_MAX: Duration = Duration::from_secs(5 * 60);
 /// Unknown kinds that are counted one by one; the rest share the longest wait.
 const UNKNOWN_KINDS_MAX: usize = 1_000;
 
+/// A result refused more often than this is given up.
+const REJECTIONS_MAX: u32 = 3;
+
 impl Sessions {
     /// A message without a known variant is ignored, and so is one of a stream
-    /// that is gone.
-    pub(super) fn received(&mut self, no: SessionNo, message: proto::LeaseJobsResponse) {
-        let phase = self.links.get(&no).map(|link| link.phase);
-        match (phase, message.message) {
-            (Some(Phase::Opening), Some(Response::Welcome(welcome))) => self.welcome(no, welcome),
-            (Some(Phase::Open | Phase::Closing), Some(message)) => match message {
-                Response::Welcome(_) => {}
-                Response::Jobs(jobs) => self.jobs(no, jobs),
-                Response::Receipts(receipts) => {
-                    for receipt in receipts.receipts {
-                        self.receipt(no, receipt);
-                    }
-                }
-                Response::Cancels(cancels) => self.cancels(no, cancels),
-                Response::Lost(lost) => {
-                    for lease in lost.leases {
-                        self.stop_lease(no, &lease, StopReason::Lost);
-                    }
-                }
-                Response::HeartbeatAck(ack) => self.renewed_by(no, &ack),
-                Response::CapacityApplied(applied) => {
-                    if let Some(link) = self.links.get_mut(&no)
-                        && applied.goodbye
-                        && link.goodbye == Goodbye::Sent
-                    {
-                        link.goodbye = Goodbye::Applied;
-                    }
-                }
-                Response::Draining(_) => self.draining(no),
-            },
-            _ => {}
-        }
-    }
-
-    fn welcome(&mut self, no: SessionNo, welcome: proto::Welcome) {
-        let Some(link) = self.links.get_mut(&no) else {
+    /// that is gone, or anything but Welcome on one that is asked for.
+    pub(super) fn received(&mut self, no: StreamNo, message: proto::LeaseJobsResponse) {
+        let Some(message) = message.message else {
             return;
         };
-        let (session, node) = (welcome.session_id.clone(), welcome.node.clone());
-        link.welcome(welcome);
-        self.timers.clear(Timer::Welcome(no));
-        // At once: the first is written when this event is done.
-        self.timers
-            .set(Timer::Heartbeat(no), self.now + link.interval);
-        self.timers
-            .set(Timer::Expiry(no), link.expiry().max(self.now));
-        self.note(Note::Connected { session, node });
+        if let Response::Welcome(welcome) = message {
+            if let Some(stream) = self.link.asked.take_if(|asked| asked.no == no) {
+                self.welcome(stream, welcome);
+            }
+            return;
+        }
+        let used = self.link.used.as_mut().filter(|used| used.no == no);
+        let (Some(stream), Some(no)) = (used, self.current) else {
+            return;
+        };
+        match message {
+            Response::Welcome(_) => {}
+            Response::Jobs(jobs) => self.jobs(no, jobs),
+            Response::Receipts(receipts) => {
+                for receipt in receipts.receipts {
+                    self.receipt(no, receipt);
+                }
+            }
+            Response::Cancels(cancels) => self.cancels(no, cancels),
+            Response::Lost(lost) => {
+                for lease in lost.leases {
+                    self.stop_lease(no, &lease, StopReason::Lost);
+                }
+            }
+            Response::HeartbeatAck(ack) => self.renewed_by(no, &ack),
+            Response::CapacityApplied(applied) => {
+                if applied.goodbye && stream.goodbye == Goodbye::Sent {
+                    stream.goodbye = Goodbye::Applied;
+                }
+            }
+            Response::Draining(_) => self.draining(),
+        }
     }
 
     fn renewed_by(&mut self, no: SessionNo, ack: &proto::HeartbeatAck) {
-        let Some(link) = self.links.get_mut(&no) else {
+        let (Some(stream), Some(session)) = (self.link.used.as_mut(), self.sessions.get_mut(&no))
+        else {
             return;
         };
-        if link.renew(ack) {
-            self.timers.set(Timer::Expiry(no), link.expiry());
-            if self.current == Some(no) {
-                self.tries = 0;
-            }
+        if let Some(sent) = stream.acked(ack.sequence) {
+            session.renew(sent, ack.lease_ttl);
+            self.timers.set(Timer::Expiry, session.expiry());
+            self.timers
+                .set(Timer::Silence, stream.heard + session.reliable());
+            self.tries = 0;
         }
     }
 
-    /// The node takes no more part in hand-out: a new stream for new jobs, and
-    /// this one until what it has is done.
-    fn draining(&mut self, no: SessionNo) {
-        let Some(link) = self.links.get_mut(&no) else {
+    /// The node takes no more part in hand-out: the session moves to another
+    /// stream, and stays on this one until then.
+    fn draining(&mut self) {
+        let Some(stream) = self.link.used.as_mut().filter(|used| !used.draining) else {
             return;
         };
-        if link.goodbye == Goodbye::No {
-            link.goodbye = Goodbye::Due;
-        }
-        if self.current == Some(no) {
-            self.current = None;
-            self.note(Note::Draining);
+        stream.draining = true;
+        self.note(Note::Draining);
+        if self.lacks_stream() {
             self.reconnect(&End {
                 message: "the node drains".to_owned(),
                 ..End::default()
@@ -100,10 +92,17 @@ impl Sessions {
         }
     }
 
+    /// Frames of a stream older than the newest Hello are not taken, and not
+    /// counted: what they bring is pushed again on the new one.
     fn jobs(&mut self, no: SessionNo, frame: proto::Jobs) {
-        if let Some(link) = self.links.get_mut(&no) {
-            link.last_frame = link.last_frame.max(frame.frame);
+        let (Some(stream), Some(session)) = (self.link.used.as_mut(), self.sessions.get(&no))
+        else {
+            return;
+        };
+        if stream.attach != session.attaches {
+            return;
         }
+        stream.last_frame = stream.last_frame.max(frame.frame);
         for job in frame.jobs {
             self.job(no, job);
         }
@@ -114,16 +113,21 @@ impl Sessions {
         let Some(lease) = job.lease.clone() else {
             return;
         };
-        let Some(link) = self.links.get_mut(&no) else {
+        let Some(session) = self.sessions.get_mut(&no) else {
             return;
         };
-        if link.was_done(&lease) || self.book.find(no, &lease).is_some() {
+        if session.was_done(&lease) || self.book.find(no, &lease).is_some() {
             return;
         }
+        let unrenewed = self.now >= session.expiry() && !self.config.finish_unrenewed;
         let full = self.book.running() >= self.config.concurrency;
-        let ticket = self.book.take(no, lease);
-        let refusal = if self.current != Some(no) {
+        let reports = Reports::since(job.progress_revision);
+        let ticket = self.book.take(no, lease, reports);
+        let refusal = if self.leaving {
             Some(outcome::release(Duration::ZERO, "DRAIN"))
+        } else if unrenewed {
+            // Resumed late, and nothing was acknowledged since.
+            Some(outcome::release(Duration::ZERO, "LEASE_UNRENEWED"))
         } else if !self.config.kinds.contains(&job.kind) {
             let delay = self.unknown_kind(&job.kind);
             Some(outcome::release(delay, "UNKNOWN_KIND"))
@@ -137,8 +141,8 @@ impl Sessions {
             self.queue(ticket);
             return;
         }
-        if let Some(link) = self.links.get_mut(&no) {
-            link.running += 1;
+        if let Some(session) = self.sessions.get_mut(&no) {
+            session.running += 1;
         }
         if let Some(time_left) = duration(job.time_left) {
             self.timers
@@ -188,6 +192,10 @@ impl Sessions {
     /// The verdict on one result. True: nothing more is owed for it, or
     /// something else is sent in its place.
     pub(super) fn receipt(&mut self, no: SessionNo, receipt: proto::Receipt) -> bool {
+        if receipt.progress_revision != 0 {
+            self.progress_receipt(no, receipt);
+            return false;
+        }
         let status = receipt.status();
         let Some(lease) = receipt.lease else {
             return false;
@@ -232,54 +240,14 @@ impl Sessions {
         true
     }
 
-    fn settled(&mut self, no: SessionNo, ticket: Ticket) {
+    pub(super) fn settled(&mut self, no: SessionNo, ticket: Ticket) {
         self.timers.clear(Timer::Resend(ticket));
-        if let (Some(held), Some(link)) = (self.book.remove(ticket), self.links.get_mut(&no)) {
-            link.done(held.lease);
-        }
-    }
-
-    /// The answer of `ReportResults`, or that there was none: what has no
-    /// verdict is tried again after a pause, for a day.
-    pub(super) fn reported(&mut self, no: SessionNo, answer: Result<Vec<proto::Receipt>, ()>) {
-        let Some(sent) = self
-            .links
-            .get_mut(&no)
-            .and_then(|link| link.reporting.take())
-        else {
-            return;
-        };
-        let answered = answer.is_ok();
-        for receipt in answer.unwrap_or_default() {
-            self.receipt(no, receipt);
-        }
-        let mut open = false;
-        for ticket in sent {
-            let Some(finished) = self.book.get(ticket).and_then(|held| held.finished()) else {
-                continue;
-            };
-            if self.now.saturating_sub(finished.since) > REPORT_FOR {
-                if let Some(held) = self.book.get(ticket) {
-                    let lease = held.lease.clone();
-                    self.note(Note::GaveUp(lease));
-                }
-                self.settled(no, ticket);
-            } else if !finished.queued {
-                open = true;
-                self.queue(ticket);
+        if let (Some(held), Some(session)) = (self.book.remove(ticket), self.sessions.get_mut(&no))
+        {
+            if self.current == Some(no) {
+                self.link.settled(&held.lease);
             }
+            session.done(held.lease);
         }
-        let Some(link) = self.links.get_mut(&no) else {
-            return;
-        };
-        if answered && !open {
-            link.report_failures = 0;
-            return;
-        }
-        let failures = link.report_failures;
-        link.report_failures = failures.saturating_add(1);
-        link.report_paused = true;
-        let pause = self.backoff(failures);
-        self.timers.set(Timer::Report(no), self.now + pause);
     }
 }

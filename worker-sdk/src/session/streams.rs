@@ -2,13 +2,11 @@
 
 use std::time::Duration;
 
-use super::link::{Goodbye, Link, Phase};
+use super::stream::Goodbye;
 use super::timers::Timer;
-use super::{Action, End, Note, SessionNo, Sessions};
+use super::{Action, End, Note, Sessions, StopReason, StreamNo};
 use crate::proto;
 
-/// From asking for a stream to its Welcome.
-const WELCOME_WAIT: Duration = Duration::from_secs(15);
 /// From our half-close to the end of the stream.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 /// A result without a receipt is sent again on its stream after this.
@@ -16,150 +14,147 @@ const RESEND: Duration = Duration::from_secs(10);
 /// Pauses between streams, and between calls of `ReportResults`.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// Between streams while the leases can still be saved: a node that was started
+/// again, or a load balancer that found another, must be met before they run out.
+const BACKOFF_LEASED_MAX: Duration = Duration::from_secs(2);
 /// No server can ask for a longer pause.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
 impl Sessions {
-    pub(super) fn open(&mut self, window: u32) {
-        self.wanted = false;
-        self.last_no += 1;
-        let no = SessionNo(self.last_no);
-        let hello = proto::Hello {
-            protocol: 1,
-            worker: self.config.worker.clone(),
-            queues: self.config.queues.clone(),
-            kinds: self.config.kinds.iter().cloned().collect(),
-            max_in_flight: window,
-            max_frame_bytes: 0,
-            lease_ttl: self
-                .config
-                .lease_ttl
-                .and_then(|ttl| prost_types::Duration::try_from(ttl).ok()),
-            // Always a new session: old ones end by their own streams or by ReportResults.
-            resume_token: Vec::new(),
-            held: Vec::new(),
-            sdk: self.config.sdk.clone(),
-            labels: self.config.labels.clone().into_iter().collect(),
-            attach_sequence: 1,
-        };
-        self.links.insert(no, Link::opening(self.now, window));
-        self.current = Some(no);
-        self.timers.set(Timer::Welcome(no), self.now + WELCOME_WAIT);
-        self.actions.push(Action::Open(
-            no,
-            request(proto::lease_jobs_request::Message::Hello(hello)),
-        ));
+    /// True when another stream is to be asked for: there is none, or only one
+    /// to a node that drains. A worker that ends needs one only to go on with
+    /// what it holds, and stays where it is as long as it can.
+    pub(super) fn lacks_stream(&self) -> bool {
+        let session = self.current.and_then(|no| self.sessions.get(&no));
+        let possible = session.map_or(!self.leaving, |session| !session.over);
+        let used = self.link.used.as_ref();
+        possible
+            && self.link.asked.is_none()
+            && used.is_none_or(|used| used.draining && !self.leaving)
     }
 
-    pub(super) fn write(&mut self, no: SessionNo, window: u32) {
-        let Some(link) = self.links.get_mut(&no) else {
+    /// Gives the writer in use its next message, if it is free. A stream that
+    /// has no more use ends: after Goodbye, or when its node drains, which would
+    /// wait for it to the end of its time.
+    pub(super) fn write(&mut self, window: u32) {
+        let (Some(no), Some(stream)) = (self.current, self.link.used.as_mut()) else {
             return;
         };
-        if link.phase != Phase::Open || link.busy {
+        let Some(session) = self.sessions.get_mut(&no) else {
+            return;
+        };
+        if stream.closing || stream.busy {
             return;
         }
-        // The window of a session that takes no new jobs is of no interest.
-        let window = if self.current == Some(no) {
-            window
-        } else {
-            link.window
-        };
-        if let Some((message, tickets)) = link.next_message(no, &mut self.book, self.now, window) {
-            link.busy = true;
-            for ticket in tickets {
-                self.timers.set(Timer::Resend(ticket), self.now + RESEND);
+        if let Some((message, tickets)) =
+            stream.next_message(no, session, &mut self.book, self.now, window)
+        {
+            stream.busy = true;
+            let to = stream.no;
+            match &message {
+                proto::lease_jobs_request::Message::Progress(_) => self.progress_sent(&tickets),
+                _ => {
+                    for ticket in tickets {
+                        self.timers.set(Timer::Resend(ticket), self.now + RESEND);
+                    }
+                }
             }
-            self.actions.push(Action::Send(no, request(message)));
-        } else if link.goodbye == Goodbye::Applied && self.book.of(no).next().is_none() {
-            link.phase = Phase::Closing;
-            self.timers.clear(Timer::Heartbeat(no));
-            self.timers.set(Timer::Close(no), self.now + CLOSE_WAIT);
-            self.actions.push(Action::HalfClose(no));
-        }
-    }
-
-    pub(super) fn report(&mut self, no: SessionNo) {
-        let Some(link) = self.links.get_mut(&no) else {
-            return;
-        };
-        if let Some(call) = link.next_report(&mut self.book) {
-            self.actions.push(Action::Report(no, call));
-        }
-    }
-
-    /// Forgets a session that nothing is owed for.
-    pub(super) fn retire(&mut self, no: SessionNo) {
-        let gone = self
-            .links
-            .get(&no)
-            .is_some_and(|link| link.phase == Phase::Gone && link.reporting.is_none());
-        if gone && self.book.of(no).next().is_none() {
-            self.links.remove(&no);
-            self.timers.clear(Timer::Expiry(no));
-            self.timers.clear(Timer::Report(no));
+            self.actions.push(Action::Send(to, request(message)));
+        } else if self.book.of(no).next().is_some() {
+            // Its results and receipts go this way.
+        } else if stream.draining && !self.leaving {
+            let drained = stream.no;
+            self.cut(Some(drained), "the node drains");
+        } else if stream.goodbye == Goodbye::Applied {
+            stream.closing = true;
+            self.timers.clear(Timer::Heartbeat);
+            self.timers.set(Timer::Close, self.now + CLOSE_WAIT);
+            self.actions.push(Action::HalfClose(stream.no));
         }
     }
 
     /// Ends a stream from our side.
-    pub(super) fn cut(&mut self, no: SessionNo, why: &str) {
-        if self
-            .links
-            .get(&no)
-            .is_some_and(|link| link.phase != Phase::Gone)
-        {
-            self.actions.push(Action::Cut(no));
-            self.ended(
-                no,
-                End {
-                    message: why.to_owned(),
-                    ..End::default()
-                },
-            );
-        }
+    pub(super) fn cut(&mut self, no: Option<StreamNo>, why: &str) {
+        let Some(no) = no else { return };
+        self.actions.push(Action::Cut(no));
+        let message = why.to_owned();
+        self.ended(
+            no,
+            End {
+                message,
+                ..End::default()
+            },
+        );
     }
 
-    /// The stream is no more. Its handlers run on until the session's expiry,
-    /// and its results take the other way.
-    pub(super) fn ended(&mut self, no: SessionNo, end: End) {
-        let Some(link) = self.links.get_mut(&no) else {
+    /// Ends all streams from our side, with no other to follow.
+    pub(super) fn cut_all(&mut self) {
+        for stream in [self.link.used.take(), self.link.asked.take()]
+            .into_iter()
+            .flatten()
+        {
+            self.actions.push(Action::Cut(stream.no));
+        }
+        self.stream_gone();
+    }
+
+    /// The stream is no more. The session goes on by the next one: its handlers
+    /// run on until its expiry, and its results wait.
+    pub(super) fn ended(&mut self, no: StreamNo, end: End) {
+        let is_it = |stream: &mut super::stream::Stream| stream.no == no;
+        let ended = self.link.asked.take_if(is_it);
+        let Some(stream) = ended.or_else(|| self.link.used.take_if(is_it)) else {
             return;
         };
-        if link.phase == Phase::Gone {
-            return;
+        self.stream_gone();
+        let session = self.current.and_then(|no| self.sessions.get(&no));
+        let Some(session) = session else { return };
+        let (begun, newest) = (session.begun, stream.attach == session.attaches);
+        if end.fatal {
+            return self.refused(end.message);
         }
-        link.phase = Phase::Gone;
-        link.busy = false;
-        link.stopped.clear();
-        self.timers.clear(Timer::Welcome(no));
-        self.timers.clear(Timer::Heartbeat(no));
-        self.timers.clear(Timer::Close(no));
-        let finished: Vec<_> = self
-            .book
-            .of(no)
-            .filter(|(_, held)| !held.is_running())
-            .map(|(ticket, _)| ticket)
-            .collect();
-        for ticket in finished {
-            self.timers.clear(Timer::Resend(ticket));
-            self.queue(ticket);
+        if !begun {
+            // Nothing was pushed under it: a new one does as well.
+            if let Some(no) = self.current.take() {
+                self.sessions.remove(&no);
+            }
+        } else if end.moved && newest {
+            // Whoever sent the higher number has our token. An older Hello of
+            // ours ends so as well when a newer one has come through.
+            self.cut_all();
+            self.session_over(Some(StopReason::Lost));
+            self.note(Note::Copied);
         }
-        if end.fatal && self.fatal.is_none() {
-            self.fatal = Some(end.message.clone());
-            self.current = None;
-            self.leave(self.config.grace);
+        if self.leaving {
+            self.let_go();
         }
-        if self.current == Some(no) {
-            self.current = None;
+        if self.lacks_stream() && !self.wanted && !self.timers.is_set(Timer::Connect) {
             self.reconnect(&end);
         }
     }
 
-    pub(super) fn reconnect(&mut self, end: &End) {
-        if self.leaving {
-            return;
+    /// Clears the timers of streams that are not there any more.
+    fn stream_gone(&mut self) {
+        if self.link.asked.is_none() {
+            self.timers.clear(Timer::Welcome);
         }
+        if self.link.used.is_none() {
+            self.timers.clear(Timer::Heartbeat);
+            self.timers.clear(Timer::Silence);
+            self.timers.clear(Timer::Close);
+        }
+    }
+
+    pub(super) fn reconnect(&mut self, end: &End) {
         let asked = end.retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
-        let pause = self.backoff(self.tries).max(asked);
+        let session = self.current.and_then(|no| self.sessions.get(&no));
+        let leased = session.is_some_and(|session| session.begun && self.now < session.expiry());
+        let longest = if leased {
+            BACKOFF_LEASED_MAX
+        } else {
+            BACKOFF_MAX
+        };
+        let pause = self.backoff(self.tries).min(longest).max(asked);
         self.tries = self.tries.saturating_add(1);
         self.timers.set(Timer::Connect, self.now + pause);
         self.note(Note::Reconnecting {
@@ -183,7 +178,7 @@ impl Sessions {
     }
 }
 
-fn request(message: proto::lease_jobs_request::Message) -> proto::LeaseJobsRequest {
+pub(super) fn request(message: proto::lease_jobs_request::Message) -> proto::LeaseJobsRequest {
     proto::LeaseJobsRequest {
         message: Some(message),
     }

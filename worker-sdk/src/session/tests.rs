@@ -8,7 +8,9 @@
 )]
 
 mod bench;
+mod progress;
 mod random;
+mod resume;
 
 use std::time::Duration;
 
@@ -63,60 +65,6 @@ fn a_result_is_sent_again_with_the_same_bytes_until_its_receipt() {
 }
 
 #[test]
-fn after_a_cut_handlers_run_on_and_report_under_the_old_token() {
-    let mut bench = Bench::connected(3);
-    bench.pushed(1, 1, &["a", "b"]);
-    bench.finish("a", output(1));
-    bench.cut_by_network(1);
-    assert!(bench.stopped.is_empty());
-    assert_eq!(bench.reports.len(), 1);
-    assert_eq!(bench.reports[0].1.resume_token, b"one");
-    bench.event(Event::Reported(SessionNo(1), Err(())));
-    bench.finish("b", output(1));
-    bench.pass(S);
-    assert_eq!(
-        bench.reports[1].1.results.len(),
-        2,
-        "what had no answer goes again, with what is new"
-    );
-    let recorded = vec![
-        receipt("a", 1, proto::ReceiptStatus::Recorded),
-        receipt("b", 1, proto::ReceiptStatus::Unknown),
-    ];
-    bench.event(Event::Reported(SessionNo(1), Ok(recorded)));
-    bench.pass(5 * S);
-    assert_eq!(bench.reports.len(), 2);
-}
-
-#[test]
-fn old_handlers_and_a_new_session_share_the_concurrency() {
-    let mut bench = Bench::connected(3);
-    bench.pushed(1, 1, &["a", "b"]);
-    bench.cut_by_network(1);
-    bench.pass(S);
-    assert_eq!(bench.opened[1].1.max_in_flight, 1);
-    assert!(bench.opened[1].1.resume_token.is_empty());
-    bench.event(Event::Written(SessionNo(2)));
-    bench.hears(2, welcome(b"two"));
-    bench.finish("a", output(1));
-    let raised = bench.sent.iter().any(
-        |sent| matches!(sent, (SessionNo(2), Request::SetCapacity(set)) if set.max_in_flight == 2),
-    );
-    assert!(raised, "{:?}", bench.sent);
-}
-
-#[test]
-fn no_session_is_opened_while_old_handlers_fill_all_slots() {
-    let mut bench = Bench::connected(1);
-    bench.pushed(1, 1, &["a"]);
-    bench.cut_by_network(1);
-    bench.pass(5 * S);
-    assert_eq!(bench.opened.len(), 1);
-    bench.finish("a", output(1));
-    assert_eq!(bench.opened.len(), 2);
-}
-
-#[test]
 fn handlers_stop_when_the_last_confirmed_heartbeat_is_too_old() {
     let mut bench = Bench::connected(4);
     bench.pushed(1, 1, &["a", "b"]);
@@ -133,19 +81,15 @@ fn handlers_stop_when_the_last_confirmed_heartbeat_is_too_old() {
             .iter()
             .all(|(_, reason)| *reason == StopReason::Unrenewed)
     );
-    assert_eq!(bench.cut, vec![SessionNo(1)]);
+    assert_eq!(bench.cut, vec![StreamNo(1)]);
     bench.finish("a", output(1));
-    bench.event(Event::Reported(SessionNo(1), Ok(vec![])));
     bench.finish("b", failed());
     bench.pass(S);
-    let told = &bench.reports.last().unwrap().1.results;
+    bench.hello(2);
+    bench.hears(2, resumed());
     assert!(
-        matches!(told[0].outcome, Some(Wire::Success(_))),
-        "work that was done may still count"
-    );
-    assert!(
-        matches!(told[1].outcome, Some(Wire::Release(_))),
-        "an ending on our order is no failure of the job"
+        matches!(bench.outcomes(2)[..], [Wire::Success(_), Wire::Release(_)]),
+        "work that was done may still count, and an ending on our order is no failure of the job"
     );
 }
 
@@ -225,30 +169,6 @@ fn an_output_that_is_too_large_for_the_server_is_not_sent() {
 }
 
 #[test]
-fn a_draining_node_gets_the_old_results_while_a_new_session_takes_jobs() {
-    let mut bench = Bench::connected(4);
-    bench.pushed(1, 1, &["a"]);
-    bench.hears(1, Response::Draining(proto::Draining::default()));
-    bench.pass(S);
-    assert_eq!(bench.opened[1].1.max_in_flight, 3);
-    bench.event(Event::Written(SessionNo(2)));
-    bench.hears(2, welcome(b"two"));
-    bench.pushed(2, 1, &["b"]);
-    bench.hears(
-        1,
-        Response::CapacityApplied(proto::CapacityApplied {
-            goodbye: true,
-            ..Default::default()
-        }),
-    );
-    bench.finish("a", output(1));
-    assert_eq!((bench.results(1).len(), bench.results(2).len()), (1, 0));
-    assert!(bench.half_closed.is_empty());
-    bench.receipts(1, vec![receipt("a", 1, proto::ReceiptStatus::Recorded)]);
-    assert_eq!(bench.half_closed, vec![SessionNo(1)]);
-}
-
-#[test]
 fn a_shutdown_finishes_within_grace_releases_the_rest_and_ends_well() {
     let mut bench = Bench::connected(4);
     bench.pushed(1, 1, &["a", "b"]);
@@ -294,8 +214,8 @@ fn a_shutdown_finishes_within_grace_releases_the_rest_and_ends_well() {
             .map(|job| receipt(job, 1, proto::ReceiptStatus::Recorded))
             .to_vec(),
     );
-    assert_eq!(bench.half_closed, vec![SessionNo(1)]);
-    bench.event(Event::Ended(SessionNo(1), End::default()));
+    assert_eq!(bench.half_closed, vec![StreamNo(1)]);
+    bench.event(Event::Ended(StreamNo(1), End::default()));
     assert_eq!(bench.end, Some(None));
     assert_eq!(bench.half.deadline(), None);
 }
@@ -384,9 +304,9 @@ fn a_refusal_for_good_ends_the_worker_with_its_reason() {
     let end = End {
         fatal: true,
         message: "PROTOCOL_VIOLATION".into(),
-        retry_after: None,
+        ..End::default()
     };
-    bench.event(Event::Ended(SessionNo(1), end));
+    bench.event(Event::Ended(StreamNo(1), end));
     assert_eq!(bench.end, Some(Some("PROTOCOL_VIOLATION".into())));
 }
 

@@ -11,19 +11,24 @@ pub(super) enum Timer {
     /// The pause before the next stream is over.
     Connect,
     /// A stream was asked for and has not said Welcome.
-    Welcome(SessionNo),
+    Welcome,
     /// The next heartbeat is due.
-    Heartbeat(SessionNo),
-    /// The session was not renewed in time: its leases may be another's soon.
-    Expiry(SessionNo),
+    Heartbeat,
+    /// The session that takes jobs was not renewed in time: its leases may be
+    /// another's soon.
+    Expiry,
+    /// The stream in use has acknowledged no heartbeat for too long.
+    Silence,
     /// The attempt's own timeout.
     Timeout(Ticket),
     /// A result that was sent has no receipt yet.
     Resend(Ticket),
+    /// A checkpoint that was sent has no receipt yet.
+    Progress(Ticket),
     /// The pause before the next `ReportResults` of a session is over.
     Report(SessionNo),
-    /// A half-closed stream should have ended by now.
-    Close(SessionNo),
+    /// The half-closed stream should have ended by now.
+    Close,
     /// The time for running handlers to finish after a shutdown is over.
     Grace,
     /// The time for everything after a shutdown is over.
@@ -48,6 +53,10 @@ impl Timers {
         if let Some(at) = self.by_name.remove(&timer) {
             self.by_time.remove(&(at, timer));
         }
+    }
+
+    pub(super) fn is_set(&self, timer: Timer) -> bool {
+        self.by_name.contains_key(&timer)
     }
 
     /// The time of the earliest, if any.

@@ -9,4 +9,5 @@
 
 mod calls;
 mod peer;
+mod resume;
 mod workers;

@@ -5,8 +5,9 @@ use std::pin::Pin;
 use std::result::Result;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
@@ -42,6 +43,40 @@ pub struct Peer {
     pub gets: mpsc::Receiver<(GetJobRequest, Answer<GetJobResponse>)>,
 }
 
+/// What lies between a worker and its server.
+pub struct Way {
+    pub url: String,
+    cut: watch::Sender<()>,
+}
+
+impl Way {
+    pub async fn to(peer: &Peer) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = peer.url.trim_start_matches("http://").to_owned();
+        let (cut, cuts) = watch::channel(());
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut far = TcpStream::connect(&server).await.unwrap();
+                let mut cuts = cuts.clone();
+                cuts.borrow_and_update();
+                tokio::spawn(async move {
+                    tokio::select! {
+                        _ = copy_bidirectional(&mut near, &mut far) => {}
+                        _ = cuts.changed() => {}
+                    }
+                });
+            }
+        });
+        Self { url, cut }
+    }
+
+    /// Ends all connections of now, without a word of HTTP/2.
+    pub fn cut(&self) {
+        self.cut.send_replace(());
+    }
+}
+
 /// One stream of a worker.
 pub struct Stream {
     pub hello: Hello,
@@ -57,7 +92,7 @@ impl Peer {
         let (reports, reports_in) = mpsc::channel(16);
         let (enqueues, enqueues_in) = mpsc::channel(16);
         let (gets, gets_in) = mpsc::channel(16);
-        let (ready, address) = std::sync::mpsc::channel();
+        let (ready, address) = std::sync::mpsc::sync_channel(1);
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -108,12 +143,22 @@ impl Peer {
         }
     }
 
-    /// A stream that is welcome, with a lease of so long.
+    /// A stream that is welcome to a new session, with a lease of so long.
     pub async fn session(&self, token: &str, ttl: Duration) -> Stream {
+        self.welcome(token, ttl, false).await
+    }
+
+    /// A stream whose session goes on.
+    pub async fn resumed(&self, token: &str, ttl: Duration) -> Stream {
+        self.welcome(token, ttl, true).await
+    }
+
+    async fn welcome(&self, token: &str, ttl: Duration, resumed: bool) -> Stream {
         let stream = self.stream().await;
         let wire = |duration: Duration| prost_types::Duration::try_from(duration).ok();
         let welcome = Welcome {
             resume_token: token.into(),
+            resumed,
             heartbeat_interval: wire(ttl / 3),
             lease_ttl: wire(ttl),
             ..Default::default()
@@ -207,6 +252,17 @@ impl Stream {
         }))
         .await;
         result.outcome.clone().unwrap()
+    }
+
+    /// The next results, whatever comes before them.
+    pub async fn results(&mut self) -> Vec<proto::Result> {
+        loop {
+            match self.next().await {
+                Some(Sent::Results(results)) => return results.results,
+                Some(_) => {}
+                None => panic!("results, not a half-close"),
+            }
+        }
     }
 
     pub async fn end(self, status: Status) {

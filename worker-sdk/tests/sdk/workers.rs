@@ -8,17 +8,14 @@ use tonic::Status;
 use worker_sdk::proto::lease_jobs_request::Message as Sent;
 use worker_sdk::proto::lease_jobs_response::Message as Heard;
 use worker_sdk::proto::result::Outcome;
-use worker_sdk::proto::{
-    CancelAttempt, Cancels, CapacityApplied, Lease, ReportResultsResponse, Result as JobResult,
-    payload,
-};
+use worker_sdk::proto::{CancelAttempt, Cancels, CapacityApplied, Lease, payload};
 use worker_sdk::{Error, JobError, Permanent, Retry, Snooze, Worker, WorkerBuilder};
 
-use crate::peer::{Peer, Stream, recorded, soon};
+use crate::peer::{Peer, Stream, soon};
 
-const TTL: Duration = Duration::from_secs(30);
+pub const TTL: Duration = Duration::from_secs(30);
 
-fn spawn(builder: WorkerBuilder) -> (Arc<Notify>, tokio::task::JoinHandle<Result<(), Error>>) {
+pub fn spawn(builder: WorkerBuilder) -> (Arc<Notify>, tokio::task::JoinHandle<Result<(), Error>>) {
     let stop = Arc::new(Notify::new());
     let stopped = Arc::clone(&stop);
     let worker = builder.build().unwrap();
@@ -177,56 +174,6 @@ async fn a_handler_that_spins_does_not_starve_the_heartbeat() {
         stream.confirm(&beat).await;
     }
     assert!(matches!(stream.outcome().await, Outcome::Success(_)));
-}
-
-#[tokio::test]
-async fn a_cut_stream_costs_no_result_and_no_worker() {
-    let mut peer = Peer::start();
-    let go = Arc::new(Notify::new());
-    let started = Arc::new(Notify::new());
-    let gates = (Arc::clone(&go), Arc::clone(&started));
-    let builder = Worker::builder(&peer.url)
-        .concurrency(2)
-        .handler("wait", move |_, (): ()| {
-            let (gate, started) = gates.clone();
-            async move {
-                started.notify_one();
-                gate.notified().await;
-                Ok("done")
-            }
-        });
-    let (_stop, _worker) = spawn(builder);
-    let mut stream = peer.session("old", TTL).await;
-    stream.push("a", "wait", "null").await;
-    soon("the handler", started.notified()).await;
-    stream.end(Status::unavailable("gone")).await;
-    let mut second = peer.session("new", TTL).await;
-    assert!(second.hello.max_in_flight <= 2);
-    go.notify_one();
-    let (report, answer) = soon("a report", peer.reports.recv()).await.unwrap();
-    assert_eq!(report.resume_token, b"old");
-    answer.send(Err(Status::unavailable("not yet"))).unwrap();
-    let (report, answer) = soon("the report again", peer.reports.recv()).await.unwrap();
-    let receipts = report.results.iter().map(recorded).collect();
-    answer.send(Ok(ReportResultsResponse { receipts })).unwrap();
-    go.notify_one();
-    second.push("b", "wait", "null").await;
-    loop {
-        match second.next().await {
-            Some(Sent::SetCapacity(_)) => {}
-            Some(Sent::Results(results)) => {
-                assert!(matches!(
-                    results.results[..],
-                    [JobResult {
-                        outcome: Some(Outcome::Success(_)),
-                        ..
-                    }]
-                ));
-                break;
-            }
-            other => panic!("{other:?}"),
-        }
-    }
 }
 
 #[tokio::test]

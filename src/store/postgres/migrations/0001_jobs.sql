@@ -53,6 +53,7 @@ CREATE TABLE jobs (
   priority smallint NOT NULL,
   payload_is_text boolean NOT NULL,
   output_is_text boolean,
+  has_progress boolean NOT NULL DEFAULT false,
   queue text NOT NULL,
   kind text NOT NULL,
   worker text NOT NULL DEFAULT '',
@@ -90,6 +91,17 @@ CREATE TABLE attempts (
   detail text,
   CONSTRAINT attempts_pkey PRIMARY KEY (job, attempt)
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_cost_delay = 1);
+
+-- What attempts have come to: only for jobs that say so (jobs.has_progress), so that the others pay nothing for it.
+CREATE TABLE progress (
+  job uuid NOT NULL,
+  revision bigint NOT NULL,
+  percent smallint,
+  note text,
+  checkpoint bytea,
+  CONSTRAINT progress_pkey PRIMARY KEY (job)
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 1);
+ALTER TABLE progress ALTER COLUMN checkpoint SET STORAGE EXTERNAL;
 
 -- QUEUED implies a row here. epoch of zeros: not offered. created_at equals queued_time of the jobs it counts for: a
 -- job that was QUEUED again counts in its newest segment alone.

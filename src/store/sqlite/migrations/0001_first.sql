@@ -51,6 +51,15 @@ CREATE TABLE payloads (
   data BLOB NOT NULL
 ) STRICT;
 
+-- What attempts have come to, where they say so.
+CREATE TABLE progress (
+  id BLOB NOT NULL PRIMARY KEY,
+  revision INTEGER NOT NULL,
+  percent INTEGER,
+  note TEXT,
+  checkpoint BLOB
+) STRICT;
+
 -- What the handler returned, where it returned something.
 CREATE TABLE outputs (
   id BLOB NOT NULL PRIMARY KEY,

@@ -57,6 +57,22 @@ pub fn welcome(token: &[u8]) -> Response {
     })
 }
 
+/// The answer of a node to which the session moves; its token is not asked for.
+pub fn resumed() -> Response {
+    let Response::Welcome(mut welcome) = welcome(b"") else {
+        unreachable!()
+    };
+    welcome.resumed = true;
+    Response::Welcome(welcome)
+}
+
+pub fn moved() -> End {
+    End {
+        moved: true,
+        ..End::default()
+    }
+}
+
 pub fn receipt(job: &str, attempt: u32, status: proto::ReceiptStatus) -> proto::Receipt {
     proto::Receipt {
         lease: Some(lease(job, attempt)),
@@ -85,35 +101,41 @@ pub fn failed() -> Outcome {
 pub struct Bench {
     pub half: Sessions,
     pub now: Duration,
-    pub opened: Vec<(SessionNo, proto::Hello)>,
-    pub sent: Vec<(SessionNo, Request)>,
+    pub opened: Vec<(StreamNo, proto::Hello)>,
+    pub sent: Vec<(StreamNo, Request)>,
     pub ran: Vec<(Ticket, String)>,
     pub stopped: Vec<(Ticket, StopReason)>,
     pub reports: Vec<(SessionNo, proto::ReportResultsRequest)>,
+    pub saved: Vec<(Waiter, Saved)>,
     pub notes: Vec<Note>,
-    pub half_closed: Vec<SessionNo>,
-    pub cut: Vec<SessionNo>,
+    pub half_closed: Vec<StreamNo>,
+    pub cut: Vec<StreamNo>,
     pub end: Option<Option<String>>,
 }
 
 impl Bench {
     /// With a first session that is welcome and renewed.
     pub fn connected(concurrency: usize) -> Self {
+        Self::new(config(concurrency))
+    }
+
+    pub fn new(config: Config) -> Self {
         let mut bench = Self {
-            half: Sessions::new(config(concurrency)),
+            half: Sessions::new(config),
             now: Duration::ZERO,
             opened: vec![],
             sent: vec![],
             ran: vec![],
             stopped: vec![],
             reports: vec![],
+            saved: vec![],
             notes: vec![],
             half_closed: vec![],
             cut: vec![],
             end: None,
         };
         bench.event(Event::Tick);
-        bench.event(Event::Written(SessionNo(1)));
+        bench.event(Event::Written(StreamNo(1)));
         bench.hears(1, welcome(b"one"));
         bench.acks(1, 1);
         bench
@@ -139,6 +161,7 @@ impl Bench {
                 Action::Run(ticket, job) => self.ran.push((ticket, job.lease.unwrap().job_id)),
                 Action::Stop(ticket, reason, _) => self.stopped.push((ticket, reason)),
                 Action::Report(no, call) => self.reports.push((no, call)),
+                Action::Saved(waiter, saved) => self.saved.push((waiter, saved)),
                 Action::Note(note) => self.notes.push(note),
                 Action::End(why) => self.end = Some(why),
             }
@@ -147,7 +170,7 @@ impl Bench {
 
     pub fn hears(&mut self, no: u64, message: Response) {
         self.event(Event::Received(
-            SessionNo(no),
+            StreamNo(no),
             proto::LeaseJobsResponse {
                 message: Some(message),
             },
@@ -198,7 +221,7 @@ impl Bench {
     }
 
     pub fn results(&self, no: u64) -> Vec<proto::Result> {
-        let of = self.sent.iter().filter(|(sent, _)| *sent == SessionNo(no));
+        let of = self.sent.iter().filter(|(sent, _)| *sent == StreamNo(no));
         of.filter_map(|(_, message)| {
             if let Request::Results(results) = message {
                 Some(results.results.clone())
@@ -218,7 +241,7 @@ impl Bench {
     }
 
     pub fn heartbeats(&self, no: u64) -> Vec<proto::Heartbeat> {
-        let of = self.sent.iter().filter(|(sent, _)| *sent == SessionNo(no));
+        let of = self.sent.iter().filter(|(sent, _)| *sent == StreamNo(no));
         of.filter_map(|(_, message)| {
             if let Request::Heartbeat(beat) = message {
                 Some(beat.clone())
@@ -229,9 +252,34 @@ impl Bench {
         .collect()
     }
 
+    /// The windows that were told after Hello.
+    pub fn windows(&self, no: u64) -> Vec<u32> {
+        let of = self.sent.iter().filter(|(sent, _)| *sent == StreamNo(no));
+        of.filter_map(|(_, message)| {
+            if let Request::SetCapacity(set) = message {
+                Some(set.max_in_flight)
+            } else {
+                None
+            }
+        })
+        .collect()
+    }
+
+    /// The newest stream, which must have this number, with its Hello written.
+    pub fn hello(&mut self, no: u64) -> proto::Hello {
+        let (newest, hello) = self.opened.last().cloned().expect("a Hello");
+        assert_eq!(newest, StreamNo(no));
+        self.event(Event::Written(newest));
+        hello
+    }
+
+    pub fn ends(&mut self, no: u64, end: End) {
+        self.event(Event::Ended(StreamNo(no), end));
+    }
+
     pub fn cut_by_network(&mut self, no: u64) {
         self.event(Event::Ended(
-            SessionNo(no),
+            StreamNo(no),
             End {
                 message: "cut".into(),
                 ..End::default()

@@ -1,0 +1,156 @@
+//! A job that may be handed out, where that was learned, and how it goes back there when nobody takes it: to the
+//! ready-list, or to the segments that this node has claimed directly.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::Core;
+use crate::job::{JobId, Priority, QueueName};
+use crate::ready::Hint;
+use crate::store::{Line, Segment};
+
+/// A job that may be handed out.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    pub(super) job: JobId,
+    pub(super) line: Line,
+    source: Source,
+}
+
+#[derive(Debug, Clone)]
+enum Source {
+    /// From the ready-list: to be settled or put back.
+    Hint(Hint),
+    /// From a segment that is this node's until then.
+    Claim(Instant),
+}
+
+impl From<Hint> for Candidate {
+    fn from(hint: Hint) -> Self {
+        Self {
+            job: hint.job,
+            line: hint.line.clone(),
+            source: Source::Hint(hint),
+        }
+    }
+}
+
+/// What is claimed directly and has no slot yet. No more than what a few calls of the store give: only queues of which
+/// nothing is here ask for more.
+#[derive(Debug, Default)]
+pub struct Claims(Mutex<VecDeque<Candidate>>);
+
+impl Claims {
+    /// Takes in segments that are this node's `until` then.
+    pub fn add(&self, segments: Vec<Segment>, until: Instant) {
+        let mut claimed = self.lock();
+        for Segment { line, jobs, .. } in segments {
+            claimed.extend(jobs.into_iter().map(|job| Candidate {
+                job,
+                line: line.clone(),
+                source: Source::Claim(until),
+            }));
+        }
+    }
+
+    /// Moves as many as are wanted of each queue from here to what was found; what is not this node's any more goes.
+    pub fn take(&self, wanted: &mut BTreeMap<QueueName, usize>, found: &mut Vec<Candidate>) {
+        let now = Instant::now();
+        let mut claimed = self.lock();
+        let mut kept = VecDeque::with_capacity(claimed.len());
+        for candidate in claimed.drain(..).filter(|c| c.is_ours(now)) {
+            match wanted.get_mut(&candidate.line.queue) {
+                Some(count) if *count > 0 => {
+                    *count -= 1;
+                    found.push(candidate);
+                }
+                _ => kept.push_back(candidate),
+            }
+        }
+        *claimed = kept;
+    }
+
+    /// Gives candidates back to where they came from, to the front of it.
+    pub async fn give_back(&self, core: &Core, candidates: Vec<Candidate>) {
+        let mut hints = Vec::new();
+        let mut claims = Vec::new();
+        for candidate in candidates {
+            match candidate.source {
+                Source::Hint(hint) => hints.push(hint),
+                Source::Claim(_) => claims.push(candidate),
+            }
+        }
+        if !claims.is_empty() {
+            let mut claimed = self.lock();
+            for candidate in claims.into_iter().rev() {
+                claimed.push_front(candidate);
+            }
+        }
+        if !hints.is_empty()
+            && let Err(error) = core.ready.put_back(hints).await
+        {
+            debug!(%error, "hints not put back; they will be taken over or offered again");
+            core.ready_failed();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Candidate>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Candidate {
+    fn is_ours(&self, now: Instant) -> bool {
+        match self.source {
+            Source::Hint(_) => true,
+            Source::Claim(until) => until > now,
+        }
+    }
+}
+
+/// What is urgent first. Within a level the queues take turns, and chance says which begins: a slot that serves several
+/// queues would else be the first one's for as long as that has a line.
+pub fn in_turns(candidates: Vec<Candidate>) -> Vec<Candidate> {
+    let mut lines: BTreeMap<Line, VecDeque<Candidate>> = BTreeMap::new();
+    let mut ordered = Vec::with_capacity(candidates.len());
+    for candidate in candidates {
+        let line = lines.entry(candidate.line.clone()).or_default();
+        line.push_back(candidate);
+    }
+    for level in Priority::ALL {
+        let mut queues: Vec<_> = lines
+            .iter_mut()
+            .filter(|(line, _)| line.priority == level)
+            .map(|(_, waiting)| waiting)
+            .collect();
+        if !queues.is_empty() {
+            let first = rand::random_range(0..queues.len());
+            queues.rotate_left(first);
+        }
+        while !queues.is_empty() {
+            queues.retain_mut(|waiting| {
+                ordered.extend(waiting.pop_front());
+                !waiting.is_empty()
+            });
+        }
+    }
+    ordered
+}
+
+/// Candidates that need not be looked at again: handed out, or seen not QUEUED.
+pub async fn settle(core: &Core, spent: Vec<Candidate>) {
+    let hint = |candidate: Candidate| match candidate.source {
+        Source::Hint(hint) => Some(hint),
+        Source::Claim(_) => None,
+    };
+    let hints: Vec<Hint> = spent.into_iter().filter_map(hint).collect();
+    if !hints.is_empty()
+        && let Err(error) = core.ready.settle(hints).await
+    {
+        debug!(%error, "hints not settled; the guards will drop them");
+        core.ready_failed();
+    }
+}

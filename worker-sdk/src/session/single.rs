@@ -1,0 +1,191 @@
+//! One session: the token, the renewals, and the results that are owed. It
+//! outlives its streams, which `stream.rs` has; a worker goes on with it by its
+//! token until it is over, and then its results go by `ReportResults`.
+
+use std::collections::{HashSet, VecDeque};
+use std::time::Duration;
+
+use super::Ticket;
+use super::held::Book;
+use crate::proto;
+
+/// Results in one message, as the wire allows.
+pub(super) const BATCH_RESULTS_MAX: usize = 1_000;
+/// A message of results is filled up to this; a larger result goes alone.
+pub(super) const BATCH_BYTES: usize = 1024 * 1024;
+/// Size of a message or an output where the server names none.
+const FRAME_BYTES: usize = 4 * 1024 * 1024;
+const OUTPUT_BYTES: usize = 1024 * 1024;
+/// Room for what surrounds a result in its message.
+const ENVELOPE_BYTES: usize = 1024;
+/// Leases with a receipt that are remembered, so that a copy of their frame is
+/// not run again. Larger than any window.
+const DONE_MAX: usize = 16_384;
+
+pub(super) struct Session {
+    /// Welcome was said to it: it has a token.
+    pub(super) begun: bool,
+    pub(super) token: Vec<u8>,
+    /// Hellos sent for it, also those that came to nothing: the
+    /// `attach_sequence` of the newest.
+    pub(super) attaches: u64,
+    /// No stream will have it again.
+    pub(super) over: bool,
+    /// Finished results to be sent, on whatever way there is.
+    pub(super) outbox: VecDeque<Ticket>,
+    /// Attempts with a report to be sent.
+    pub(super) progress: VecDeque<Ticket>,
+    /// When the heartbeat was sent that was acknowledged last, on any stream.
+    pub(super) renewed: Duration,
+    pub(super) ttl: Duration,
+    pub(super) interval: Duration,
+    /// Its handlers that have not ended.
+    pub(super) running: usize,
+    /// What the `ReportResults` call under way carries.
+    pub(super) reporting: Option<Vec<Ticket>>,
+    pub(super) report_failures: u32,
+    pub(super) report_paused: bool,
+    max_output: usize,
+    max_frame: usize,
+    done: HashSet<proto::Lease>,
+    done_order: VecDeque<proto::Lease>,
+}
+
+impl Session {
+    /// A session that is asked for, or was given, with what was asked for at
+    /// this time: the server cannot have begun it earlier.
+    pub(super) fn new(asked_at: Duration) -> Self {
+        Self {
+            begun: false,
+            token: Vec::new(),
+            attaches: 0,
+            over: false,
+            outbox: VecDeque::new(),
+            progress: VecDeque::new(),
+            renewed: asked_at,
+            ttl: Duration::from_secs(30),
+            interval: Duration::from_secs(10),
+            running: 0,
+            reporting: None,
+            report_failures: 0,
+            report_paused: false,
+            max_output: OUTPUT_BYTES,
+            max_frame: FRAME_BYTES,
+            done: HashSet::new(),
+            done_order: VecDeque::new(),
+        }
+    }
+
+    /// Takes over what the server decided about a session that begins with this
+    /// Welcome, to the Hello that was asked for at this time.
+    pub(super) fn begin(&mut self, welcome: proto::Welcome, asked_at: Duration) {
+        self.begun = true;
+        self.attaches = 1;
+        self.renewed = asked_at;
+        self.renew_for(welcome.lease_ttl);
+        self.go_on(&welcome);
+        self.token = welcome.resume_token;
+    }
+
+    /// Takes over what the node says to which the session has moved. That is no
+    /// renewal: only an acknowledged heartbeat moves the expiry. Absurd times
+    /// are bounded, so that no server can make the worker spin.
+    pub(super) fn go_on(&mut self, welcome: &proto::Welcome) {
+        let interval = duration(welcome.heartbeat_interval).unwrap_or(self.ttl / 3);
+        self.interval = interval.clamp(Duration::from_millis(100), self.ttl / 2);
+        if welcome.max_output_bytes > 0 {
+            self.max_output = welcome.max_output_bytes as usize;
+        }
+        if welcome.max_frame_bytes > 0 {
+            self.max_frame = welcome.max_frame_bytes as usize;
+        }
+    }
+
+    /// Counts a renewal from the moment its heartbeat was *sent*: the server
+    /// cannot have read it earlier.
+    pub(super) fn renew(&mut self, sent: Duration, ttl: Option<prost_types::Duration>) {
+        self.renewed = self.renewed.max(sent);
+        self.renew_for(ttl);
+    }
+
+    fn renew_for(&mut self, ttl: Option<prost_types::Duration>) {
+        if let Some(ttl) = duration(ttl) {
+            self.ttl = ttl.max(Duration::from_secs(1));
+        }
+    }
+
+    /// How long after its last renewal the leases may still be relied on.
+    pub(super) fn reliable(&self) -> Duration {
+        self.ttl - self.ttl / 6
+    }
+
+    /// When handlers must stop: before the server may give their jobs away.
+    pub(super) fn expiry(&self) -> Duration {
+        self.renewed + self.reliable()
+    }
+
+    /// An output of more bytes would be refused, or end the stream.
+    pub(super) fn output_bytes_max(&self) -> usize {
+        self.max_output
+            .min(self.max_frame.saturating_sub(ENVELOPE_BYTES))
+    }
+
+    /// Remembers a lease that needs no more from us.
+    pub(super) fn done(&mut self, lease: proto::Lease) {
+        if self.done.insert(lease.clone()) {
+            self.done_order.push_back(lease);
+        }
+        while self.done_order.len() > DONE_MAX {
+            if let Some(oldest) = self.done_order.pop_front() {
+                self.done.remove(&oldest);
+            }
+        }
+    }
+
+    pub(super) fn was_done(&self, lease: &proto::Lease) -> bool {
+        self.done.contains(lease)
+    }
+
+    /// The next `ReportResults` call of a session that is over.
+    pub(super) fn next_report(&mut self, book: &mut Book) -> Option<proto::ReportResultsRequest> {
+        if !self.over || self.reporting.is_some() || self.report_paused {
+            return None;
+        }
+        let (results, tickets) = self.take_batch(book);
+        if results.is_empty() {
+            return None;
+        }
+        self.reporting = Some(tickets);
+        Some(proto::ReportResultsRequest {
+            resume_token: self.token.clone(),
+            results,
+        })
+    }
+
+    /// Takes finished results out of the outbox, at least one and then as many
+    /// as fit.
+    pub(super) fn take_batch(&mut self, book: &mut Book) -> (Vec<proto::Result>, Vec<Ticket>) {
+        let (mut results, mut tickets, mut bytes) = (Vec::new(), Vec::new(), 0);
+        while let Some(ticket) = self.outbox.front().copied() {
+            let Some(finished) = book.get_mut(ticket).and_then(|held| held.finished_mut()) else {
+                self.outbox.pop_front();
+                continue;
+            };
+            let full = results.len() >= BATCH_RESULTS_MAX || bytes + finished.bytes > BATCH_BYTES;
+            if full && !results.is_empty() {
+                break;
+            }
+            bytes += finished.bytes;
+            finished.queued = false;
+            results.push(finished.result.clone());
+            tickets.push(ticket);
+            self.outbox.pop_front();
+        }
+        (results, tickets)
+    }
+}
+
+/// A duration of the wire; negative ones count as absent.
+pub(crate) fn duration(wire: Option<prost_types::Duration>) -> Option<Duration> {
+    wire.and_then(|wire| Duration::try_from(wire).ok())
+}
