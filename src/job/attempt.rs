@@ -34,7 +34,7 @@ pub struct HeldLease {
 }
 
 /// How far an attempt is, as its worker says. What is `None` in a report stays as it was.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Progress {
     /// 0 to 100.
     pub percent: Option<u32>,
@@ -70,7 +70,7 @@ impl Progress {
 }
 
 /// Why an attempt failed, as its worker said.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Failure {
     /// Class of the error, to group by.
     pub kind: String,
@@ -85,7 +85,7 @@ pub struct Failure {
 }
 
 /// What is to be recorded about an attempt.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// The handler returned.
     Success(Option<Payload>),

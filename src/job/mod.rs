@@ -23,7 +23,7 @@ pub use state::JobState;
 pub use time::Timestamp;
 
 /// Bytes that leasehold carries and never interprets.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Payload {
     /// Media type, for people and handlers.
     pub content_type: String,

@@ -15,7 +15,7 @@ use crate::job::{AttemptOutcome, Lease, Outcome, Verdict};
 const RECORDING_MAX: usize = HELD_MAX;
 
 /// Endings on their way to the store.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(super) struct Recording {
     /// Results of the worker.
     results: usize,

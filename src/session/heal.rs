@@ -22,7 +22,7 @@ use crate::job::limits::{BATCH_MAX, HELD_MAX};
 use crate::job::{HeldLease, Lease, LeasedJob, Outcome};
 
 /// Leases whose jobs are read, to be pushed again.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(super) struct Finding {
     wanted: BTreeSet<Lease>,
     /// The engine has some of them in hand.
@@ -43,7 +43,7 @@ impl Finding {
 }
 
 /// What the last look showed.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(super) struct Seen {
     /// Leases that the last heartbeat listed and that are not the session's.
     strangers: BTreeSet<Lease>,

@@ -1,12 +1,12 @@
 //! The leases of one session, the slots they take, and when each must have ended.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::job::{AttemptOutcome, HeldLease, Kind, Lease, LeasedJob, QueueName};
 
 /// What is going on with one lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// Its handler runs, as far as is known.
     Running,
@@ -18,7 +18,7 @@ pub enum Phase {
 }
 
 /// Where a lease is on its way to the worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Way {
     /// The worker does not have it; its job is being read to be pushed again.
     Unsent,
@@ -26,7 +26,7 @@ enum Way {
     Sent(u64),
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Entry {
     /// `None`: it is not a lease of this session, and its job is not known.
     job: Option<(QueueName, Kind)>,
@@ -55,9 +55,9 @@ pub struct Ended {
 }
 
 /// The book of leases. In flight are those Running and Stopping.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Held {
-    leases: HashMap<Lease, Entry>,
+    leases: BTreeMap<Lease, Entry>,
     timeouts: BTreeSet<(Duration, Lease)>,
     in_flight: u32,
     in_flight_of: BTreeMap<QueueName, u32>,
@@ -181,7 +181,6 @@ impl Held {
             entry.missed = misses;
         }
         over.into_iter().for_each(|lease| self.remove(lease));
-        forgotten.sort_unstable();
         forgotten
     }
 
@@ -197,9 +196,7 @@ impl Held {
 
     /// All leases, in order.
     pub fn all(&self) -> Vec<Lease> {
-        let mut all: Vec<Lease> = self.leases.keys().copied().collect();
-        all.sort_unstable();
-        all
+        self.leases.keys().copied().collect()
     }
 
     /// The leases that the worker has and runs, as far as is known.

@@ -58,7 +58,7 @@ pub enum Reported {
 }
 
 /// A queue that a session takes jobs of.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Subscription {
     /// The queue.
     pub queue: QueueName,
@@ -67,7 +67,7 @@ pub struct Subscription {
 }
 
 /// How a worker introduces itself.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Hello {
     /// Must be [`PROTOCOL`].
     pub protocol: u32,
@@ -94,7 +94,7 @@ pub struct Hello {
 }
 
 /// Asks to go on with a session.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Resume {
     /// The secret of its Welcome.
     pub token: Bytes,

@@ -131,8 +131,8 @@ pub enum Action {
     Close(Option<Error>),
 }
 
-/// One worker's session.
-#[derive(Debug)]
+/// One worker's session. A value that can be copied and compared, which is what a model checker asks of it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Session {
     hello: Hello,
     ttl: Duration,
@@ -159,7 +159,7 @@ pub struct Session {
     half_closed: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum SessionPhase {
     Opening,
     Live,

@@ -13,7 +13,7 @@ use crate::job::limits::{
 use crate::job::{JobState, Lease, Progress, StaleReason, Verdict};
 
 /// Reports on their way to the store.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(super) struct Reporting {
     in_hand: BTreeSet<Lease>,
     waiting: BTreeMap<Lease, Progress>,

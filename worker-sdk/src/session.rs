@@ -45,6 +45,7 @@ mod tests;
 mod timers;
 
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use held::Book;
@@ -64,11 +65,13 @@ const UNRECEIPTED_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Largest window of the wire.
 const WINDOW_MAX: usize = 10_000;
 
-/// The machine.
+/// The machine. A value that can be copied and compared, which is what a model
+/// checker asks of it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Sessions {
     config: Config,
     now: Duration,
-    actions: Vec<Action>,
+    actions: Pending,
     timers: Timers,
     book: Book,
     sessions: BTreeMap<SessionNo, Session>,
@@ -89,6 +92,39 @@ pub struct Sessions {
     random: u64,
 }
 
+/// What the event in hand has called for so far. Between events it is empty, and
+/// no part of the state.
+#[derive(Debug, Default)]
+struct Pending(Vec<Action>);
+
+impl Clone for Pending {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl PartialEq for Pending {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Pending {}
+
+impl Hash for Pending {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
+impl Pending {
+    fn push(&mut self, action: Action) {
+        self.0.push(action);
+    }
+
+    fn extend(&mut self, actions: impl IntoIterator<Item = Action>) {
+        self.0.extend(actions);
+    }
+}
+
 impl Sessions {
     /// A worker that has done nothing yet; its first deadline is at once.
     pub fn new(config: Config) -> Self {
@@ -98,7 +134,7 @@ impl Sessions {
         Self {
             config,
             now: Duration::ZERO,
-            actions: Vec::new(),
+            actions: Pending::default(),
             timers,
             book: Book::default(),
             sessions: BTreeMap::new(),
@@ -148,7 +184,7 @@ impl Sessions {
             Event::Hurry | Event::Tick => {}
         }
         self.settle();
-        std::mem::take(&mut self.actions)
+        std::mem::take(&mut self.actions.0)
     }
 
     /// When `handle` wants to be called next, whatever happens.

@@ -2,6 +2,7 @@
 //! without a receipt.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use prost::Message;
@@ -11,6 +12,7 @@ use super::{SessionNo, StopReason, Ticket};
 use crate::proto;
 
 /// One attempt, from its Jobs frame to its receipt.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Held {
     pub(super) session: SessionNo,
     pub(super) lease: proto::Lease,
@@ -18,6 +20,7 @@ pub(super) struct Held {
     pub(super) reports: Reports,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum State {
     /// Its handler runs; `stop` is why it was told to end, if it was.
     Running { stop: Option<StopReason> },
@@ -25,6 +28,7 @@ pub(super) enum State {
     Finished(Finished),
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Finished {
     pub(super) result: proto::Result,
     /// Encoded size of the result.
@@ -38,13 +42,20 @@ pub(super) struct Finished {
 }
 
 /// All held attempts, in the order in which they came.
-#[derive(Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Book {
     held: BTreeMap<Ticket, Held>,
     by_lease: HashMap<(SessionNo, proto::Lease), Ticket>,
     last: u64,
     running: usize,
     finished_bytes: usize,
+}
+
+/// The index follows from what is held.
+impl Hash for Book {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.held, self.last, self.running, self.finished_bytes).hash(state);
+    }
 }
 
 impl Book {

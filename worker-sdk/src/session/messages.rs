@@ -34,7 +34,7 @@ pub enum Saved {
 }
 
 /// What the worker is.
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Config {
     /// A name for people.
     pub worker: String,
@@ -98,7 +98,7 @@ pub struct End {
 }
 
 /// Why a handler is told to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StopReason {
     /// Somebody cancelled the job.
     Cancelled,
@@ -115,7 +115,7 @@ pub enum StopReason {
 }
 
 /// What is to be done.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     /// Open a stream on a fresh connection, with this as its first message.
     Open(StreamNo, proto::LeaseJobsRequest),

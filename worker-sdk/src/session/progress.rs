@@ -18,7 +18,7 @@ use crate::proto;
 const RESEND: Duration = Duration::from_secs(10);
 
 /// The reports of one attempt.
-#[derive(Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(super) struct Reports {
     /// Of the newest report on the job, by whatever attempt.
     revision: u64,

@@ -3,6 +3,7 @@
 //! token until it is over, and then its results go by `ReportResults`.
 
 use std::collections::{HashSet, VecDeque};
+use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use super::Ticket;
@@ -22,6 +23,7 @@ const ENVELOPE_BYTES: usize = 1024;
 /// not run again. Larger than any window.
 const DONE_MAX: usize = 16_384;
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Session {
     /// Welcome was said to it: it has a token.
     pub(super) begun: bool,
@@ -47,8 +49,21 @@ pub(super) struct Session {
     pub(super) report_paused: bool,
     max_output: usize,
     max_frame: usize,
-    done: HashSet<proto::Lease>,
-    done_order: VecDeque<proto::Lease>,
+    done: Done,
+}
+
+/// Leases that need no more from us, oldest first.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Done {
+    order: VecDeque<proto::Lease>,
+    all: HashSet<proto::Lease>,
+}
+
+/// The set holds what the line holds.
+impl Hash for Done {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.order.hash(state);
+    }
 }
 
 impl Session {
@@ -71,8 +86,7 @@ impl Session {
             report_paused: false,
             max_output: OUTPUT_BYTES,
             max_frame: FRAME_BYTES,
-            done: HashSet::new(),
-            done_order: VecDeque::new(),
+            done: Done::default(),
         }
     }
 
@@ -132,18 +146,19 @@ impl Session {
 
     /// Remembers a lease that needs no more from us.
     pub(super) fn done(&mut self, lease: proto::Lease) {
-        if self.done.insert(lease.clone()) {
-            self.done_order.push_back(lease);
+        let done = &mut self.done;
+        if done.all.insert(lease.clone()) {
+            done.order.push_back(lease);
         }
-        while self.done_order.len() > DONE_MAX {
-            if let Some(oldest) = self.done_order.pop_front() {
-                self.done.remove(&oldest);
+        while done.order.len() > DONE_MAX {
+            if let Some(oldest) = done.order.pop_front() {
+                done.all.remove(&oldest);
             }
         }
     }
 
     pub(super) fn was_done(&self, lease: &proto::Lease) -> bool {
-        self.done.contains(lease)
+        self.done.all.contains(lease)
     }
 
     /// The next `ReportResults` call of a session that is over.

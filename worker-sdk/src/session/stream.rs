@@ -16,7 +16,7 @@ use proto::lease_jobs_request::Message as Request;
 const BEATS_MAX: usize = 64;
 
 /// The streams of the session that takes new jobs.
-#[derive(Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(super) struct Link {
     /// Welcome was said. All that is sent goes here.
     pub(super) used: Option<Stream>,
@@ -49,7 +49,7 @@ impl Link {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Goodbye {
     No,
     Due,
@@ -58,6 +58,7 @@ pub(super) enum Goodbye {
     Applied,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Stream {
     pub(super) no: StreamNo,
     /// The `attach_sequence` of its Hello.

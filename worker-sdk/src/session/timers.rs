@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{SessionNo, Ticket};
 
 /// What is to be done at a time. Each exists at most once in the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Timer {
     /// The pause before the next stream is over.
     Connect,
@@ -36,7 +36,7 @@ pub(super) enum Timer {
 }
 
 /// The table. Setting a timer again moves it.
-#[derive(Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(super) struct Timers {
     by_time: BTreeSet<(Duration, Timer)>,
     by_name: BTreeMap<Timer, Duration>,
