@@ -8,6 +8,7 @@
 
 mod attach;
 mod batch;
+mod budget;
 mod candidate;
 mod dispatch;
 mod enqueue;

@@ -6,11 +6,12 @@ use tracing::{debug, warn};
 
 use super::Core;
 use super::batch::{Batcher, Bounds};
+use super::budget::{Budget, Share};
 use super::offer::Offers;
 use super::sessions::Live;
 use super::tasks::Tasks;
 use crate::error::{Error, Result};
-use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX};
+use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, RESULT_BYTES_MAX};
 use crate::job::{Ending, JobState, Lease, Outcome, SessionId, Verdict};
 use crate::session::Event;
 
@@ -18,6 +19,7 @@ use crate::session::Event;
 #[derive(Debug, Clone)]
 pub struct Results {
     batcher: Batcher<RecordRequest>,
+    budget: Budget,
 }
 
 /// Endings of one session, from one message, so that they are answered by one.
@@ -26,6 +28,7 @@ pub struct RecordRequest {
     live: Arc<Live>,
     endings: Vec<(Lease, Outcome)>,
     by: By,
+    share: Option<Share>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +44,7 @@ impl RecordRequest {
             live,
             endings,
             by: By::Worker,
+            share: None,
         }
     }
 
@@ -49,6 +53,7 @@ impl RecordRequest {
             live,
             endings: vec![(lease, outcome)],
             by: By::Session,
+            share: None,
         }
     }
 
@@ -102,13 +107,19 @@ impl Results {
         let flush = move |batch| flush(core.clone(), offers.clone(), batch);
         Self {
             batcher: Batcher::start(tasks, bounds, size, flush),
+            budget: Budget::new(RESULT_BYTES_MAX),
         }
     }
 
     /// Takes a request; it is answered by an event to its session. When too many wait, it is answered as failed, and
     /// the worker sends it again.
-    pub(super) fn record(&self, request: RecordRequest) {
-        if let Err(refused) = self.batcher.push(request) {
+    pub(super) fn record(&self, mut request: RecordRequest) {
+        request.share = self.budget.take(size(&request));
+        let taken = match request.share {
+            Some(_) => self.batcher.push(request),
+            None => Err(request),
+        };
+        if let Err(refused) = taken {
             // Called under the session's lock, so the answer must come from outside of it.
             tokio::spawn(async move { refused.failed() });
         }

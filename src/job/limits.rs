@@ -33,6 +33,10 @@ pub const LABELS_BYTES_MAX: usize = 16 * KIB;
 pub const BATCH_MAX: usize = 1_000;
 /// Bytes of payload and words in one batch.
 pub const BATCH_BYTES_MAX: usize = 4 * MIB;
+/// Bytes of jobs that a node holds between their call and their commit; more are refused until some are durable.
+pub const ENQUEUE_BYTES_MAX: usize = 64 * MIB;
+/// Bytes of results that a node holds until they are recorded; what comes beyond is to be sent again.
+pub const RESULT_BYTES_MAX: usize = 64 * MIB;
 /// Bytes of one message that a client may send: a full batch and its envelope.
 pub const MESSAGE_BYTES_MAX: usize = BATCH_BYTES_MAX + MIB;
 /// Bytes of one HTTP body: a full batch, a third larger in base64, and its envelope.
