@@ -28,7 +28,7 @@ mod tasks;
 mod watch;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
@@ -118,6 +118,8 @@ pub(crate) struct Core {
     wake: Notify,
     /// Rings when other nodes may have something to say.
     nudged: Notify,
+    /// Bytes that wait to be sent to workers, over all streams.
+    outbox_bytes: AtomicUsize,
     store_away: AtomicBool,
     /// The ready-list does not answer.
     ready_away: AtomicBool,
@@ -161,6 +163,7 @@ impl Engine {
             doubts: Doubts::default(),
             wake: Notify::new(),
             nudged: Notify::new(),
+            outbox_bytes: AtomicUsize::new(0),
             store_away: AtomicBool::new(false),
             ready_away: AtomicBool::new(false),
             ready_refuses: AtomicBool::new(false),

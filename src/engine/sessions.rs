@@ -18,7 +18,7 @@ use super::renew::Renewals;
 use super::results::{RecordRequest, Results};
 use super::{Core, Options};
 use crate::error::{Error, Limit, Result};
-use crate::job::limits::{HEARTBEATS_PER_TTL, OUTBOX_BYTES_SOFT, STREAMS_MAX};
+use crate::job::limits::{HEARTBEATS_PER_TTL, STREAMS_MAX};
 use crate::job::{HeldLease, Lease, QueueName, SessionId};
 use crate::session::message::{Hello, Welcome};
 use crate::session::{Action, Event, Session};
@@ -99,7 +99,7 @@ impl Live {
 
     /// The worker lets what it was sent pile up.
     pub fn is_behind(&self) -> bool {
-        self.outbox.bytes() >= OUTBOX_BYTES_SOFT
+        self.outbox.is_behind()
     }
 
     /// Promises a slot to a grant.

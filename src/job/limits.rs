@@ -74,6 +74,9 @@ pub const RESUME_TOKEN_BYTES: std::ops::RangeInclusive<usize> = 16..=64;
 pub const ATTACH_SEQUENCE_MAX: u64 = i64::MAX as u64;
 /// Bytes that wait to be sent to one worker before it gets no more jobs.
 pub const OUTBOX_BYTES_SOFT: usize = 4 * MIB;
+/// Bytes that wait to be sent to all workers of a node before only those get jobs who have read all that they were sent:
+/// a crowd that does not read must not take the memory that the others' jobs need.
+pub const OUTBOXES_BYTES_SOFT: usize = 256 * MIB;
 /// Bytes of payload that one grant hands out; what is beyond is handed out by the next. With the bound below it is
 /// what one worker's jobs can take of a node's memory, whatever their size turns out to be.
 pub const GRANT_BYTES_MAX: usize = 8 * MIB;

@@ -27,7 +27,7 @@ mod until;
 pub use database::TestDatabase;
 pub use ports::free_port;
 pub use postgres::PrivatePostgres;
-pub use process::{Process, http_status, leasehold};
+pub use process::{Process, http_status, leasehold, process_rss};
 pub use redis::PrivateRedis;
 pub use services::{shared_database_url, shared_redis_url};
 pub use until::until;

@@ -24,4 +24,5 @@ mod resume;
 mod schema;
 mod signals;
 mod stack;
+mod streams;
 mod workers;
