@@ -10,6 +10,7 @@ use super::offer::{Offers, offer_now};
 use super::tasks::Tasks;
 use super::{Core, heal, sessions};
 use crate::error::{Error, Result};
+use crate::failpoint;
 use crate::job::View;
 use crate::job::limits::{BATCH_MAX, METRIC_NAMES_MAX};
 use crate::store::{Segment, Swept};
@@ -81,7 +82,11 @@ where
 }
 
 async fn promote(core: Arc<Core>, offers: Offers) -> Result<More> {
-    Ok(swept(&offers, core.store.promote(BATCH_MAX).await?))
+    let promoted = core.store.promote(BATCH_MAX).await?;
+    if promoted.changed > 0 {
+        failpoint::reached("promote-committed");
+    }
+    Ok(swept(&offers, promoted))
 }
 
 async fn pulse(core: Arc<Core>, _: Offers) -> Result<More> {

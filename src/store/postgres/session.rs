@@ -9,6 +9,7 @@ use super::lease::attach_number;
 use super::pool::Pool;
 use super::row::{bound, column, segments};
 use crate::error::{Error, Result};
+use crate::failpoint;
 use crate::job::limits::{LEASE_TTL_DEFAULT, LOST_LEASES_MAX, ROW_AGE_MIN};
 use crate::job::time::micros;
 use crate::store::{Attached, Expired, NewSession, SessionState};
@@ -256,6 +257,9 @@ pub(super) async fn expire(pool: &Pool, limit: usize) -> Result<Expired> {
         .write(|| sqlx::query(MARK_DEAD).bind(bound(limit)).bind(GAP_US))
         .await?
         .len();
+    if marked > 0 {
+        failpoint::reached("sweep-marked");
+    }
     let rows = pool
         .write(|| {
             sqlx::query(TAKE_BACK)
@@ -278,6 +282,9 @@ pub(super) async fn expire(pool: &Pool, limit: usize) -> Result<Expired> {
         }
     }
     expired.segments = segments(&rows)?;
+    if expired.jobs > 0 {
+        failpoint::reached("sweep-took-back");
+    }
     match found >= bound(limit) && expired.jobs > 0 {
         true => expired.more = true,
         false => drop(pool.write(|| sqlx::query(DROP_DEAD)).await?),
