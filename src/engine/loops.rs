@@ -183,8 +183,11 @@ async fn health(core: Arc<Core>, _: Offers) -> Result<More> {
     if core.ready_is_degraded() && !core.ready_is_away() {
         core.ready_took(core.ready.nudge().await.is_ok());
     }
-    let store = core.store.ping().await;
-    core.store_answered(store.is_ok());
+    let now = core.store.now().await;
+    core.store_answered(now.is_ok());
+    if let Ok(now) = now {
+        core.clock.learn(now);
+    }
     let sessions = core.sessions.all();
     core.metrics.sessions(sessions.len());
     core.metrics.streams(sessions.len());
