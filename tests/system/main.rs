@@ -23,6 +23,7 @@ mod hand;
 mod hostile;
 mod isolation;
 mod journey;
+mod outage;
 mod resume;
 mod schema;
 mod signals;

@@ -1,4 +1,4 @@
-//! A wire between a worker and its node that can be cut so that neither side is told.
+//! A wire to a server that can be cut so that neither side is told, and led to another server.
 
 use std::net::SocketAddr;
 
@@ -10,28 +10,41 @@ use tokio::task::JoinHandle;
 pub struct Wire {
     address: SocketAddr,
     whole: watch::Sender<bool>,
+    server: watch::Sender<SocketAddr>,
     accepting: JoinHandle<()>,
 }
 
 impl Wire {
-    pub async fn to(node: SocketAddr) -> Self {
+    pub async fn to(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (whole, state) = watch::channel(true);
+        let (server, target) = watch::channel(server);
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(connect(client, node, state.clone()));
+                let server = *target.borrow();
+                tokio::spawn(connect(client, server, state.clone()));
             }
         });
         Self {
             address,
             whole,
+            server,
             accepting,
         }
     }
 
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// New connections go to this server.
+    pub fn lead_to(&self, server: SocketAddr) {
+        self.server.send_replace(server);
     }
 
     /// From now on nothing comes through; nobody hears of it.
