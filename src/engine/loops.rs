@@ -21,6 +21,8 @@ const UNOFFERED_AGE: Duration = Duration::from_secs(2);
 const REOFFER_CLAIM: Duration = Duration::from_secs(5);
 /// Segments that one step offers.
 const REOFFER_MAX: usize = 100;
+/// Between two steps that take back a whole batch of jobs of dead sessions: 5,000 jobs a second and node.
+const TAKE_BACK_PACE: Duration = Duration::from_millis(200);
 /// How far back signals are read; they commit out of order, and a node may be slow.
 const SIGNALS_WINDOW: Duration = Duration::from_secs(10);
 /// Longest wait after a step that failed.
@@ -109,6 +111,11 @@ async fn expire(core: Arc<Core>, offers: Offers) -> Result<More> {
             .extra_executions(usize::try_from(again).unwrap_or(usize::MAX));
     }
     offers.offer(expired.segments);
+    if expired.more {
+        // Whatever died, its jobs come back at a bounded rate: the store has other work, and a worker that only seemed
+        // to be dead may still come with results, which save a run each if they come first.
+        tokio::time::sleep(TAKE_BACK_PACE).await;
+    }
     Ok(expired.more)
 }
 

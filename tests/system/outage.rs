@@ -1,10 +1,11 @@
-//! Stores that are away, come back with an older state, or are followed by their standby.
+//! Much at once: stores that are away, come back with an older state or are followed by their standby; all workers dead.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
 use uuid::Uuid;
 use worker_sdk::proto::lease_jobs_response::Message as Response;
@@ -12,7 +13,7 @@ use worker_sdk::{Client, JobState, NewJob};
 
 use crate::cases::{case, side_by_side};
 use crate::hand::{Hand, hello, leases};
-use crate::stack::{Node, Stack, client};
+use crate::stack::{Node, Site, Stack, client};
 use crate::support::http::request;
 use crate::support::{PrivatePostgres, shared_redis_url, until};
 use crate::wire::Wire;
@@ -76,7 +77,7 @@ async fn a_postgres_that_is_away_for_longer_than_a_lease_lasts_costs_none() {
     let has = leases(&jobs);
     stack.postgres.kill();
     let away = Instant::now();
-    // Its heartbeats are heard, and none is confirmed.
+    // Its heartbeats are heard, and none is confirmed. The time itself is what is tried here.
     while away.elapsed() < Duration::from_secs(12) {
         hand.beat(frame, &has).await;
         let body = br#"{"queue":"q","kind":"echo","payload":1}"#;
@@ -171,11 +172,42 @@ async fn a_postgres_that_is_followed_by_its_standby_loses_nothing_that_was_answe
     worker.stop().await;
 }
 
+/// What is taken back may be handed out at once, so this is what bounds the hand-outs after a mass expiry.
+async fn the_leases_of_workers_that_all_died_at_once_come_back_in_steps() {
+    let site = Site::new().await;
+    let node = site.node().await;
+    let client = client(&node.url());
+    let (mut hand, _) = Hand::welcome(&node.url(), hello(3_000)).await;
+    hand.renew(0, &[]).await;
+    let mut last = String::new();
+    for _ in 0..3 {
+        last = enqueue(&client, 1_000).await.pop().unwrap();
+    }
+    hand.take(3_000).await;
+    drop(hand);
+    let mut db = PgConnection::connect(&site.database.url()).await.unwrap();
+    let mut ends: Vec<i64> = Vec::new();
+    until(SOON, "all are taken back", async || {
+        let counts = "SELECT end_time FROM attempts WHERE outcome = 4 ORDER BY end_time";
+        ends = sqlx::query_scalar(counts).fetch_all(&mut db).await.unwrap();
+        (ends.len() == 3_000).then_some(())
+    })
+    .await;
+    ends.dedup();
+    assert_eq!(ends.len(), 3, "steps of a thousand");
+    for (step, next) in ends.iter().zip(&ends[1..]) {
+        assert!(next - step >= 200_000, "{ends:?}");
+    }
+    let job = client.get(&last).await.unwrap();
+    assert_eq!((job.state(), job.lost_leases), (JobState::Queued, 1));
+}
+
 #[test]
-fn a_store_that_was_away_or_comes_back_older_or_elsewhere_costs_no_job_and_no_lease() {
+fn stores_that_were_away_and_workers_that_all_died_cost_no_job_and_no_stampede() {
     side_by_side([
         case(a_redis_that_comes_back_with_an_old_state_runs_nothing_twice_and_loses_nothing),
         case(a_postgres_that_is_away_for_longer_than_a_lease_lasts_costs_none),
+        case(the_leases_of_workers_that_all_died_at_once_come_back_in_steps),
         case(a_postgres_that_is_followed_by_its_standby_loses_nothing_that_was_answered),
     ]);
 }
