@@ -1,7 +1,9 @@
 //! Cases that mostly wait, in one test: the harness runs as many tests at once as there are cores, which are idle then.
 
+use std::any::type_name;
 use std::panic::resume_unwind;
 use std::thread;
+use std::time::Instant;
 
 use tokio::runtime::Runtime;
 
@@ -12,7 +14,10 @@ pub struct Case(Box<dyn FnOnce() + Send>);
 /// which holds up its thread, and Postgres answers that only once no connection is half-way through saying who it is.
 pub fn case<F: Future<Output = ()> + 'static>(run: fn() -> F) -> Case {
     Case(Box::new(move || {
+        let begun = Instant::now();
         Runtime::new().expect("a runtime starts").block_on(run());
+        let name = type_name::<F>().trim_end_matches("::{{closure}}");
+        println!("{name} took {:?}", begun.elapsed());
     }))
 }
 

@@ -19,7 +19,7 @@ use crate::workers::{Local, SLOTS, process, process_with};
 
 const SOON: Duration = Duration::from_secs(120);
 /// All workers here have leases of 10 s.
-const BEYOND_TTL: u64 = 15_000;
+const BEYOND_TTL: u64 = 12_000;
 
 struct Log {
     _folder: TempDir,

@@ -28,5 +28,6 @@ mod resume;
 mod schema;
 mod signals;
 mod stack;
+mod sweeps;
 mod wire;
 mod workers;

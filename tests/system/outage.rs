@@ -132,7 +132,7 @@ async fn a_postgres_that_is_followed_by_its_standby_loses_nothing_that_was_answe
             let (client, accepted) = (client(&node.url()), accepted.clone());
             tokio::spawn(async move {
                 let mut ids = Vec::new();
-                while accepted.load(Ordering::Relaxed) < 800 {
+                while accepted.load(Ordering::Relaxed) < 400 {
                     let job = NewJob::new("echo", &1).unwrap().queue("q");
                     let own = job.job_id().to_owned();
                     let enqueued = client.enqueue(job).await.unwrap();
@@ -145,7 +145,7 @@ async fn a_postgres_that_is_followed_by_its_standby_loses_nothing_that_was_answe
         })
         .collect();
     until(SOON, "some are accepted", async || {
-        (accepted.load(Ordering::Relaxed) > 200).then_some(())
+        (accepted.load(Ordering::Relaxed) > 100).then_some(())
     })
     .await;
     primary.kill();
