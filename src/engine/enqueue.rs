@@ -13,6 +13,7 @@ use super::jobs::Accepted;
 use super::offer::Offers;
 use super::tasks::Tasks;
 use crate::error::{Error, Limit, Result};
+use crate::failpoint;
 use crate::job::limits::{
     BATCH_BYTES_MAX, BATCH_MAX, ENQUEUE_BYTES_MAX, ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX,
 };
@@ -146,11 +147,14 @@ async fn write(core: &Core, jobs: Arc<[NewJob]>, unit: Unit) -> Result<EnqueueAn
         match core.store.enqueue(jobs.clone(), unit).await {
             // The ids make it safe to run again: what was committed answers as existing.
             Err(Error::OutcomeUnknown) if tries < TRIES => tries += 1,
-            Ok(mut answer) if tries > 1 => {
-                mark_created(&mut answer);
+            Ok(mut answer) => {
+                failpoint::reached("enqueue-committed");
+                if tries > 1 {
+                    mark_created(&mut answer);
+                }
                 return Ok(answer);
             }
-            answer => return answer,
+            refused => return refused,
         }
     }
 }

@@ -14,6 +14,7 @@ mod dispatch;
 mod enqueue;
 mod heal;
 mod hunger;
+mod ids;
 mod jobs;
 mod loops;
 mod offer;
@@ -33,15 +34,15 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
 use tracing::{debug, info, warn};
-use uuid::Uuid;
 
+pub use ids::Ids;
 pub use jobs::Accepted;
 pub use outbox::Outbox;
 pub use sessions::Live;
 
 use crate::error::{Error, Result};
 use crate::job::limits::LEASE_TTL_DEFAULT;
-use crate::job::{Ending, JobId, Lease, NodeId, Outcome, Priority, QueueName, SessionId, Verdict};
+use crate::job::{Ending, Lease, NodeId, Outcome, Priority, QueueName, SessionId, Verdict};
 use crate::ready::ReadyList;
 use crate::session::Event;
 use crate::session::message::Hello;
@@ -114,6 +115,8 @@ pub(crate) struct Core {
     watches: Watches,
     /// Grants that may have been committed although the store did not say so.
     doubts: Doubts,
+    /// The store's clock against this machine's.
+    clock: ids::Offset,
     /// Rings when there may be a job for a free slot.
     wake: Notify,
     /// Rings when other nodes may have something to say.
@@ -161,6 +164,7 @@ impl Engine {
             sessions: Registry::default(),
             watches: Watches::default(),
             doubts: Doubts::default(),
+            clock: ids::Offset::default(),
             wake: Notify::new(),
             nudged: Notify::new(),
             outbox_bytes: AtomicUsize::new(0),
@@ -195,9 +199,9 @@ impl Engine {
         })
     }
 
-    /// A new id for a job whose caller sent none.
-    pub fn fresh_id(&self) -> JobId {
-        JobId::from_store(Uuid::now_v7())
+    /// Makes ids for jobs whose callers sent none.
+    pub async fn ids(&self) -> Ids {
+        self.core.clock.ids(&*self.core.store).await
     }
 
     /// How the node is, as of about a second ago.

@@ -11,6 +11,7 @@ use super::offer::Offers;
 use super::sessions::Live;
 use super::tasks::Tasks;
 use crate::error::{Error, Result};
+use crate::failpoint;
 use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, RESULT_BYTES_MAX};
 use crate::job::{Ending, JobState, Lease, Outcome, SessionId, Verdict};
 use crate::session::Event;
@@ -136,6 +137,7 @@ pub async fn record(core: &Core, offers: &Offers, endings: Vec<Ending>) -> Resul
         Err(Error::OutcomeUnknown) => core.store.finish(endings.clone()).await,
         answer => answer,
     }?;
+    failpoint::reached("result-committed");
     core.metrics.batch("finish", endings.len());
     for (ending, verdict) in endings.iter().zip(&answer.verdicts) {
         debug!(job_id = %ending.lease.job, attempt = ending.lease.attempt, session = %ending.session, ?verdict, "judged");

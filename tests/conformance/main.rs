@@ -37,6 +37,7 @@ mod steps;
 mod store_attach;
 mod store_backlog;
 mod store_cancel;
+mod store_clock;
 mod store_enqueue;
 mod store_fence;
 mod store_lease;

@@ -32,6 +32,8 @@ const CASE_WITHIN: Duration = Duration::from_secs(120);
 pub trait Place: Send + Sync + 'static {
     /// Moves the store's clock forward.
     async fn advance(&self, by: Duration);
+    /// Sets the store's clock back.
+    async fn turn_back(&self, by: Duration);
     /// Opens the same store once more, as another node does.
     async fn open(&self) -> Arc<dyn Store>;
     /// Leaves the schema as a newer binary would: with a version that nobody knows yet, and without the table of jobs.
@@ -71,6 +73,13 @@ impl World {
         self.place.advance(by).await;
         let us = i64::try_from(by.as_micros()).expect("a case moves by less than 292,000 years");
         self.moved_us.fetch_add(us, Ordering::SeqCst);
+    }
+
+    /// Sets the store's clock back.
+    pub async fn turn_back(&self, by: Duration) {
+        self.place.turn_back(by).await;
+        let us = i64::try_from(by.as_micros()).expect("a case moves by less than 292,000 years");
+        self.moved_us.fetch_sub(us, Ordering::SeqCst);
     }
 
     /// The same store once more, as another node opens it.

@@ -10,6 +10,7 @@ use super::fault::{Effect, fault, no_connection};
 use super::pool::{Pool, Statement};
 use super::row::{self, column, int, job_columns, json, state};
 use crate::error::{Error, Result};
+use crate::failpoint;
 use crate::job::limits::{ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX};
 use crate::job::time::micros;
 use crate::job::{Job, JobId, NewJob, Start, Timestamp, View};
@@ -79,6 +80,7 @@ pub(super) async fn enqueue(pool: &Pool, jobs: &[NewJob], unit: Unit) -> Result<
                     tx.rollback().await?;
                     return Ok(done.refused());
                 }
+                failpoint::reached("enqueue-uncommitted");
                 tx.commit().await?;
                 Ok(done.into_answer())
             }

@@ -53,6 +53,10 @@ impl Place for Folder {
         self.clock.advance(by);
     }
 
+    async fn turn_back(&self, by: Duration) {
+        self.clock.turn_back(by);
+    }
+
     async fn open(&self) -> Arc<dyn Store> {
         let store = SqliteStore::open_with_clock(&self.file(), self.clock.clone()).await;
         Arc::new(store.expect("the file opens"))
