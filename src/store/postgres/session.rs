@@ -61,17 +61,18 @@ UPDATE pulse p
   FROM (SELECT lh_us() AS now) AS c";
 
 /// (a) Nothing is marked in a time of grace, nor while nobody has touched the pulse after a gap. The row is judged again
-/// under its lock, as a renewal may have come first.
+/// under its lock, as a renewal may have come first. A session that lives for longer than its TTL was renewed last before
+/// the clock went back, and not in the time of grace after that.
 const MARK_DEAD: &str = "
 WITH clock AS MATERIALIZED (
   SELECT c.now, p.gap_from, p.grace_until FROM pulse p, (SELECT lh_us() AS now) AS c
    WHERE c.now > p.grace_until AND (p.touched_at IS NULL OR c.now - p.touched_at BETWEEN 0 AND $2)),
 lapsed AS MATERIALIZED (
-  SELECT s.id FROM sessions s, clock c WHERE s.dead_at IS NULL AND s.expires_at <= c.now
+  SELECT s.id FROM sessions s, clock c WHERE s.dead_at IS NULL AND (s.expires_at <= c.now OR s.expires_at > c.now + s.ttl)
    LIMIT $1 FOR UPDATE OF s SKIP LOCKED)
 UPDATE sessions s
    SET dead_at = c.now, lost_in_outage = s.expires_at BETWEEN c.gap_from AND c.grace_until
-  FROM clock c, lapsed l WHERE s.id = l.id AND s.dead_at IS NULL AND s.expires_at <= c.now
+  FROM clock c, lapsed l WHERE s.id = l.id AND s.dead_at IS NULL AND (s.expires_at <= c.now OR s.expires_at > c.now + s.ttl)
 RETURNING s.id";
 
 /// The RUNNING jobs of some sessions, through the grants of the nodes that they were attached to. `$sessions` is a table
