@@ -31,7 +31,24 @@ macro_rules! on_each_store {
     };
 }
 
+/// Makes a test of an async function that takes a `World` in Postgres: its own connections hold what the case names.
+macro_rules! on_postgres {
+    ($case:ident) => {
+        mod $case {
+            #[test]
+            fn postgres() {
+                crate::world::run(
+                    crate::world::postgres::world(),
+                    super::$case,
+                    crate::audit::audit,
+                );
+            }
+        }
+    };
+}
+
 mod audit;
+mod held;
 mod steps;
 
 mod store_attach;
