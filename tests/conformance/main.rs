@@ -49,6 +49,7 @@ macro_rules! on_postgres {
 
 mod audit;
 mod held;
+mod random;
 mod steps;
 
 mod store_attach;
