@@ -48,6 +48,7 @@ macro_rules! on_postgres {
 }
 
 mod audit;
+mod dropped;
 mod held;
 mod random;
 mod steps;
