@@ -6,6 +6,9 @@
 #[path = "../support/world.rs"]
 mod world;
 
+#[path = "../support/mod.rs"]
+mod support;
+
 /// Makes `case::postgres` and `case::sqlite` of an async function that takes a `World`.
 macro_rules! on_each_store {
     ($case:ident) => {
@@ -50,6 +53,7 @@ macro_rules! on_postgres {
 mod audit;
 mod dropped;
 mod held;
+mod hints;
 mod random;
 mod steps;
 
