@@ -232,9 +232,11 @@ impl Engine {
             self.outlets.clone(),
             self.options.clone(),
         );
-        let opening =
-            tokio::spawn(async move { sessions::open(&core, outlets, &options, hello).await });
-        let live = opening.await.map_err(Error::internal)??;
+        let opening = tokio::spawn(async move {
+            let live = sessions::open(&core, outlets, &options, hello).await?;
+            Ok::<_, Error>(Unclaimed(Some(live)))
+        });
+        let live = opening.await.map_err(Error::internal)??.claim()?;
         if self.core.is_draining() {
             live.feed(Event::Drain(Duration::from_secs(1)));
         }
@@ -296,6 +298,26 @@ impl Engine {
             debug!(%error, "the ready-list was not told; it forgets this node by itself");
         }
         info!(node = %self.core.node, "node stopped");
+    }
+}
+
+/// A stream that has begun, until its caller has it: when he has left before, nobody will read what it is sent, and it
+/// must get no jobs. Its session lives on in the store until its time is over, as with any stream that breaks.
+struct Unclaimed(Option<Arc<Live>>);
+
+impl Unclaimed {
+    fn claim(mut self) -> Result<Arc<Live>> {
+        self.0
+            .take()
+            .ok_or_else(|| Error::internal("a stream was claimed twice"))
+    }
+}
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        if let Some(live) = &self.0 {
+            live.abandon();
+        }
     }
 }
 

@@ -173,6 +173,11 @@ impl Live {
         false
     }
 
+    /// Ends the stream without a word: there is nobody at the other end.
+    pub(super) fn abandon(&self) {
+        self.close(None);
+    }
+
     fn close(&self, error: Option<Error>) {
         let reason = error.as_ref().map_or("OK", |error| error.code().reason);
         info!(session = %self.attached.session, reason, "stream ends");

@@ -109,6 +109,11 @@ impl Session {
             .collect();
         self.seen.strangers = strangers;
         self.tell_lost(lost, out);
+        // A frame that was never sent here is another stream's: nothing is known of what has arrived of this one.
+        let last_frame = match last_frame < self.next_frame {
+            true => last_frame,
+            false => 0,
+        };
         for lease in self.held.compare(last_frame, &listed) {
             self.end(lease, Outcome::Forgotten, out);
         }

@@ -24,8 +24,12 @@ pub mod postgres;
 #[path = "world/sqlite.rs"]
 pub mod sqlite;
 
-/// No case may take longer; a store that hangs fails rather than blocks the run.
-const CASE_WITHIN: Duration = Duration::from_secs(120);
+/// No case may take longer; a store that hangs fails rather than blocks the run. Who asks for more sequences or drops than
+/// by default may ask for more seconds.
+fn case_within() -> Duration {
+    let asked = std::env::var("LEASEHOLD_TEST_CASE_SECONDS");
+    Duration::from_secs(asked.map_or(120, |n| n.parse().expect("a number of seconds")))
+}
 
 /// Where a store lives, and how its clock is moved.
 #[async_trait::async_trait]
@@ -40,6 +44,14 @@ pub trait Place: Send + Sync + 'static {
     async fn outdate(&self, version: i64);
     /// All there is to the schema, and the versions that are recorded.
     async fn schema(&self) -> Vec<String>;
+    /// Leaves the store as if nobody had ever shown that he is alive: no time that passes is an outage.
+    async fn forget_pulse(&self);
+    /// Transactions that are open, whoever has them.
+    async fn open_transactions(&self) -> i64;
+    /// Where a test connects to the store by itself; only Postgres has such a place.
+    fn url(&self) -> Option<&str> {
+        None
+    }
     /// Removes the store and all it holds.
     async fn remove(&self);
 }
@@ -97,6 +109,21 @@ impl World {
         self.place.schema().await
     }
 
+    /// From here on no time that passes is an outage, as long as nobody touches the pulse.
+    pub async fn forget_pulse(&self) {
+        self.place.forget_pulse().await;
+    }
+
+    /// Transactions that are open, whoever has them, while no call is under way.
+    pub async fn open_transactions(&self) -> i64 {
+        self.place.open_transactions().await
+    }
+
+    /// Where a test connects to the store by itself. Only of Postgres.
+    pub fn url(&self) -> &str {
+        self.place.url().expect("a case for Postgres alone")
+    }
+
     /// About what the store's clock says.
     pub fn now(&self) -> Timestamp {
         Timestamp(SystemClock.now().0 + self.moved_us.load(Ordering::SeqCst))
@@ -140,13 +167,13 @@ pub fn run<C, A>(
             case(world.clone()).await;
             audit(world.clone()).await;
         };
-        let ended = AssertUnwindSafe(tokio::time::timeout(CASE_WITHIN, whole))
+        let ended = AssertUnwindSafe(tokio::time::timeout(case_within(), whole))
             .catch_unwind()
             .await;
         world.place.remove().await;
         match ended {
             Ok(Ok(())) => {}
-            Ok(Err(_)) => panic!("the case did not end within {CASE_WITHIN:?}"),
+            Ok(Err(_)) => panic!("the case did not end within {:?}", case_within()),
             Err(panic) => resume_unwind(panic),
         }
     });

@@ -6,6 +6,7 @@ use crate::engine::Engine;
 use crate::job::NodeId;
 use crate::ready::memory::MemoryReady;
 use crate::session::message::{Resume, ServerMessage, Subscription};
+use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
 use crate::telemetry::Metrics;
 

@@ -189,6 +189,34 @@ fn a_lease_whose_frame_is_on_its_way_is_not_forgotten() {
     }
 }
 
+/// Frames begin at 1 on each stream, and a worker may not have noticed yet that this is another one.
+#[test]
+fn the_last_frame_of_an_older_stream_says_nothing_of_this_one() {
+    let (mut session, _) = resumed(&[], &[1]);
+    session.handle(s(0), found(&[1]));
+    for n in 1..6 {
+        let actions = session.handle(s(n), beat(n, 90, &[]));
+        assert!(forgotten(&actions).is_empty());
+    }
+    session.handle(s(6), beat(6, 1, &[]));
+    let actions = session.handle(s(7), beat(7, 1, &[]));
+    assert_eq!(forgotten(&actions), [lease(1)]);
+}
+
+/// The list was read before the frame came, the next one after it: one miss and a hit are no two misses in a row.
+#[test]
+fn a_list_that_crosses_with_a_frame_counts_from_the_frame_on() {
+    let mut session = running();
+    session.handle(s(1), beat(1, 0, &[]));
+    session.handle(s(2), beat(2, 1, &[]));
+    let actions = session.handle(s(3), beat(3, 1, &[1]));
+    assert!(forgotten(&actions).is_empty());
+    let actions = session.handle(s(4), beat(4, 1, &[]));
+    assert!(forgotten(&actions).is_empty(), "it begins anew");
+    let actions = session.handle(s(5), beat(5, 1, &[]));
+    assert_eq!(forgotten(&actions), [lease(1)]);
+}
+
 #[test]
 fn a_lease_with_a_result_on_its_way_is_not_forgotten() {
     let mut session = running();

@@ -63,13 +63,14 @@ UPDATE sessions s
 /// More nodes of one session than this are looked through.
 const NODES_MANY: i32 = 4;
 
+/// A grant from the future was made before the clock went back: it is not young.
 const LEASES: &str = concat!(
     "WITH asked AS MATERIALIZED (
   SELECT s.id, s.nodes FROM unnest($1::uuid[], $2::int8[]) AS a (id, attach)
     JOIN sessions s ON s.id = a.id AND s.attach = a.attach AND s.dead_at IS NULL),
 clock AS MATERIALIZED (SELECT lh_us() AS now),
 ",
-    running_of!("asked", "g.created_at <= (SELECT now - $3 FROM clock)"),
+    running_of!("asked", "(g.created_at <= (SELECT now - $3 FROM clock) OR g.created_at > (SELECT now FROM clock))"),
     "
 SELECT id AS holder, NULL::uuid AS id, NULL::int AS attempt, NULL::text AS queue, NULL::text AS kind,
        NULL::bigint AS time_left FROM asked

@@ -52,10 +52,9 @@ ORDER BY ",
     };
 }
 
-/// What was written "later than now" was written before the clock was set back.
-///
 /// There are few epochs in the table: they are found by skipping through the index, and of each but the present one
-/// the oldest are taken, so that the length of the backlog does not matter.
+/// the oldest are taken, so that the length of the backlog does not matter. What comes from the future was written before
+/// the clock went back, and is as good as old: here and below.
 const UNOFFERED: &str = trimmed!(
     "epochs AS (
   (SELECT epoch FROM backlog ORDER BY epoch LIMIT 1)

@@ -155,6 +155,33 @@ impl Place for Database {
         found
     }
 
+    async fn forget_pulse(&self) {
+        let mut db = self.connect().await;
+        sqlx::raw_sql("UPDATE pulse SET touched_at = NULL, grace_until = 0")
+            .execute(&mut db)
+            .await
+            .expect("the schema is there");
+        db.close().await.expect("the connection closes");
+    }
+
+    async fn open_transactions(&self) -> i64 {
+        let mut db = self.connect().await;
+        let open = sqlx::query_scalar(
+            "SELECT count(*) FROM pg_stat_activity
+              WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+                AND (xact_start IS NOT NULL OR state <> 'idle')",
+        )
+        .fetch_one(&mut db)
+        .await
+        .expect("the server answers");
+        db.close().await.expect("the connection closes");
+        open
+    }
+
+    fn url(&self) -> Option<&str> {
+        Some(&self.url)
+    }
+
     async fn remove(&self) {
         let mut db = self.connect_to_server().await;
         let drop = format!("DROP DATABASE {} WITH (FORCE)", self.name);
