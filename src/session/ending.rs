@@ -92,6 +92,14 @@ impl Session {
         out.push(Action::LookForJobs);
     }
 
+    /// The worker will send these again. One that it does not list any more it has forgotten.
+    pub(super) fn record_failed(&mut self, leases: &[Lease]) {
+        self.recording.failed(leases.len());
+        for lease in leases {
+            self.held.unanswered(*lease);
+        }
+    }
+
     pub(super) fn verdicts(
         &mut self,
         now: Duration,

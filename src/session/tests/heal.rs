@@ -301,3 +301,86 @@ fn a_draining_node_pushes_nothing_again() {
     let actions = session.handle(s(0), found(&[1]));
     assert!(pushed(&actions).is_empty(), "the next node does");
 }
+
+#[test]
+fn a_result_that_could_not_be_recorded_and_is_not_listed_any_more_is_forgotten() {
+    let mut session = running();
+    session.handle(s(1), result(1, success()));
+    session.handle(s(2), Event::RecordFailed(vec![lease(1)]));
+    assert!(forgotten(&session.handle(s(10), beat(1, 1, &[]))).is_empty());
+    assert_eq!(
+        forgotten(&session.handle(s(20), beat(2, 1, &[]))),
+        [lease(1)],
+        "else it is RUNNING for as long as its worker lives"
+    );
+    session.handle(
+        s(21),
+        Event::OwnRecorded(lease(1), Outcome::Forgotten, true),
+    );
+    assert_eq!(session.in_flight(), 0);
+}
+
+#[test]
+fn a_result_that_is_to_be_sent_again_is_not_forgotten_while_it_is_listed() {
+    let mut session = running();
+    session.handle(s(1), result(1, success()));
+    session.handle(s(2), Event::RecordFailed(vec![lease(1)]));
+    for n in 1..5 {
+        assert!(forgotten(&session.handle(s(10 * n), beat(n, 1, &[1]))).is_empty());
+    }
+}
+
+#[test]
+fn a_lease_that_a_leaving_worker_never_got_is_found_by_looks_and_given_back() {
+    let mut session = running();
+    session.handle(s(1), frame(ClientMessage::Goodbye));
+    let look = || Event::Looked {
+        leases: vec![held(1), held(2)],
+        vanished: vec![],
+    };
+    session.handle(s(2), look());
+    assert_eq!(asked(&session.handle(s(3), look())), [lease(2)]);
+    let actions = session.handle(s(4), found(&[2]));
+    assert!(pushed(&actions).is_empty());
+    assert!(matches!(
+        &actions[..],
+        [Action::RecordOwn(of, Outcome::Release { .. })] if *of == lease(2)
+    ));
+}
+
+#[test]
+fn a_heartbeat_that_could_not_be_renewed_is_renewed_as_soon_as_the_store_is_back() {
+    let mut session = running();
+    let renews = |actions: &[Action]| {
+        actions
+            .iter()
+            .filter(|a| matches!(a, Action::Renew))
+            .count()
+    };
+    assert_eq!(renews(&session.handle(s(10), beat(1, 1, &[1]))), 1);
+    assert_eq!(renews(&session.handle(s(11), beat(2, 1, &[1]))), 0);
+    session.handle(s(12), Event::RenewFailed);
+    for n in 13..16 {
+        assert!(session.deadline() <= s(n));
+        assert_eq!(renews(&session.handle(s(n), Event::Tick)), 1, "once");
+        assert_eq!(renews(&session.handle(s(n), Event::Tick)), 0, "once");
+        session.handle(s(n), Event::RenewFailed);
+    }
+    session.handle(s(16), Event::Tick);
+    let actions = session.handle(s(16), Event::Renewed);
+    assert!(matches!(
+        sent(&actions)[..],
+        [ServerMessage::HeartbeatAck { sequence: 2, .. }]
+    ));
+    assert_eq!(renews(&actions), 0);
+    // A newer heartbeat is tried at once and takes the place of the one that waits.
+    session.handle(s(20), beat(3, 1, &[1]));
+    session.handle(s(21), Event::RenewFailed);
+    assert_eq!(renews(&session.handle(s(21), beat(4, 1, &[1]))), 1);
+    let actions = session.handle(s(21), Event::Renewed);
+    assert!(matches!(
+        sent(&actions)[..],
+        [ServerMessage::HeartbeatAck { sequence: 4, .. }]
+    ));
+    assert_eq!(renews(&session.handle(s(22), Event::Tick)), 0);
+}
