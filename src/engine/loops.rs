@@ -1,5 +1,6 @@
 //! The node's loops: each does a bounded step, again at once while there is more, then waits. One list of all of them.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,10 +9,11 @@ use tracing::{debug, info, warn};
 
 use super::offer::{Offers, offer_now};
 use super::tasks::Tasks;
-use super::{Core, heal, sessions};
+use super::{Core, heal};
 use crate::error::{Error, Result};
 use crate::job::View;
 use crate::job::limits::{BATCH_MAX, METRIC_NAMES_MAX};
+use crate::session::Event;
 use crate::store::{Segment, Swept};
 
 /// Segments younger than this are still being offered by whoever wrote them.
@@ -211,7 +213,9 @@ async fn stats(core: Arc<Core>, _: Offers) -> Result<More> {
 
 /// Passes on what other nodes have cancelled: at each nudge, and at least twice a second.
 async fn signals(tasks: Tasks, core: Arc<Core>) {
-    let mut seen = std::collections::HashSet::new();
+    // With the stream that was told: a session that is just moving here, or from one stream to another, may have read
+    // its leases before the cancel, and is told by its new stream.
+    let mut told = HashSet::new();
     loop {
         // Cancel safe: these only wait, and a nudge that comes later is kept.
         tokio::select! {
@@ -228,11 +232,18 @@ async fn signals(tasks: Tasks, core: Arc<Core>) {
             .await
         {
             Ok(signals) => {
-                let window = signals.iter().map(|signal| signal.id).collect();
-                for signal in signals.iter().filter(|signal| !seen.contains(&signal.id)) {
-                    sessions::cancel(&core, signal.session, signal.lease);
+                let mut window = HashSet::with_capacity(signals.len());
+                for signal in signals {
+                    let Some(live) = core.sessions.get(signal.session) else {
+                        continue;
+                    };
+                    let telling = (signal.id, live.attached());
+                    if !told.contains(&telling) {
+                        live.feed(Event::Cancel(signal.lease));
+                    }
+                    window.insert(telling);
                 }
-                seen = window;
+                told = window;
             }
             Err(error) => debug!(%error, "signals not read"),
         }

@@ -37,6 +37,8 @@ pub const BATCH_BYTES_MAX: usize = 4 * MIB;
 pub const ENQUEUE_BYTES_MAX: usize = 64 * MIB;
 /// Bytes of results that a node holds until they are recorded; what comes beyond is to be sent again.
 pub const RESULT_BYTES_MAX: usize = 64 * MIB;
+/// Bytes of progress and checkpoints that a node holds until they are recorded; what counts is to be sent again.
+pub const REPORT_BYTES_MAX: usize = 64 * MIB;
 /// Bytes of one message that a client may send: a full batch and its envelope.
 pub const MESSAGE_BYTES_MAX: usize = BATCH_BYTES_MAX + MIB;
 /// Bytes of one HTTP body: a full batch, a third larger in base64, and its envelope.
@@ -84,6 +86,8 @@ pub const GRANT_BYTES_MAX: usize = 8 * MIB;
 pub const OUTBOX_BYTES_HARD: usize = 16 * MIB;
 /// Streams of workers on one node.
 pub const STREAMS_MAX: usize = 10_000;
+/// Streams beyond that for sessions that move to this node, as those of a node that is gone do.
+pub const STREAMS_SPARE: usize = 2_500;
 
 /// Attempts that may fail when the job does not say.
 pub const MAX_ATTEMPTS_DEFAULT: u32 = 25;
