@@ -207,6 +207,8 @@ pub enum Attaching {
     Resumed(Duration),
     /// A stream with this number or a higher one came before. Nothing has changed.
     Superseded,
+    /// Something held its row for too long; it may be tried again.
+    Later,
     /// The session is dead or gone.
     Gone,
 }
