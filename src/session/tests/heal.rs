@@ -412,3 +412,35 @@ fn a_heartbeat_that_could_not_be_renewed_is_renewed_as_soon_as_the_store_is_back
     ));
     assert_eq!(renews(&session.handle(s(22), Event::Tick)), 0);
 }
+
+#[test]
+fn a_stopped_is_no_result_its_lease_is_given_back_and_it_has_no_receipt() {
+    // The worker had the verdict on another stream after it said Hello on this one.
+    let (mut session, _) = resumed(&[1], &[1]);
+    assert_eq!(session.free(s(1), &queue()), 3);
+    let actions = session.handle(s(1), result(1, Reported::Stopped));
+    assert!(
+        !actions.iter().any(|a| matches!(a, Action::Record(_))),
+        "{actions:?}"
+    );
+    let given_back = Outcome::Release {
+        delay: Duration::ZERO,
+        reason: "STOPPED".to_owned(),
+    };
+    assert!(
+        actions
+            .iter()
+            .any(|a| matches!(a, Action::RecordOwn(l, o) if *l == lease(1) && *o == given_back)),
+        "{actions:?}"
+    );
+    assert_eq!(session.free(s(1), &queue()), 4, "its slot is free at once");
+    // Said while the store is away, it is recorded when that is back: the worker says it once.
+    session.handle(s(2), Event::OwnRecorded(lease(1), given_back, false));
+    let again = session.handle(s(10), Event::Tick);
+    assert!(
+        again
+            .iter()
+            .any(|a| matches!(a, Action::RecordOwn(l, _) if *l == lease(1))),
+        "{again:?}"
+    );
+}
