@@ -38,6 +38,11 @@ impl ShiftedClock {
     pub fn advance(&self, by: Duration) {
         self.0.fetch_add(micros(by), Ordering::SeqCst);
     }
+
+    /// Sets the clock back, as no clock should be and some are.
+    pub fn turn_back(&self, by: Duration) {
+        self.0.fetch_sub(micros(by), Ordering::SeqCst);
+    }
 }
 
 impl Clock for ShiftedClock {

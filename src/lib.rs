@@ -15,7 +15,7 @@
 //! | [`ready`] | what to hand out next: Redis Streams, or memory | `job`, ids of `store` |
 //! | [`engine`] | joins them: accept, hand out, record, sweep | all above |
 //! | [`grpc`], [`http`], [`cli`] | faces: words in, words out | the engine |
-//! | [`error`], [`clock`], [`telemetry`], [`config`] | leaves | |
+//! | [`error`], [`clock`], [`telemetry`], [`config`], [`failpoint`] | leaves | |
 //!
 //! # What must always hold
 //! - I1 An Enqueue answered OK names a job that reaches a final state, whatever is killed.
@@ -36,6 +36,7 @@ pub mod clock;
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod failpoint;
 pub mod grpc;
 pub mod http;
 pub mod job;

@@ -15,6 +15,7 @@ mod demo;
 mod demo_worker;
 mod dev;
 mod doctor;
+mod drain;
 mod exit;
 mod folder;
 mod jobs;
@@ -59,6 +60,8 @@ enum Verb {
     Dev(dev::Args),
     /// Runs a worker that hashes files (kind `sha256-file`)
     DemoWorker(demo_worker::Args),
+    /// Asks a node on this machine to leave in order, and waits until it has
+    Drain(drain::Args),
     /// Enqueues jobs and looks after them
     Jobs(jobs::Args),
     /// Brings the database's schema up to date
@@ -116,6 +119,7 @@ async fn run(cli: Cli, options: &ArgMatches) -> Result<Exit, Failure> {
         Verb::Serve(args) => serve::run(args, given).await,
         Verb::Dev(args) => dev::run(args, given).await,
         Verb::DemoWorker(args) => demo_worker::run(args).await,
+        Verb::Drain(args) => drain::run(args).await,
         Verb::Jobs(args) => jobs::run(args).await,
         Verb::Migrate(args) => migrate::run(args, given).await,
         Verb::Config => settings::show(given),

@@ -111,6 +111,7 @@ async fn attach(core: &Core, sessions: Vec<Attached>) -> Result<Vec<Answer>> {
             Some(match answer {
                 Attaching::Gone => Ok(None),
                 Attaching::Superseded => Err(Error::SessionMoved),
+                Attaching::Later => Err(Error::unavailable("its row is locked")),
                 Attaching::Resumed(ttl) => match leases.next().flatten() {
                     Some(leases) => Ok(Some(Moved { ttl, leases })),
                     // A newer stream was faster.

@@ -23,6 +23,7 @@ use super::slots::Slots;
 use super::tasks::Tasks;
 use super::{Core, lines_of};
 use crate::error::Error;
+use crate::failpoint;
 use crate::job::limits::BATCH_MAX;
 use crate::job::{LeasedJob, Priority, QueueName};
 use crate::ready::{Hint, Want};
@@ -169,6 +170,9 @@ impl Dispatcher {
         };
         let candidates = in_turns(candidates);
         let found = !candidates.is_empty();
+        if found {
+            failpoint::reached("hints-taken");
+        }
         let mut surplus = Vec::new();
         for candidate in candidates {
             match slots.assign(&candidate.line.queue) {
@@ -332,6 +336,12 @@ async fn grant(core: Arc<Core>, brake: Arc<Brake>, claims: Arc<Claims>, batch: V
             batch.iter().map(|_| Granted::Locked).collect()
         }
     };
+    let granted = answers
+        .iter()
+        .any(|answer| matches!(answer, Granted::Lease(_)));
+    if granted {
+        failpoint::reached("grant-committed");
+    }
     core.metrics.batch("grant", batch.len());
     if answers.iter().all(|answer| *answer == Granted::Locked) {
         brake.pull(AFTER_LOCKED);
@@ -375,6 +385,9 @@ async fn grant(core: Arc<Core>, brake: Arc<Brake>, claims: Arc<Claims>, batch: V
         if let Some(event) = outcome.refused.and_then(refused) {
             live.feed(event);
         }
+    }
+    if granted {
+        failpoint::reached("grant-unsettled");
     }
     settle(&core, spent).await;
     claims.give_back(&core, returned).await;

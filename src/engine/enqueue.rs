@@ -8,11 +8,15 @@ use tracing::debug;
 
 use super::Core;
 use super::batch::{Batcher, Bounds};
+use super::budget::{Budget, Share};
 use super::jobs::Accepted;
 use super::offer::Offers;
 use super::tasks::Tasks;
 use crate::error::{Error, Limit, Result};
-use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX};
+use crate::failpoint;
+use crate::job::limits::{
+    BATCH_BYTES_MAX, BATCH_MAX, ENQUEUE_BYTES_MAX, ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX,
+};
 use crate::job::{JobId, NewJob};
 use crate::store::{EnqueueAnswer, Enqueued, Unit};
 
@@ -25,12 +29,14 @@ pub struct Enqueues {
     core: Arc<Core>,
     offers: Offers,
     batcher: Batcher<Waiting>,
+    budget: Budget,
 }
 
 #[derive(Debug)]
 struct Waiting {
     job: NewJob,
     answer: oneshot::Sender<Result<Enqueued>>,
+    share: Share,
 }
 
 impl Enqueues {
@@ -48,6 +54,7 @@ impl Enqueues {
             core,
             offers,
             batcher: Batcher::start(tasks, bounds, size, flush),
+            budget: Budget::new(ENQUEUE_BYTES_MAX),
         }
     }
 
@@ -55,12 +62,10 @@ impl Enqueues {
     pub async fn one(&self, job: NewJob, field: impl Fn(&str) -> String) -> Result<Accepted> {
         let id = job.id;
         let (answer, answered) = oneshot::channel();
+        let share = self.budget.take(job.size()).ok_or_else(busy)?;
         self.batcher
-            .push(Waiting { job, answer })
-            .map_err(|_| Error::LimitReached {
-                limit: Limit::Busy,
-                retry_after: Duration::from_secs(1),
-            })?;
+            .push(Waiting { job, answer, share })
+            .map_err(|_| busy())?;
         let enqueued = answered.await.map_err(Error::internal)??;
         accepted(enqueued, id, field)?.ok_or_else(|| Error::internal("a single job was not tried"))
     }
@@ -71,6 +76,8 @@ impl Enqueues {
         jobs: Vec<NewJob>,
         field: impl Fn(usize, &str) -> String,
     ) -> Result<Vec<Accepted>> {
+        let size = jobs.iter().map(NewJob::size).sum();
+        let share = self.budget.take(size).ok_or_else(busy)?;
         let jobs: Arc<[NewJob]> = jobs.into();
         let (core, offers, unit) = (self.core.clone(), self.offers.clone(), jobs.clone());
         // In a task of its own: a caller that leaves stops nothing half-way (I10).
@@ -78,6 +85,7 @@ impl Enqueues {
             let answer = write(&core, unit.clone(), Unit::All).await?;
             count(&core, &answer.jobs);
             offers.offer(answer.segments);
+            drop(share);
             Ok::<_, Error>(answer.jobs)
         });
         let answers = write.await.map_err(Error::internal)??;
@@ -92,8 +100,21 @@ impl Enqueues {
     }
 }
 
+fn busy() -> Error {
+    Error::LimitReached {
+        limit: Limit::Busy,
+        retry_after: Duration::from_secs(1),
+    }
+}
+
 async fn flush(core: Arc<Core>, offers: Offers, batch: Vec<Waiting>) {
-    let (jobs, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|w| (w.job, w.answer)).unzip();
+    let (mut jobs, mut answers, mut shares) = (Vec::new(), Vec::new(), Vec::new());
+    for waiting in batch {
+        jobs.push(waiting.job);
+        answers.push(waiting.answer);
+        // Held to the end of this flush.
+        shares.push(waiting.share);
+    }
     let mut open = vec![(Arc::<[NewJob]>::from(jobs), answers)];
     while let Some((jobs, mut answers)) = open.pop() {
         match write(&core, jobs.clone(), Unit::Each).await {
@@ -126,11 +147,14 @@ async fn write(core: &Core, jobs: Arc<[NewJob]>, unit: Unit) -> Result<EnqueueAn
         match core.store.enqueue(jobs.clone(), unit).await {
             // The ids make it safe to run again: what was committed answers as existing.
             Err(Error::OutcomeUnknown) if tries < TRIES => tries += 1,
-            Ok(mut answer) if tries > 1 => {
-                mark_created(&mut answer);
+            Ok(mut answer) => {
+                failpoint::reached("enqueue-committed");
+                if tries > 1 {
+                    mark_created(&mut answer);
+                }
                 return Ok(answer);
             }
-            answer => return answer,
+            refused => return refused,
         }
     }
 }

@@ -8,11 +8,13 @@
 
 mod attach;
 mod batch;
+mod budget;
 mod candidate;
 mod dispatch;
 mod enqueue;
 mod heal;
 mod hunger;
+mod ids;
 mod jobs;
 mod loops;
 mod offer;
@@ -27,20 +29,20 @@ mod tasks;
 mod watch;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
 use tracing::{debug, info, warn};
-use uuid::Uuid;
 
+pub use ids::Ids;
 pub use jobs::Accepted;
 pub use outbox::Outbox;
 pub use sessions::Live;
 
 use crate::error::{Error, Result};
 use crate::job::limits::LEASE_TTL_DEFAULT;
-use crate::job::{Ending, JobId, Lease, NodeId, Outcome, Priority, QueueName, SessionId, Verdict};
+use crate::job::{Ending, Lease, NodeId, Outcome, Priority, QueueName, SessionId, Verdict};
 use crate::ready::ReadyList;
 use crate::session::Event;
 use crate::session::message::Hello;
@@ -113,10 +115,14 @@ pub(crate) struct Core {
     watches: Watches,
     /// Grants that may have been committed although the store did not say so.
     doubts: Doubts,
+    /// The store's clock against this machine's.
+    clock: ids::Offset,
     /// Rings when there may be a job for a free slot.
     wake: Notify,
     /// Rings when other nodes may have something to say.
     nudged: Notify,
+    /// Bytes that wait to be sent to workers, over all streams.
+    outbox_bytes: AtomicUsize,
     store_away: AtomicBool,
     /// The ready-list does not answer.
     ready_away: AtomicBool,
@@ -158,8 +164,10 @@ impl Engine {
             sessions: Registry::default(),
             watches: Watches::default(),
             doubts: Doubts::default(),
+            clock: ids::Offset::default(),
             wake: Notify::new(),
             nudged: Notify::new(),
+            outbox_bytes: AtomicUsize::new(0),
             store_away: AtomicBool::new(false),
             ready_away: AtomicBool::new(false),
             ready_refuses: AtomicBool::new(false),
@@ -191,9 +199,9 @@ impl Engine {
         })
     }
 
-    /// A new id for a job whose caller sent none.
-    pub fn fresh_id(&self) -> JobId {
-        JobId::from_store(Uuid::now_v7())
+    /// Makes ids for jobs whose callers sent none.
+    pub async fn ids(&self) -> Ids {
+        self.core.clock.ids(&*self.core.store).await
     }
 
     /// How the node is, as of about a second ago.
@@ -224,9 +232,11 @@ impl Engine {
             self.outlets.clone(),
             self.options.clone(),
         );
-        let opening =
-            tokio::spawn(async move { sessions::open(&core, outlets, &options, hello).await });
-        let live = opening.await.map_err(Error::internal)??;
+        let opening = tokio::spawn(async move {
+            let live = sessions::open(&core, outlets, &options, hello).await?;
+            Ok::<_, Error>(Unclaimed(Some(live)))
+        });
+        let live = opening.await.map_err(Error::internal)??.claim()?;
         if self.core.is_draining() {
             live.feed(Event::Drain(Duration::from_secs(1)));
         }
@@ -288,6 +298,26 @@ impl Engine {
             debug!(%error, "the ready-list was not told; it forgets this node by itself");
         }
         info!(node = %self.core.node, "node stopped");
+    }
+}
+
+/// A stream that has begun, until its caller has it: when he has left before, nobody will read what it is sent, and it
+/// must get no jobs. Its session lives on in the store until its time is over, as with any stream that breaks.
+struct Unclaimed(Option<Arc<Live>>);
+
+impl Unclaimed {
+    fn claim(mut self) -> Result<Arc<Live>> {
+        self.0
+            .take()
+            .ok_or_else(|| Error::internal("a stream was claimed twice"))
+    }
+}
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        if let Some(live) = &self.0 {
+            live.abandon();
+        }
     }
 }
 

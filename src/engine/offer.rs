@@ -8,6 +8,7 @@ use tracing::debug;
 use super::Core;
 use super::batch::{Batcher, Bounds};
 use super::tasks::Tasks;
+use crate::failpoint;
 use crate::store::{Offer, Segment};
 
 /// Where new segments go.
@@ -65,6 +66,7 @@ pub async fn offer_now(core: &Core, segments: Vec<Segment>) -> Option<Vec<Offer>
         .collect();
     match core.ready.offer(lines).await {
         Ok(placed) => {
+            failpoint::reached("offer-unmarked");
             core.ready_took(true);
             let offers = segments.iter().zip(placed);
             Some(

@@ -1,12 +1,13 @@
 //! What waits to be sent to one worker: bounded in bytes, and never waited for by whoever adds to it.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use super::Core;
 use crate::error::Error;
-use crate::job::limits::{OUTBOX_BYTES_HARD, OUTBOX_BYTES_SOFT};
+use crate::job::limits::{OUTBOX_BYTES_HARD, OUTBOX_BYTES_SOFT, OUTBOXES_BYTES_SOFT};
 use crate::session::message::ServerMessage;
 
 /// Messages for one worker, in order, and how the stream ends after them.
@@ -46,6 +47,7 @@ impl Outbox {
         } else if bytes > OUTBOX_BYTES_HARD && !matches!(message, ServerMessage::Jobs { .. }) {
             return false;
         } else {
+            self.count(inner.bytes, bytes);
             inner.bytes = bytes;
         }
         inner.messages.push_back(message);
@@ -68,9 +70,10 @@ impl Outbox {
         self.lock().end.is_some()
     }
 
-    /// Bytes that wait.
-    pub fn bytes(&self) -> usize {
-        self.lock().bytes
+    /// The worker lets what it was sent pile up: it gets no more jobs for now.
+    pub fn is_behind(&self) -> bool {
+        let bytes = self.lock().bytes;
+        bytes >= OUTBOX_BYTES_SOFT || (bytes > 0 && self.is_crowded())
     }
 
     /// Ready when the stream is to end. For the one task that reads from the worker.
@@ -94,7 +97,9 @@ impl Outbox {
         if let Some(message) = inner.messages.pop_front() {
             let before = inner.bytes;
             inner.bytes = before.saturating_sub(message.size());
-            if before >= OUTBOX_BYTES_SOFT && inner.bytes < OUTBOX_BYTES_SOFT {
+            self.count(before, inner.bytes);
+            let caught_up = before >= OUTBOX_BYTES_SOFT && inner.bytes < OUTBOX_BYTES_SOFT;
+            if caught_up || (inner.bytes == 0 && self.is_crowded()) {
                 self.core.wake.notify_one();
             }
             return Poll::Ready(Some(Ok(message)));
@@ -108,8 +113,28 @@ impl Outbox {
         }
     }
 
+    fn is_crowded(&self) -> bool {
+        self.core.outbox_bytes.load(Ordering::Relaxed) >= OUTBOXES_BYTES_SOFT
+    }
+
+    /// Keeps the node's sum.
+    fn count(&self, before: usize, after: usize) {
+        let sum = &self.core.outbox_bytes;
+        match after >= before {
+            true => sum.fetch_add(after - before, Ordering::Relaxed),
+            false => sum.fetch_sub(before - after, Ordering::Relaxed),
+        };
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        let left = self.lock().bytes;
+        self.count(left, 0);
     }
 }
 

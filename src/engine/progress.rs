@@ -6,22 +6,27 @@ use tracing::warn;
 
 use super::Core;
 use super::batch::{Batcher, Bounds};
+use super::budget::{Budget, Share};
 use super::sessions::Live;
 use super::tasks::Tasks;
-use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, STREAMS_MAX};
+use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, REPORT_BYTES_MAX, STREAMS_MAX};
 use crate::job::{Lease, Progress};
 use crate::session::Event;
 use crate::store::Report;
 
 /// Where reports go.
 #[derive(Debug, Clone)]
-pub struct Reports(Batcher<Request>);
+pub struct Reports {
+    batcher: Batcher<Request>,
+    budget: Budget,
+}
 
 /// Reports of one session, at most a batch.
 #[derive(Debug)]
 struct Request {
     live: Arc<Live>,
     reports: Vec<(Lease, Progress)>,
+    share: Option<Share>,
 }
 
 impl Reports {
@@ -33,11 +38,24 @@ impl Reports {
             bytes: BATCH_BYTES_MAX,
         };
         let flush = move |batch| flush(core.clone(), batch);
-        Self(Batcher::start(tasks, bounds, size, flush))
+        Self {
+            batcher: Batcher::start(tasks, bounds, size, flush),
+            budget: Budget::new(REPORT_BYTES_MAX),
+        }
     }
 
     pub(super) fn report(&self, live: Arc<Live>, reports: Vec<(Lease, Progress)>) {
-        if let Err(request) = self.0.push(Request { live, reports }) {
+        let mut request = Request {
+            live,
+            reports,
+            share: None,
+        };
+        request.share = self.budget.take(size(&request));
+        let taken = match request.share {
+            Some(_) => self.batcher.push(request),
+            None => Err(request),
+        };
+        if let Err(request) = taken {
             // Called under the session's lock, so the answer must come from outside of it.
             tokio::spawn(async move { request.failed() });
         }
@@ -79,7 +97,7 @@ async fn record(core: &Core, requests: Vec<Request>) {
     match core.store.report(reports.collect()).await {
         Ok(verdicts) => {
             let mut verdicts = verdicts.into_iter();
-            for Request { live, reports } in requests {
+            for Request { live, reports, .. } in requests {
                 let judged = reports
                     .into_iter()
                     .zip(verdicts.by_ref())

@@ -6,11 +6,13 @@ use tracing::{debug, warn};
 
 use super::Core;
 use super::batch::{Batcher, Bounds};
+use super::budget::{Budget, Share};
 use super::offer::Offers;
 use super::sessions::Live;
 use super::tasks::Tasks;
 use crate::error::{Error, Result};
-use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX};
+use crate::failpoint;
+use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, RESULT_BYTES_MAX};
 use crate::job::{Ending, JobState, Lease, Outcome, SessionId, Verdict};
 use crate::session::Event;
 
@@ -18,6 +20,7 @@ use crate::session::Event;
 #[derive(Debug, Clone)]
 pub struct Results {
     batcher: Batcher<RecordRequest>,
+    budget: Budget,
 }
 
 /// Endings of one session, from one message, so that they are answered by one.
@@ -26,6 +29,7 @@ pub struct RecordRequest {
     live: Arc<Live>,
     endings: Vec<(Lease, Outcome)>,
     by: By,
+    share: Option<Share>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +45,7 @@ impl RecordRequest {
             live,
             endings,
             by: By::Worker,
+            share: None,
         }
     }
 
@@ -49,6 +54,7 @@ impl RecordRequest {
             live,
             endings: vec![(lease, outcome)],
             by: By::Session,
+            share: None,
         }
     }
 
@@ -102,13 +108,19 @@ impl Results {
         let flush = move |batch| flush(core.clone(), offers.clone(), batch);
         Self {
             batcher: Batcher::start(tasks, bounds, size, flush),
+            budget: Budget::new(RESULT_BYTES_MAX),
         }
     }
 
     /// Takes a request; it is answered by an event to its session. When too many wait, it is answered as failed, and
     /// the worker sends it again.
-    pub(super) fn record(&self, request: RecordRequest) {
-        if let Err(refused) = self.batcher.push(request) {
+    pub(super) fn record(&self, mut request: RecordRequest) {
+        request.share = self.budget.take(size(&request));
+        let taken = match request.share {
+            Some(_) => self.batcher.push(request),
+            None => Err(request),
+        };
+        if let Err(refused) = taken {
             // Called under the session's lock, so the answer must come from outside of it.
             tokio::spawn(async move { refused.failed() });
         }
@@ -125,6 +137,7 @@ pub async fn record(core: &Core, offers: &Offers, endings: Vec<Ending>) -> Resul
         Err(Error::OutcomeUnknown) => core.store.finish(endings.clone()).await,
         answer => answer,
     }?;
+    failpoint::reached("result-committed");
     core.metrics.batch("finish", endings.len());
     for (ending, verdict) in endings.iter().zip(&answer.verdicts) {
         debug!(job_id = %ending.lease.job, attempt = ending.lease.attempt, session = %ending.session, ?verdict, "judged");
@@ -192,7 +205,8 @@ fn size(request: &RecordRequest) -> usize {
     let outcome = |outcome: &Outcome| match outcome {
         Outcome::Success(output) => output.as_ref().map_or(0, |o| o.data.len()),
         Outcome::Failure(failure) => failure.message.len() + failure.detail.len(),
-        Outcome::TimedOut | Outcome::Forgotten | Outcome::Release { .. } => 0,
+        Outcome::Release { reason, .. } => reason.len(),
+        Outcome::TimedOut | Outcome::Forgotten => 0,
     };
     request.endings.iter().map(|(_, o)| outcome(o) + 64).sum()
 }

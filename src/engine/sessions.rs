@@ -18,7 +18,7 @@ use super::renew::Renewals;
 use super::results::{RecordRequest, Results};
 use super::{Core, Options};
 use crate::error::{Error, Limit, Result};
-use crate::job::limits::{HEARTBEATS_PER_TTL, OUTBOX_BYTES_SOFT, STREAMS_MAX};
+use crate::job::limits::{HEARTBEATS_PER_TTL, STREAMS_MAX, STREAMS_SPARE};
 use crate::job::{HeldLease, Lease, QueueName, SessionId};
 use crate::session::message::{Hello, Welcome};
 use crate::session::{Action, Event, Session};
@@ -99,7 +99,7 @@ impl Live {
 
     /// The worker lets what it was sent pile up.
     pub fn is_behind(&self) -> bool {
-        self.outbox.bytes() >= OUTBOX_BYTES_SOFT
+        self.outbox.is_behind()
     }
 
     /// Promises a slot to a grant.
@@ -173,6 +173,11 @@ impl Live {
         false
     }
 
+    /// Ends the stream without a word: there is nobody at the other end.
+    pub(super) fn abandon(&self) {
+        self.close(None);
+    }
+
     fn close(&self, error: Option<Error>) {
         let reason = error.as_ref().map_or("OK", |error| error.code().reason);
         info!(session = %self.attached.session, reason, "stream ends");
@@ -223,9 +228,17 @@ impl Registry {
         }
     }
 
-    /// Adds a stream, and ends an older one of the same session.
+    /// Adds a stream, and ends an older one of the same session: that is the one to be added, if it was slower. A worker
+    /// whose newest stream ends so would take itself for a copy.
     fn add(&self, live: Arc<Live>) {
-        let older = self.lock().insert(live.attached.session, live);
+        let older = {
+            let mut sessions = self.lock();
+            let is_newer = |there: &Arc<Live>| there.attached.attach > live.attached.attach;
+            match sessions.get(&live.attached.session).is_some_and(is_newer) {
+                true => Some(live),
+                false => sessions.insert(live.attached.session, live),
+            }
+        };
         if let Some(older) = older {
             older.feed(Event::Moved);
         }
@@ -270,7 +283,12 @@ pub async fn open(
     let started = Instant::now();
     let resume = hello.resume.clone();
     let session = Session::open(Duration::ZERO, hello, options.lease_ttl)?;
-    let _turn = Turn::take(&core.sessions)?;
+    let turn = Turn::take(&core.sessions);
+    // A node that is full has room for sessions that move to it: their leases are at stake.
+    turn.check(match resume {
+        Some(_) => STREAMS_MAX + STREAMS_SPARE,
+        None => STREAMS_MAX,
+    })?;
     let mut begun = None;
     if let Some(resume) = resume {
         let to = Attached {
@@ -282,7 +300,10 @@ pub async fn open(
     }
     let (attached, token, ttl, leases) = match begun {
         Some(resumed) => resumed,
-        None => begin(core, &session).await?,
+        None => {
+            turn.check(STREAMS_MAX)?;
+            begin(core, &session).await?
+        }
     };
     let name = &session.hello().worker;
     let resumed = leases.is_some();
@@ -342,11 +363,15 @@ async fn begin(core: &Core, session: &Session) -> Result<Begun> {
 struct Turn<'a>(&'a Registry);
 
 impl<'a> Turn<'a> {
-    fn take(registry: &'a Registry) -> Result<Self> {
-        let turn = Self(registry);
-        let opening = registry.opening.fetch_add(1, Ordering::SeqCst);
-        match opening + registry.count() < STREAMS_MAX {
-            true => Ok(turn),
+    fn take(registry: &'a Registry) -> Self {
+        registry.opening.fetch_add(1, Ordering::SeqCst);
+        Self(registry)
+    }
+
+    /// Whether there are at most so many, with this one.
+    fn check(&self, most: usize) -> Result<()> {
+        match self.0.opening.load(Ordering::SeqCst) + self.0.count() <= most {
+            true => Ok(()),
             false => Err(Error::LimitReached {
                 limit: Limit::Streams,
                 retry_after: Duration::from_secs(5),
@@ -371,3 +396,6 @@ pub fn cancel(core: &Core, session: SessionId, lease: Lease) -> bool {
         None => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -146,19 +146,14 @@ pub fn lease(lease: Option<&pb::Lease>) -> Option<Lease> {
     })
 }
 
-/// A report of a running attempt; `None` if its lease cannot be one.
-pub fn report(report: pb::ProgressReport) -> Option<(Lease, Progress)> {
-    let lease = lease(report.lease.as_ref())?;
-    let progress = report.progress.unwrap_or_default();
-    Some((
-        lease,
-        Progress {
-            percent: progress.percent,
-            note: progress.note,
-            checkpoint: progress.checkpoint,
-            revision: progress.revision,
-        },
-    ))
+/// What a worker says of a running attempt.
+pub fn progress(progress: pb::Progress) -> Progress {
+    Progress {
+        percent: progress.percent,
+        note: progress.note,
+        checkpoint: progress.checkpoint,
+        revision: progress.revision,
+    }
 }
 
 fn proto_progress(progress: Progress) -> pb::Progress {

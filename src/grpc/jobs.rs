@@ -78,7 +78,7 @@ impl Jobs {
             spec: "job.",
         };
         let job = convert::draft(request)
-            .check(&fields, self.0.fresh_id())
+            .check(&fields, self.0.ids().await.fresh())
             .map_err(Error::InvalidArgument)?;
         Ok(enqueued(self.0.enqueue(job, fields_of).await?))
     }
@@ -93,6 +93,7 @@ impl Jobs {
                 format!("must be from 1 to {BATCH_MAX}"),
             ));
         }
+        let ids = self.0.ids().await;
         let mut jobs = Vec::with_capacity(requests.len());
         let mut found = Vec::new();
         for (i, request) in requests.into_iter().enumerate() {
@@ -100,7 +101,7 @@ impl Jobs {
                 item: format!("requests[{i}]."),
                 spec: "job.",
             };
-            match convert::draft(request).check(&fields, self.0.fresh_id()) {
+            match convert::draft(request).check(&fields, ids.fresh()) {
                 Ok(job) => jobs.push(job),
                 Err(violations) => found.extend(violations),
             }

@@ -1,6 +1,7 @@
 //! The gRPC face: the services over the engine, with health and reflection.
 
 mod convert;
+mod frames;
 mod jobs;
 mod leases;
 mod patience;

@@ -15,7 +15,7 @@ use super::members::{Members, items};
 use super::problem::Problem;
 use super::query;
 use crate::engine::page::{PageRequest, write_token};
-use crate::engine::{Accepted, Engine};
+use crate::engine::{Accepted, Engine, Ids};
 use crate::error::{Error, Result, Violation};
 use crate::job::draft::{is_storable, span};
 use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, BODY_BYTES_MAX, REASON_BYTES_MAX, SPAN_MAX};
@@ -32,7 +32,8 @@ pub async fn enqueue(State(engine): Shared, RawQuery(asked): RawQuery, request: 
     query::none(&asked.unwrap_or_default())?;
     refuse_key(request.headers())?;
     let text = body::read(request, Need::Required, BODY_BYTES_MAX).await?;
-    let job = new_job(body::document(&text)?, "", engine.fresh_id());
+    let id = engine.ids().await.fresh();
+    let job = new_job(body::document(&text)?, "", id);
     // The body is not needed while the call waits for the store.
     drop(text);
     let job = job.map_err(Error::InvalidArgument)?;
@@ -57,7 +58,7 @@ pub async fn enqueue_batch(
     query::none(&asked.unwrap_or_default())?;
     refuse_key(request.headers())?;
     let text = body::read(request, Need::Required, BODY_BYTES_MAX).await?;
-    let jobs = batch(&text, &engine)?;
+    let jobs = batch(&text, engine.ids().await)?;
     drop(text);
     let field = |index: usize, name: &str| format!("jobs[{index}].{name}");
     let done = engine.enqueue_batch(jobs, field).await?;
@@ -146,7 +147,7 @@ pub async fn retry(
     json(StatusCode::OK, &JobJson::of(&job))
 }
 
-fn batch(text: &str, engine: &Engine) -> Result<Vec<NewJob>> {
+fn batch(text: &str, ids: Ids) -> Result<Vec<NewJob>> {
     let mut members = Members::of(body::document(text)?, "");
     let listed = members.value("jobs").map(|raw| items(raw, BATCH_MAX));
     let listed = match listed {
@@ -164,7 +165,7 @@ fn batch(text: &str, engine: &Engine) -> Result<Vec<NewJob>> {
     let mut faults = Vec::new();
     let mut bytes = 0_usize;
     for (index, raw) in listed.into_iter().enumerate() {
-        match new_job(raw, &format!("jobs[{index}]."), engine.fresh_id()) {
+        match new_job(raw, &format!("jobs[{index}]."), ids.fresh()) {
             Ok(job) => {
                 bytes = bytes.saturating_add(job.size());
                 jobs.push(job);

@@ -33,6 +33,12 @@ pub const LABELS_BYTES_MAX: usize = 16 * KIB;
 pub const BATCH_MAX: usize = 1_000;
 /// Bytes of payload and words in one batch.
 pub const BATCH_BYTES_MAX: usize = 4 * MIB;
+/// Bytes of jobs that a node holds between their call and their commit; more are refused until some are durable.
+pub const ENQUEUE_BYTES_MAX: usize = 64 * MIB;
+/// Bytes of results that a node holds until they are recorded; what comes beyond is to be sent again.
+pub const RESULT_BYTES_MAX: usize = 64 * MIB;
+/// Bytes of progress and checkpoints that a node holds until they are recorded; what counts is to be sent again.
+pub const REPORT_BYTES_MAX: usize = 64 * MIB;
 /// Bytes of one message that a client may send: a full batch and its envelope.
 pub const MESSAGE_BYTES_MAX: usize = BATCH_BYTES_MAX + MIB;
 /// Bytes of one HTTP body: a full batch, a third larger in base64, and its envelope.
@@ -70,6 +76,9 @@ pub const RESUME_TOKEN_BYTES: std::ops::RangeInclusive<usize> = 16..=64;
 pub const ATTACH_SEQUENCE_MAX: u64 = i64::MAX as u64;
 /// Bytes that wait to be sent to one worker before it gets no more jobs.
 pub const OUTBOX_BYTES_SOFT: usize = 4 * MIB;
+/// Bytes that wait to be sent to all workers of a node before only those get jobs who have read all that they were sent:
+/// a crowd that does not read must not take the memory that the others' jobs need.
+pub const OUTBOXES_BYTES_SOFT: usize = 256 * MIB;
 /// Bytes of payload that one grant hands out; what is beyond is handed out by the next. With the bound below it is
 /// what one worker's jobs can take of a node's memory, whatever their size turns out to be.
 pub const GRANT_BYTES_MAX: usize = 8 * MIB;
@@ -77,6 +86,8 @@ pub const GRANT_BYTES_MAX: usize = 8 * MIB;
 pub const OUTBOX_BYTES_HARD: usize = 16 * MIB;
 /// Streams of workers on one node.
 pub const STREAMS_MAX: usize = 10_000;
+/// Streams beyond that for sessions that move to this node, as those of a node that is gone do.
+pub const STREAMS_SPARE: usize = 2_500;
 
 /// Attempts that may fail when the job does not say.
 pub const MAX_ATTEMPTS_DEFAULT: u32 = 25;

@@ -64,16 +64,13 @@ impl Session {
                     refused.push((lease, Verdict::Rejected(violation)));
                     continue;
                 }
-                // Nobody runs it any more and nobody told the worker to stop it: then it is given back.
+                // Nobody runs it any more and nobody told the worker to stop it: then it is given back. That is what
+                // the session finds, and no result: the worker says it once and awaits no receipt. It may have had the
+                // verdict on the stream before, and one more would contradict it.
                 (Reported::Stopped, Some(Phase::Running)) => {
                     let reason = "STOPPED".to_owned();
-                    record.push((
-                        lease,
-                        Outcome::Release {
-                            delay: Duration::ZERO,
-                            reason,
-                        },
-                    ));
+                    let delay = Duration::ZERO;
+                    self.end(lease, Outcome::Release { delay, reason }, out);
                 }
                 (Reported::Stopped, Some(Phase::Stopping)) => self.held.remove(lease),
                 (Reported::Stopped, _) => {}
@@ -90,6 +87,14 @@ impl Session {
             out.push(Action::Send(ServerMessage::Receipts(refused)));
         }
         out.push(Action::LookForJobs);
+    }
+
+    /// The worker will send these again. One that it does not list any more it has forgotten.
+    pub(super) fn record_failed(&mut self, leases: &[Lease]) {
+        self.recording.failed(leases.len());
+        for lease in leases {
+            self.held.unanswered(*lease);
+        }
     }
 
     pub(super) fn verdicts(

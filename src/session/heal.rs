@@ -109,6 +109,11 @@ impl Session {
             .collect();
         self.seen.strangers = strangers;
         self.tell_lost(lost, out);
+        // A frame that was never sent here is another stream's: nothing is known of what has arrived of this one.
+        let last_frame = match last_frame < self.next_frame {
+            true => last_frame,
+            false => 0,
+        };
         for lease in self.held.compare(last_frame, &listed) {
             self.end(lease, Outcome::Forgotten, out);
         }
@@ -116,9 +121,43 @@ impl Session {
         match self.renewing {
             None => {
                 self.renewing = Some(sequence);
+                self.renew_next = None;
+                self.renew_at = None;
                 out.push(Action::Renew);
             }
             Some(_) => self.renew_next = Some(sequence),
+        }
+    }
+
+    pub(super) fn renewed(&mut self, out: &mut Vec<Action>) {
+        if std::mem::take(&mut self.lapsed) {
+            out.push(Action::LookForJobs);
+        }
+        if let Some(sequence) = self.renewing.take() {
+            out.push(Action::Send(ServerMessage::HeartbeatAck {
+                sequence,
+                lease_ttl: self.ttl,
+            }));
+        }
+        if let Some(sequence) = self.renew_next.take() {
+            self.renewing = Some(sequence);
+            out.push(Action::Renew);
+        }
+    }
+
+    /// The newest heartbeat waits until the store is back: the worker counts from when it was sent, and a store that was
+    /// away for less than that is to cost no handler.
+    pub(super) fn renew_failed(&mut self, now: Duration) {
+        self.renew_next = self.renew_next.or(self.renewing);
+        self.renewing = None;
+        self.renew_at = Some(now + AGAIN);
+    }
+
+    pub(super) fn renew_again(&mut self, now: Duration, out: &mut Vec<Action>) {
+        if self.renew_at.is_some_and(|at| at <= now) {
+            self.renew_at = None;
+            self.renewing = self.renew_next.take();
+            out.push(Action::Renew);
         }
     }
 
@@ -129,8 +168,9 @@ impl Session {
         vanished: Vec<Lease>,
         out: &mut Vec<Action>,
     ) {
-        // Whoever leaves, worker or node, is given nothing more: the next stream's Hello puts right what is left.
-        if self.phase != SessionPhase::Live || self.drain_at.is_some() {
+        // A node that leaves gives nothing more: the next stream's Hello puts right what is left. A worker that leaves
+        // has no next stream: what it never got is given back, see `found`.
+        if self.drain_at.is_some() || self.half_closed {
             return;
         }
         let mut unknown = BTreeSet::new();

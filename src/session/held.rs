@@ -37,6 +37,8 @@ struct Entry {
     missed: bool,
     timeout: Option<Duration>,
     ending: Option<AttemptOutcome>,
+    /// Its result could not be recorded: it is the worker's to send it again.
+    unanswered: bool,
 }
 
 /// An attempt whose end is recorded, for those who count.
@@ -141,6 +143,7 @@ impl Held {
         let Some(entry) = self.leases.get_mut(&lease) else {
             return;
         };
+        entry.unanswered = false;
         if entry.phase != Phase::Reported {
             entry.phase = Phase::Reported;
             entry.ending = Some(ending);
@@ -149,6 +152,13 @@ impl Held {
                 self.timeouts.remove(&(at, lease));
             }
             self.leave(queue.as_ref());
+        }
+    }
+
+    /// Its result has arrived and could not be recorded.
+    pub fn unanswered(&mut self, lease: Lease) {
+        if let Some(entry) = self.leases.get_mut(&lease) {
+            entry.unanswered = true;
         }
     }
 
@@ -171,11 +181,12 @@ impl Held {
         let mut over = Vec::new();
         for (lease, entry) in &mut self.leases {
             let received = matches!(entry.way, Way::Sent(frame) if frame <= last_frame);
-            let misses = received && entry.phase != Phase::Reported && !listed.contains(lease);
+            let is_open = entry.phase != Phase::Reported || entry.unanswered;
+            let misses = received && is_open && !listed.contains(lease);
             if misses && entry.missed {
                 match entry.phase {
-                    Phase::Running => forgotten.push(*lease),
-                    _ => over.push(*lease),
+                    Phase::Stopping => over.push(*lease),
+                    Phase::Running | Phase::Reported => forgotten.push(*lease),
                 }
             }
             entry.missed = misses;
@@ -261,6 +272,7 @@ impl Held {
                 missed: false,
                 timeout,
                 ending: None,
+                unanswered: false,
             },
         );
     }

@@ -222,8 +222,8 @@ pub enum ServerMessage {
     Receipts(Vec<(Lease, Verdict)>),
     /// Verdicts on checkpoints, by the revisions of their reports.
     ProgressReceipts(Vec<(Lease, u64, Verdict)>),
-    /// Verdict on a result whose lease names no job: it is sent back as it came.
-    Unreadable(Option<(String, u32)>),
+    /// Verdict on a result, or on the report of that revision, whose lease names no job: it is sent back as it came.
+    Unreadable(Option<(String, u32)>, u64),
     /// Tells handlers to stop.
     Cancels(Vec<(Lease, CancelReason)>),
     /// These leases are not the session's.

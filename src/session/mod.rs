@@ -148,6 +148,8 @@ pub struct Session {
     unconfirmed: bool,
     renewing: Option<u64>,
     renew_next: Option<u64>,
+    /// When to try again what could not be renewed.
+    renew_at: Option<Duration>,
     /// Its time is over by the store's clock: it gets nothing until it is renewed.
     lapsed: bool,
     recording: Recording,
@@ -186,6 +188,7 @@ impl Session {
             unconfirmed: false,
             renewing: None,
             renew_next: None,
+            renew_at: None,
             lapsed: false,
             recording: Recording::default(),
             reporting: Reporting::default(),
@@ -227,7 +230,8 @@ impl Session {
         let silence = self.heard + self.ttl;
         let again = self.recording.next_try();
         let find = self.finding.next_try();
-        [self.drain_at, self.held.next_timeout(), again, find]
+        let timeout = self.held.next_timeout();
+        [self.drain_at, timeout, again, find, self.renew_at]
             .into_iter()
             .flatten()
             .fold(silence, Duration::min)
@@ -293,14 +297,14 @@ impl Session {
             Event::Frame(message) => self.frame(now, message, out),
             Event::Granted { jobs, missed } => self.granted(now, jobs, &missed, out),
             Event::Renewed => self.renewed(out),
-            Event::RenewFailed => self.renewing = None,
+            Event::RenewFailed => self.renew_failed(now),
             Event::Lapsed => self.lapsed = true,
             Event::Moved => self.close(Some(Error::SessionMoved), out),
             Event::Dead => self.dead(out),
             Event::Found { jobs, gone } => self.found(now, jobs, gone, out),
             Event::Looked { leases, vanished } => self.looked(now, leases, vanished, out),
             Event::Verdicts(verdicts) => self.verdicts(now, verdicts, out),
-            Event::RecordFailed(leases) => self.recording.failed(leases.len()),
+            Event::RecordFailed(leases) => self.record_failed(&leases),
             Event::OwnRecorded(lease, outcome, recorded) => {
                 self.own_recorded(now, lease, outcome, recorded, out)
             }
@@ -389,22 +393,6 @@ impl Session {
         }
     }
 
-    fn renewed(&mut self, out: &mut Vec<Action>) {
-        if std::mem::take(&mut self.lapsed) {
-            out.push(Action::LookForJobs);
-        }
-        if let Some(sequence) = self.renewing.take() {
-            out.push(Action::Send(ServerMessage::HeartbeatAck {
-                sequence,
-                lease_ttl: self.ttl,
-            }));
-        }
-        if let Some(sequence) = self.renew_next.take() {
-            self.renewing = Some(sequence);
-            out.push(Action::Renew);
-        }
-    }
-
     fn tick(&mut self, now: Duration, out: &mut Vec<Action>) {
         if now >= self.heard + self.ttl {
             return self.close(Some(Error::HeartbeatMissed), out);
@@ -412,6 +400,7 @@ impl Session {
         if self.drain_at.is_some_and(|at| now >= at) {
             return self.close(Some(Error::Draining), out);
         }
+        self.renew_again(now, out);
         self.time_passed(now, out);
         self.find(now, out);
     }

@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::job::limits::BATCH_BYTES_MAX;
 use crate::job::{
     Ending, HeldLease, Job, JobId, JobState, Kind, Lease, LeasedJob, NewJob, NodeId, Priority,
-    Progress, QueueName, SessionId, Verdict, View,
+    Progress, QueueName, SessionId, Timestamp, Verdict, View,
 };
 
 /// One line of hand-out: a queue at one priority. The ready-list has a stream for each, the backlog its segments.
@@ -207,6 +207,8 @@ pub enum Attaching {
     Resumed(Duration),
     /// A stream with this number or a higher one came before. Nothing has changed.
     Superseded,
+    /// Something held its row for too long; it may be tried again.
+    Later,
     /// The session is dead or gone.
     Gone,
 }
@@ -339,6 +341,8 @@ pub trait Store: Send + Sync + 'static {
     async fn pending_migrations(&self) -> Result<MigrationReport>;
     /// One cheap round trip. The answer names the server and its version.
     async fn ping(&self) -> Result<String>;
+    /// What its clock says: one cheap round trip.
+    async fn now(&self) -> Result<Timestamp>;
 
     /// Accepts jobs, durably. One id twice in a batch is one job (the second: `Existed` or `Conflict`).
     async fn enqueue(&self, jobs: std::sync::Arc<[NewJob]>, unit: Unit) -> Result<EnqueueAnswer>;

@@ -15,7 +15,9 @@ use super::{
     QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
 };
 use crate::error::{Error, Result};
-use crate::job::{Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId, Verdict, View};
+use crate::job::{
+    Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId, Timestamp, Verdict, View,
+};
 
 /// How long a caller waits who has one of their own: its client is still there.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -193,6 +195,11 @@ impl Store for Observed {
     async fn ping(&self) -> Result<String> {
         let work = |store: Arc<dyn Store>| async move { store.ping().await };
         self.run(glance("ping", 0), work).await
+    }
+
+    async fn now(&self) -> Result<Timestamp> {
+        let work = |store: Arc<dyn Store>| async move { store.now().await };
+        self.run(glance("now", 0), work).await
     }
 
     async fn enqueue(&self, jobs: Arc<[NewJob]>, unit: Unit) -> Result<EnqueueAnswer> {

@@ -81,49 +81,78 @@ def enqueue(api):
     return ids
 
 
-def work(api):
-    """A worker as the rules of the stream have it, one message at a time."""
-    outgoing = queue.Queue()
-    send = lambda **message: outgoing.put(api.message("LeaseJobsRequest", **message))
-    subscription = api.message("QueueSubscription", queue="python")
-    send(hello=api.message("Hello", protocol=1, worker="python", queues=[subscription], kinds=["double"],
-                           max_in_flight=4, sdk="python by hand"))
-    held, beats, taken, recorded, said_goodbye = {}, 0, set(), 0, False
-    stream = api.method("WorkerService", "LeaseJobs")(iter(outgoing.get, None), timeout=60)
-    for answer in stream:
-        kind = answer.WhichOneof("message")
-        if kind == "welcome":
-            assert answer.welcome.resume_token and answer.welcome.lease_ttl.seconds == 30
-            beats += 1
-            send(heartbeat=api.message("Heartbeat", sequence=beats))
-        elif kind == "heartbeat_ack":
-            assert answer.heartbeat_ack.sequence == beats
-            print("renewed")
-        elif kind == "jobs":
-            results = []
-            for job in answer.jobs.jobs:
-                key = (job.lease.job_id, job.lease.attempt)
-                assert key not in taken, "each attempt comes once"
-                taken.add(key)
-                held[key] = job.lease
-                output = api.message("Payload", text=str(2 * int(job.payload.text)))
-                results.append(api.message("Result", lease=job.lease, success=api.message("Success", output=output)))
-            # A slot is free as soon as its Result has arrived there, which is before its receipt is here.
-            assert len(answer.jobs.jobs) <= 4, "never more than the window"
-            send(results=api.message("Results", results=results))
-        elif kind == "receipts":
-            for receipt in answer.receipts.receipts:
-                assert receipt.status == 1, f"RECORDED, not {receipt}"
-                del held[(receipt.lease.job_id, receipt.lease.attempt)]
-                recorded += 1
-            if recorded == JOBS and not said_goodbye:
-                said_goodbye = True
-                send(goodbye=api.message("Goodbye"))
-        elif kind == "capacity_applied" and answer.capacity_applied.goodbye:
-            outgoing.put(None)  # half-close
-    assert stream.code() == grpc.StatusCode.OK, stream.code()
-    assert recorded == JOBS
-    print("recorded", recorded)
+class Worker:
+    """A worker as the rules of the stream have it, one message at a time. Half-way its stream is cut, and it goes on."""
+
+    def __init__(self, api):
+        self.api = api
+        self.token = b""
+        self.streams = 0
+        self.taken = set()
+        self.owed = {}  # results without a receipt, by lease
+        self.recorded = 0
+
+    def run(self):
+        while self.recorded < JOBS:
+            code = self.stream(cut_at=JOBS // 2 if self.streams == 0 else None)
+        assert code == grpc.StatusCode.OK, code
+        assert self.streams == 2 and self.recorded == JOBS
+        print("recorded", self.recorded)
+
+    def stream(self, cut_at):
+        api, outgoing = self.api, queue.Queue()
+        send = lambda **message: outgoing.put(api.message("LeaseJobsRequest", **message))
+        self.streams += 1
+        hello = api.message("Hello", protocol=1, worker="python", kinds=["double"], max_in_flight=4, sdk="by hand",
+                            queues=[api.message("QueueSubscription", queue="python")],
+                            resume_token=self.token, attach_sequence=self.streams,
+                            held=[result.lease for result in self.owed.values()])
+        send(hello=hello)
+        beats, said_goodbye = 0, False
+        stream = api.method("WorkerService", "LeaseJobs")(iter(outgoing.get, None), timeout=60)
+        for answer in stream:
+            kind = answer.WhichOneof("message")
+            if kind == "welcome":
+                assert answer.welcome.resume_token and answer.welcome.lease_ttl.seconds == 30
+                assert answer.welcome.resumed == bool(self.token), "a token goes on with its session"
+                assert self.token in (b"", answer.welcome.resume_token)
+                self.token = answer.welcome.resume_token
+                beats += 1
+                send(heartbeat=api.message("Heartbeat", sequence=beats, held=hello.held))
+                if self.owed:
+                    send(results=api.message("Results", results=list(self.owed.values())))
+            elif kind == "heartbeat_ack":
+                assert answer.heartbeat_ack.sequence == beats
+                print("renewed")
+            elif kind == "jobs":
+                assert len(answer.jobs.jobs) <= 4, "never more than the window"
+                results = []
+                for job in answer.jobs.jobs:
+                    key = (job.lease.job_id, job.lease.attempt)
+                    assert key not in self.taken, "each attempt comes once"
+                    self.taken.add(key)
+                    output = api.message("Payload", text=str(2 * int(job.payload.text)))
+                    success = api.message("Success", output=output)
+                    self.owed[key] = api.message("Result", lease=job.lease, success=success)
+                    results.append(self.owed[key])
+                # A slot is free as soon as its Result has arrived there, which is before its receipt is here.
+                send(results=api.message("Results", results=results))
+            elif kind == "receipts":
+                for receipt in answer.receipts.receipts:
+                    assert receipt.status == 1, f"RECORDED, not {receipt}"
+                    # A copy of a result has its own receipt.
+                    if self.owed.pop((receipt.lease.job_id, receipt.lease.attempt), None) is not None:
+                        self.recorded += 1
+                if cut_at is not None and self.recorded >= cut_at:
+                    stream.cancel()
+                    print("cut")
+                    return None
+                if self.recorded == JOBS and not said_goodbye:
+                    said_goodbye = True
+                    send(goodbye=api.message("Goodbye"))
+            elif kind == "capacity_applied" and answer.capacity_applied.goodbye:
+                outgoing.put(None)  # half-close
+        return stream.code()
 
 
 def results(api, ids):
@@ -145,7 +174,7 @@ def main():
     healthy(channel)
     refused(api)
     ids = enqueue(api)
-    work(api)
+    Worker(api).run()
     results(api, ids)
     print(f"done in {time.monotonic() - begun:.1f} s")
 

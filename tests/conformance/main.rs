@@ -6,6 +6,9 @@
 #[path = "../support/world.rs"]
 mod world;
 
+#[path = "../support/mod.rs"]
+mod support;
+
 /// Makes `case::postgres` and `case::sqlite` of an async function that takes a `World`.
 macro_rules! on_each_store {
     ($case:ident) => {
@@ -31,12 +34,33 @@ macro_rules! on_each_store {
     };
 }
 
+/// Makes a test of an async function that takes a `World` in Postgres: its own connections hold what the case names.
+macro_rules! on_postgres {
+    ($case:ident) => {
+        mod $case {
+            #[test]
+            fn postgres() {
+                crate::world::run(
+                    crate::world::postgres::world(),
+                    super::$case,
+                    crate::audit::audit,
+                );
+            }
+        }
+    };
+}
+
 mod audit;
+mod dropped;
+mod held;
+mod hints;
+mod random;
 mod steps;
 
 mod store_attach;
 mod store_backlog;
 mod store_cancel;
+mod store_clock;
 mod store_enqueue;
 mod store_fence;
 mod store_lease;

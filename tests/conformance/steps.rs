@@ -20,6 +20,8 @@ use crate::world::World;
 pub const QUEUE: &str = "work";
 /// The TTL of sessions that do not say another.
 pub const TTL: Duration = Duration::from_secs(30);
+/// Within the TTL by far: the clock of a case moves by itself, too, as long as its steps take.
+pub const SHORT_OF_TTL: Duration = Duration::from_secs(18);
 /// Longer than any claim, offer or lease of a case is good for.
 pub const LONG: Duration = Duration::from_secs(48 * 60 * 60);
 /// Every age.

@@ -6,7 +6,7 @@ use leasehold::job::{HeldLease, JobState, Lease, NodeId, Outcome, Verdict};
 use leasehold::store::{Ask, Attach, Attached, Attaching, Found, Granted, SessionState};
 use uuid::Uuid;
 
-use crate::steps::{ANY_AGE, TTL, failure, jobs_of, leased, secs, success};
+use crate::steps::{ANY_AGE, SHORT_OF_TTL, TTL, failure, jobs_of, leased, secs, success};
 use crate::world::World;
 
 fn another_node() -> NodeId {
@@ -180,10 +180,10 @@ on_each_store!(a_move_renews_and_the_old_number_is_good_for_nothing);
 async fn a_move_renews_and_the_old_number_is_good_for_nothing(world: World) {
     world.outlive_grace(&[]).await;
     let (lease, session) = world.running().await;
-    world.live_through(TTL - secs(2), &[]).await;
+    world.live_through(SHORT_OF_TTL, &[]).await;
     let moved = later(session);
     attach(&world, moved, another_node()).await;
-    world.live_through(TTL - secs(2), &[]).await;
+    world.live_through(SHORT_OF_TTL, &[]).await;
     assert_eq!(world.expire().await.jobs, 0, "it was renewed by the move");
     assert_eq!(renew(&world, session).await, SessionState::Moved);
     let job = world.queued().await;

@@ -4,12 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use leasehold::job::{JobId, JobState, Lease, Verdict};
-use leasehold::store::{Ask, Attached, Granted, JobFilter, Unit};
+use leasehold::job::draft::Draft;
+use leasehold::job::{JobId, JobState, Lease, NodeId, Outcome, Progress, Verdict};
+use leasehold::store::{
+    Ask, Attach, Attached, Attaching, Granted, JobFilter, Report, SessionState, Unit,
+};
 use tokio::task::JoinSet;
+use uuid::Uuid;
 
 use crate::steps::{
-    ANY_AGE, ending, failure, fresh_epoch, line_of, permanent_failure, release, secs, success,
+    ANY_AGE, backoff, ending, failure, fresh_epoch, line_of, permanent_failure, release, secs,
+    success,
 };
 use crate::world::World;
 
@@ -17,6 +22,9 @@ use crate::world::World;
 const ROUNDS: usize = 120;
 /// Jobs that they meet on, at most: few, so that they meet.
 const JOBS: usize = 150;
+
+/// The wait after a failure.
+const MOMENT: Duration = Duration::from_millis(1);
 
 /// What all of them know.
 #[derive(Clone)]
@@ -41,10 +49,18 @@ impl Race {
     async fn enqueuer(self) {
         for _ in 0..ROUNDS {
             let room = JOBS.saturating_sub(self.jobs.lock().unwrap().len());
-            let new: Vec<_> = (0..room.min(5)).map(|_| self.world.job()).collect();
+            // A failure comes due at once, so that they meet there too.
+            let soon = |d: &mut Draft| d.backoff = backoff(MOMENT, MOMENT, 1.0);
+            let new: Vec<_> = (0..room.min(5))
+                .map(|_| self.world.job_with(soon))
+                .collect();
             if !new.is_empty() {
                 let ids: Vec<JobId> = new.iter().map(|job| job.id).collect();
-                self.world.enqueue(new, Unit::Each).await;
+                let unit = match rand::random_bool(0.5) {
+                    true => Unit::Each,
+                    false => Unit::All,
+                };
+                self.world.enqueue(new, unit).await;
                 self.jobs.lock().unwrap().extend(ids);
             }
             tokio::task::yield_now().await;
@@ -52,7 +68,7 @@ impl Race {
     }
 
     async fn worker(self) {
-        let mut session = self.world.open().await;
+        let (mut node, mut session) = (self.world.node, self.world.open().await);
         // Those it was told of, of this session and of ones that it lost.
         let mut held: Vec<(Lease, Attached)> = Vec::new();
         for round in 0..ROUNDS {
@@ -61,7 +77,7 @@ impl Race {
                 .into_iter()
                 .map(|job| Ask { job, to: session })
                 .collect();
-            for answer in self.world.grant(asks).await {
+            for answer in self.world.store.grant(node, asks).await.unwrap() {
                 match answer {
                     Granted::Lease(job) => held.push((job.lease, session)),
                     Granted::Refused(state) => {
@@ -76,8 +92,12 @@ impl Race {
                     .close_sessions(vec![session])
                     .await
                     .unwrap();
-                session = self.world.open().await;
+                (node, session) = (self.world.node, self.world.open().await);
             }
+            if round % 5 == 4 {
+                (node, session) = self.move_on(session).await;
+            }
+            self.progress(&held, round).await;
             let some: Vec<_> = held
                 .iter()
                 .copied()
@@ -95,14 +115,46 @@ impl Race {
             .unwrap();
     }
 
+    /// Its stream breaks, and it comes back elsewhere; the late renewal of the old stream changes nothing.
+    async fn move_on(&self, old: Attached) -> (NodeId, Attached) {
+        let new = Attached {
+            attach: old.attach + 1,
+            ..old
+        };
+        let node = NodeId(Uuid::new_v4());
+        let attach = vec![Attach { to: new, node }];
+        let answer = self.world.store.attach(attach).await.unwrap();
+        assert!(matches!(answer[..], [Attaching::Resumed(_)]), "{answer:?}");
+        let states = self.world.store.renew(vec![old, new]).await.unwrap();
+        assert_eq!(states, [SessionState::Moved, SessionState::Alive]);
+        (node, new)
+    }
+
+    async fn progress(&self, held: &[(Lease, Attached)], round: usize) {
+        let progress = Progress {
+            checkpoint: Some(format!("round {round}").into()),
+            revision: round as u64 + 1,
+            ..Progress::default()
+        };
+        let report = |(lease, by): &(Lease, Attached)| Report {
+            lease: *lease,
+            session: by.session,
+            progress: progress.clone(),
+        };
+        let reports: Vec<Report> = held.iter().rev().take(10).map(report).collect();
+        self.world.store.report(reports).await.unwrap();
+    }
+
     async fn report(&self, held: &[(Lease, Attached)]) {
         let endings: Vec<_> = held
             .iter()
             .map(|(lease, by)| {
-                let outcome = match rand::random_range(0..6) {
+                let outcome = match rand::random_range(0..8) {
                     0 => failure(),
                     1 => permanent_failure(),
                     2 | 3 => release(),
+                    4 => Outcome::TimedOut,
+                    5 => Outcome::Forgotten,
                     _ => success(),
                 };
                 let copies = rand::random_range(1..3);

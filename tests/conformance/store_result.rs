@@ -422,3 +422,28 @@ async fn a_thousand_endings_of_all_kinds_are_recorded_in_one_batch(world: World)
         world.assert_state(*job, state).await;
     }
 }
+
+on_each_store!(a_lease_is_forgotten_and_its_success_recorded_in_one_batch);
+/// A worker forgot a lease, so it seemed; and its result comes while that is being recorded.
+async fn a_lease_is_forgotten_and_its_success_recorded_in_one_batch(world: World) {
+    let (lease, session) = world.running().await;
+    let (other, holder) = world.running().await;
+    let told = world
+        .finish_all(vec![
+            ending(lease, session, Outcome::Forgotten),
+            ending(other, holder, success()),
+            ending(lease, session, success()),
+        ])
+        .await;
+    assert_eq!(
+        told.verdicts,
+        [
+            Verdict::Recorded(JobState::Queued),
+            Verdict::Recorded(JobState::Succeeded),
+            Verdict::Recorded(JobState::Succeeded)
+        ]
+    );
+    let job = world.look(lease.job).await;
+    assert_eq!((job.revision, job.lost_leases), (4, 1));
+    assert!(job.output.is_some());
+}

@@ -6,7 +6,7 @@ use leasehold::job::{AttemptOutcome, JobState, SessionId, Verdict};
 use leasehold::store::{Attached, NewSession, SessionState};
 use uuid::Uuid;
 
-use crate::steps::{TTL, assert_about, failure, jobs_of, minutes, secs, success};
+use crate::steps::{SHORT_OF_TTL, TTL, assert_about, failure, jobs_of, minutes, secs, success};
 use crate::world::World;
 
 async fn close(world: &World, sessions: &[Attached]) {
@@ -40,11 +40,13 @@ async fn a_session_that_is_not_renewed_loses_its_jobs(world: World) {
     let (lease, lapsed) = world.running().await;
     let second = world.lease(world.queued().await, lapsed).await;
     let (kept, alive) = world.running().await;
-    world.live_through(TTL - secs(2), &[alive]).await;
+    world.live_through(SHORT_OF_TTL, &[alive]).await;
     assert_eq!(world.expire().await.jobs, 0, "not before its time");
     world.assert_state(lease.job, JobState::Running).await;
 
-    world.live_through(secs(4), &[alive]).await;
+    world
+        .live_through(TTL - SHORT_OF_TTL + secs(2), &[alive])
+        .await;
     let expired = world.expire().await;
     assert_eq!((expired.sessions, expired.jobs, expired.failed), (1, 2, 0));
     let back: BTreeSet<_> = jobs_of(&expired.segments).into_iter().collect();
@@ -70,12 +72,12 @@ async fn a_renewal_counts_from_its_own_time(world: World) {
     world.outlive_grace(&[]).await;
     let (lease, session) = world.running().await;
     for _ in 0..3 {
-        world.live_through(TTL - secs(4), &[]).await;
+        world.live_through(SHORT_OF_TTL, &[]).await;
         assert!(world.renew(session).await);
     }
-    world.live_through(TTL - secs(2), &[]).await;
+    world.live_through(SHORT_OF_TTL, &[]).await;
     assert_eq!(world.expire().await.jobs, 0);
-    world.live_through(secs(4), &[]).await;
+    world.live_through(TTL - SHORT_OF_TTL + secs(2), &[]).await;
     assert_eq!(jobs_of(&world.expire().await.segments), [lease.job]);
 }
 

@@ -2,7 +2,8 @@
 
 use std::{
     fs::{self, Permissions},
-    os::unix::fs::PermissionsExt,
+    net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
     process::Command,
     time::Duration,
 };
@@ -53,6 +54,67 @@ impl PrivatePostgres {
         let shared = shared_database_url();
         let (user, _) = shared.split_once('@').expect("the shared URL names a user");
         format!("{user}@127.0.0.1:{}/postgres", self.port)
+    }
+
+    /// A standby of it, which has what it has: from now on a commit is answered once it is there too.
+    pub async fn standby(&self) -> Self {
+        let folder = TempDir::new().expect("make a temporary folder");
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o711)).expect("open the folder");
+        let data = folder.path().join("data");
+        fs::create_dir(&data).expect("make its folder");
+        let owner = fs::metadata(postgres_template()).expect("the template is there");
+        chown(&data, Some(owner.uid()), Some(owner.gid())).expect("give it to its owner");
+        fs::set_permissions(&data, Permissions::from_mode(0o700)).expect("close its folder");
+        let mut copy = as_postgres_user(postgres_bin().join("pg_basebackup"));
+        copy.current_dir(folder.path());
+        copy.args([
+            "--checkpoint=fast",
+            "--write-recovery-conf",
+            "--no-sync",
+            "-D",
+        ]);
+        copy.arg(&data).arg("-d").arg(self.url());
+        assert!(
+            copy.status().is_ok_and(|status| status.success()),
+            "cannot copy the primary"
+        );
+        let mut standby = Self {
+            folder,
+            port: free_port(),
+            process: None,
+        };
+        standby.start().await;
+        let mut db = PgConnection::connect(&self.url()).await.expect("connect");
+        for statement in [
+            "ALTER SYSTEM SET synchronous_standby_names = '*'",
+            "SELECT pg_reload_conf()",
+        ] {
+            let done = sqlx::query(statement).execute(&mut db).await;
+            done.expect("a superuser may do so");
+        }
+        until(Duration::from_secs(60), "the standby follows", async || {
+            let following = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
+            let mut db = PgConnection::connect(&self.url()).await.ok()?;
+            let count: i64 = sqlx::query_scalar(following)
+                .fetch_one(&mut db)
+                .await
+                .ok()?;
+            (count == 1).then_some(())
+        })
+        .await;
+        standby
+    }
+
+    /// Makes a standby the primary.
+    pub async fn promote(&self) {
+        let mut db = PgConnection::connect(&self.url()).await.expect("connect");
+        let done = sqlx::query("SELECT pg_promote()").execute(&mut db).await;
+        done.expect("a superuser may do so");
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
     /// Starts it on the same port and data, after [`Self::stop`] or [`Self::kill`]; returns when it

@@ -44,6 +44,16 @@ pub fn leasehold(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
     command
 }
 
+/// Bytes of memory that the process holds, as the kernel counts them.
+pub fn process_rss(id: u32) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB"));
+    1024 * kib
+        .and_then(|kib| kib.trim().parse::<usize>().ok())
+        .expect("in kB")
+}
+
 impl Process {
     /// Starts `command`; `name` says in messages which of a test's programs it is.
     pub fn start(name: &str, mut command: Command) -> Self {

@@ -1,6 +1,6 @@
 //! A Redis of a test's own, to be stopped, killed and wiped.
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, path::PathBuf, process::Command, time::Duration};
 
 use redis::{Client, cmd};
 use tempfile::TempDir;
@@ -32,6 +32,11 @@ impl PrivateRedis {
     /// Its URL.
     pub fn url(&self) -> String {
         format!("redis://:{}@127.0.0.1:{}/", self.password, self.port)
+    }
+
+    /// The file that it saves its data to, and starts with.
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("dump.rdb")
     }
 
     /// Starts it on the same port and data, after [`Self::stop`] or [`Self::kill`]; returns when it

@@ -24,20 +24,34 @@ pub mod postgres;
 #[path = "world/sqlite.rs"]
 pub mod sqlite;
 
-/// No case may take longer; a store that hangs fails rather than blocks the run.
-const CASE_WITHIN: Duration = Duration::from_secs(120);
+/// No case may take longer; a store that hangs fails rather than blocks the run. Who asks for more sequences or drops than
+/// by default may ask for more seconds.
+fn case_within() -> Duration {
+    let asked = std::env::var("LEASEHOLD_TEST_CASE_SECONDS");
+    Duration::from_secs(asked.map_or(120, |n| n.parse().expect("a number of seconds")))
+}
 
 /// Where a store lives, and how its clock is moved.
 #[async_trait::async_trait]
 pub trait Place: Send + Sync + 'static {
     /// Moves the store's clock forward.
     async fn advance(&self, by: Duration);
+    /// Sets the store's clock back.
+    async fn turn_back(&self, by: Duration);
     /// Opens the same store once more, as another node does.
     async fn open(&self) -> Arc<dyn Store>;
     /// Leaves the schema as a newer binary would: with a version that nobody knows yet, and without the table of jobs.
     async fn outdate(&self, version: i64);
     /// All there is to the schema, and the versions that are recorded.
     async fn schema(&self) -> Vec<String>;
+    /// Leaves the store as if nobody had ever shown that he is alive: no time that passes is an outage.
+    async fn forget_pulse(&self);
+    /// Transactions that are open, whoever has them.
+    async fn open_transactions(&self) -> i64;
+    /// Where a test connects to the store by itself; only Postgres has such a place.
+    fn url(&self) -> Option<&str> {
+        None
+    }
     /// Removes the store and all it holds.
     async fn remove(&self);
 }
@@ -73,6 +87,13 @@ impl World {
         self.moved_us.fetch_add(us, Ordering::SeqCst);
     }
 
+    /// Sets the store's clock back.
+    pub async fn turn_back(&self, by: Duration) {
+        self.place.turn_back(by).await;
+        let us = i64::try_from(by.as_micros()).expect("a case moves by less than 292,000 years");
+        self.moved_us.fetch_sub(us, Ordering::SeqCst);
+    }
+
     /// The same store once more, as another node opens it.
     pub async fn open_again(&self) -> Arc<dyn Store> {
         self.place.open().await
@@ -86,6 +107,21 @@ impl World {
     /// All there is to the schema, and the versions that are recorded.
     pub async fn schema(&self) -> Vec<String> {
         self.place.schema().await
+    }
+
+    /// From here on no time that passes is an outage, as long as nobody touches the pulse.
+    pub async fn forget_pulse(&self) {
+        self.place.forget_pulse().await;
+    }
+
+    /// Transactions that are open, whoever has them, while no call is under way.
+    pub async fn open_transactions(&self) -> i64 {
+        self.place.open_transactions().await
+    }
+
+    /// Where a test connects to the store by itself. Only of Postgres.
+    pub fn url(&self) -> &str {
+        self.place.url().expect("a case for Postgres alone")
     }
 
     /// About what the store's clock says.
@@ -131,13 +167,13 @@ pub fn run<C, A>(
             case(world.clone()).await;
             audit(world.clone()).await;
         };
-        let ended = AssertUnwindSafe(tokio::time::timeout(CASE_WITHIN, whole))
+        let ended = AssertUnwindSafe(tokio::time::timeout(case_within(), whole))
             .catch_unwind()
             .await;
         world.place.remove().await;
         match ended {
             Ok(Ok(())) => {}
-            Ok(Err(_)) => panic!("the case did not end within {CASE_WITHIN:?}"),
+            Ok(Err(_)) => panic!("the case did not end within {:?}", case_within()),
             Err(panic) => resume_unwind(panic),
         }
     });

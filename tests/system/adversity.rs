@@ -156,3 +156,40 @@ async fn a_postgres_that_became_read_only_is_not_asked_again_and_again() {
     }
     worker.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_database_stands_still_a_node_holds_a_bounded_number_of_bytes_and_says_so() {
+    let stack = Stack::start(1).await;
+    let address = stack.nodes[0].address;
+    let mut db = PgConnection::connect(&stack.postgres.url()).await.unwrap();
+    let mut lock = db.begin().await.unwrap();
+    sqlx::query("LOCK TABLE jobs")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    // 75 megabytes that cannot be written now: most of it is held, the rest is refused at once.
+    let payload = "x".repeat(1_000_000);
+    let body = format!(r#"{{"queue":"q","kind":"k","payload":"{payload}"}}"#);
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..75 {
+        let body = body.clone();
+        calls.spawn(async move { request(address, "POST", "/jobs", body.as_bytes()).await });
+    }
+    let mut answers = Vec::new();
+    while let Some(answer) = calls.join_next().await {
+        answers.push(answer.unwrap());
+    }
+    lock.rollback().await.unwrap();
+    let refused: Vec<_> = answers.iter().filter(|a| a.status == 429).collect();
+    assert!(!refused.is_empty() && refused.len() < 75);
+    for answer in refused {
+        assert_eq!(answer.json()["reason"], "OVERLOADED");
+        assert!(answer.header("retry-after").is_some());
+    }
+    // What was held is free again: as much is taken once the database goes on.
+    until(SOON, "jobs are accepted again", async || {
+        let answer = request(address, "POST", "/jobs", body.as_bytes()).await;
+        (answer.status == 201).then_some(())
+    })
+    .await;
+}

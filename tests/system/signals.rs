@@ -89,3 +89,19 @@ async fn a_second_signal_to_a_worker_gives_its_jobs_back_at_once() {
     let job = client(&dev.node.url()).get(&id).await.unwrap();
     assert_eq!((job.state(), job.releases), (JobState::Queued, 1));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drain_ends_when_the_node_has_left_and_asks_no_other_program() {
+    let mut dev = Dev::start().await;
+    let pid = dev.node.process.id().to_string();
+    let mut drain = Process::start("drain", leasehold(["drain", &pid]));
+    let status = dev.node.process.ended(SOON).await;
+    assert!(status.success(), "the node left in order");
+    assert!(drain.ended(SOON).await.success());
+
+    let own = std::process::id().to_string();
+    for other in [own.as_str(), "0", "-1", "2147483647"] {
+        let mut refused = Process::start("drain", leasehold(["drain", "--", other]));
+        assert_eq!(refused.ended(SOON).await.code(), Some(2), "{other}");
+    }
+}

@@ -7,7 +7,9 @@ use tempfile::TempDir;
 use worker_sdk::Client;
 
 use crate::support::http::request;
-use crate::support::{PrivatePostgres, PrivateRedis, Process, free_port, leasehold};
+use crate::support::{
+    PrivatePostgres, PrivateRedis, Process, TestDatabase, free_port, leasehold, shared_redis_url,
+};
 
 /// Long enough for a machine that is busy compiling; a test that needs it is not waiting for time.
 pub const START_WITHIN: Duration = Duration::from_secs(60);
@@ -22,13 +24,24 @@ pub struct Node {
 impl Node {
     /// Starts it and waits until it is ready.
     pub async fn start(args: Vec<String>) -> Self {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
-        Self::start_at(address, args).await
+        Self::start_with(args, &[]).await
     }
 
-    async fn start_at(address: SocketAddr, args: Vec<String>) -> Self {
+    /// With more in its environment; not when it is started again.
+    pub async fn start_with(args: Vec<String>, environment: &[(&str, &str)]) -> Self {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+        Self::start_at(address, args, environment).await
+    }
+
+    async fn start_at(
+        address: SocketAddr,
+        args: Vec<String>,
+        environment: &[(&str, &str)],
+    ) -> Self {
         let listen = ["--listen".to_owned(), address.to_string()];
-        let mut process = Process::start("node", leasehold(args.iter().chain(&listen)));
+        let mut command = leasehold(args.iter().chain(&listen));
+        command.envs(environment.iter().copied());
+        let mut process = Process::start("node", command);
         process.ready(address, START_WITHIN).await;
         Self {
             process,
@@ -40,12 +53,12 @@ impl Node {
     /// Kills it with -9 and starts it again at the same address, on the same data.
     pub async fn kill_and_restart(&mut self) {
         self.process.kill();
-        *self = Self::start_at(self.address, self.args.clone()).await;
+        *self = Self::start_at(self.address, self.args.clone(), &[]).await;
     }
 
     /// Starts it again after it has ended.
     pub async fn restart(&mut self) {
-        *self = Self::start_at(self.address, self.args.clone()).await;
+        *self = Self::start_at(self.address, self.args.clone(), &[]).await;
     }
 
     pub fn url(&self) -> String {
@@ -65,6 +78,47 @@ impl Dev {
         let data = folder.path().join("data").to_string_lossy().into_owned();
         let node = Node::start(vec!["dev".into(), "--data".into(), data]).await;
         Self { node, folder }
+    }
+}
+
+/// A database and a ready-list of a test's own, on the servers that all tests share: for nodes that are started and
+/// killed one by one. Nothing of it but the nodes may be harmed.
+pub struct Site {
+    pub database: TestDatabase,
+    pub prefix: String,
+}
+
+impl Site {
+    pub async fn new() -> Self {
+        Self {
+            database: TestDatabase::create().await,
+            prefix: format!("test-{}", uuid::Uuid::new_v4().simple()),
+        }
+    }
+
+    /// One more node.
+    pub async fn node(&self) -> Node {
+        self.node_with(&[]).await
+    }
+
+    /// One more node, which is killed when it comes to this point.
+    pub async fn doomed(&self, point: &str) -> Node {
+        let kill = format!("{point}=kill");
+        self.node_with(&[("LEASEHOLD_FAILPOINT", &kill)]).await
+    }
+
+    pub async fn node_with(&self, environment: &[(&str, &str)]) -> Node {
+        let (database, list) = (self.database.url(), shared_redis_url());
+        let args = [
+            "serve",
+            "--database-url",
+            &database,
+            "--redis-url",
+            &list,
+            "--redis-prefix",
+            &self.prefix,
+        ];
+        Node::start_with(args.map(str::to_owned).to_vec(), environment).await
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -13,6 +13,8 @@ use crate::support::Process;
 
 const URL: &str = "TEST_WORKER_URL";
 const LOG: &str = "TEST_WORKER_LOG";
+/// How many handlers the worker of [`process_with`] runs at once; 50 when it is not set.
+pub const SLOTS: &str = "TEST_WORKER_SLOTS";
 
 /// A worker in this process; it leaves in order when dropped or stopped.
 pub struct Local {
@@ -47,6 +49,11 @@ impl Local {
 
 /// A worker in a process of its own: this test binary, started anew.
 pub fn process(url: &str, log: &Path) -> Process {
+    process_with(url, log, &[])
+}
+
+/// With more in its environment: [`SLOTS`], or what a runtime looks at.
+pub fn process_with(url: &str, log: &Path, environment: &[(&str, &str)]) -> Process {
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
     command.args([
         "--exact",
@@ -54,6 +61,7 @@ pub fn process(url: &str, log: &Path) -> Process {
         "--nocapture",
     ]);
     command.env(URL, url).env(LOG, log);
+    command.envs(environment.iter().copied());
     Process::start("worker", command)
 }
 
@@ -63,9 +71,13 @@ fn the_worker_of_another_test() {
     let (Ok(url), Ok(log)) = (std::env::var(URL), std::env::var(LOG)) else {
         return;
     };
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .init();
+    let slots = std::env::var(SLOTS).map_or(50, |slots| slots.parse().unwrap());
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        worker(&url, &["q"], Path::new(&log), 50)
+        worker(&url, &["q"], Path::new(&log), slots)
             .run()
             .await
             .unwrap()
@@ -86,7 +98,8 @@ fn worker(url: &str, queues: &[&str], log: &Path, slots: usize) -> Worker {
     let with = move || note.clone();
     let (echo, sleep, wait, flaky, doomed, panics) =
         (with(), with(), with(), with(), with(), with());
-    let steps = with();
+    let once = with();
+    let (steps, watched, deaf, block, spin) = (with(), with(), with(), with(), with());
     queues
         .iter()
         .fold(Worker::builder(url), |worker, queue| worker.queue(*queue))
@@ -132,6 +145,60 @@ fn worker(url: &str, queues: &[&str], log: &Path, slots: usize) -> Worker {
                 Ok::<_, JobError>("too late")
             }
         })
+        // Its first attempt takes so long, if it may; the others take no time.
+        .handler("watched", move |ctx: Context, millis: u64| {
+            let note = watched.clone();
+            note.event(&ctx, "begun");
+            async move {
+                // Cancel safe: both only wait.
+                tokio::select! {
+                    () = ctx.cancelled() => {
+                        note.event(&ctx, "stopped");
+                        Err(JobError::from(std::io::Error::other("told to stop")))
+                    }
+                    () = tokio::time::sleep(Duration::from_millis(if ctx.attempt() == 1 { millis } else { 1 })) => Ok(ctx.attempt()),
+                }
+            }
+        })
+        .handler("sleep-once", move |ctx: Context, millis: u64| {
+            once.event(&ctx, "begun");
+            async move {
+                if ctx.attempt() == 1 {
+                    tokio::time::sleep(Duration::from_millis(millis)).await;
+                }
+                Ok::<_, JobError>(ctx.attempt())
+            }
+        })
+        .handler("deaf", move |ctx: Context, (): ()| {
+            deaf.event(&ctx, "begun");
+            let guard = Guard(deaf.clone(), ctx);
+            async move {
+                let _dropped = guard;
+                std::future::pending::<Result<(), JobError>>().await
+            }
+        })
+        .handler("block", move |ctx: Context, millis: u64| {
+            block.event(&ctx, "begun");
+            async move {
+                // On purpose: the runtime's thread is gone for so long.
+                std::thread::sleep(Duration::from_millis(millis));
+                Ok::<_, JobError>(ctx.attempt())
+            }
+        })
+        .handler("spin", move |ctx: Context, millis: u64| {
+            spin.event(&ctx, "begun");
+            async move {
+                let begun = Instant::now();
+                while begun.elapsed() < Duration::from_millis(millis) {
+                    let turn = Instant::now();
+                    while turn.elapsed() < Duration::from_millis(2) {
+                        std::hint::spin_loop();
+                    }
+                    tokio::task::yield_now().await;
+                }
+                Ok::<_, JobError>(ctx.attempt())
+            }
+        })
         .handler("flaky", move |ctx: Context, succeeds_at: u32| {
             flaky.write(&ctx);
             async move {
@@ -163,6 +230,15 @@ fn worker(url: &str, queues: &[&str], log: &Path, slots: usize) -> Worker {
         .unwrap()
 }
 
+/// Notes that a handler was dropped in the middle.
+struct Guard(Log, Context);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.event(&self.1, "dropped");
+    }
+}
+
 #[derive(Clone)]
 struct Log(PathBuf);
 
@@ -170,6 +246,10 @@ impl Log {
     /// One line for each run, in one write, so that lines of several processes do not mix.
     fn write(&self, ctx: &Context) {
         self.line(ctx.job_id());
+    }
+
+    fn event(&self, ctx: &Context, what: &str) {
+        self.line(&format!("{} {} {what}", ctx.job_id(), ctx.attempt()));
     }
 
     fn line(&self, line: &str) {

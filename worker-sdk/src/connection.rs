@@ -27,6 +27,7 @@ use crate::reporter::{Report, Reporter};
 use crate::session::{
     Action, End, Event, Note, Saved, SessionNo, Sessions, StreamNo, Ticket, Waiter,
 };
+use proto::lease_jobs_response::Message;
 use proto::worker_service_client::WorkerServiceClient;
 
 /// Largest message in either direction: the wire's 4 MiB, and room for framing.
@@ -312,7 +313,11 @@ impl Running {
         self.tasks.spawn(async move {
             let answer = tokio::time::timeout(REPORT_TIMEOUT, client.report_results(request)).await;
             let answer = match answer {
-                Ok(Ok(response)) => Ok(response.into_inner().receipts),
+                Ok(Ok(response)) => {
+                    let receipts = response.into_inner().receipts;
+                    trace(&receipts);
+                    Ok(receipts)
+                }
                 Ok(Err(status)) => {
                     tracing::debug!(error = %CallError::from(&status), "results not reported yet");
                     Err(())
@@ -340,6 +345,9 @@ async fn read(
         .await;
     let mut stream = answer.map_err(|status| end(&status))?.into_inner();
     while let Some(message) = stream.message().await.map_err(|status| end(&status))? {
+        if let Some(Message::Receipts(receipts)) = &message.message {
+            trace(&receipts.receipts);
+        }
         if events.send(Event::Received(no, message)).await.is_err() {
             break;
         }
@@ -369,6 +377,20 @@ fn end(status: &tonic::Status) -> End {
         moved: error.code == Code::Aborted && error.reason == "SESSION_MOVED",
         message: error.to_string(),
         retry_after: error.retry_after,
+    }
+}
+
+/// For who wants to know all that a worker was told, as it came.
+fn trace(receipts: &[proto::Receipt]) {
+    for receipt in receipts.iter().filter(|r| r.progress_revision == 0) {
+        let lease = receipt.lease.as_ref();
+        tracing::trace!(
+            job_id = lease.map_or("", |lease| &lease.job_id),
+            attempt = lease.map_or(0, |lease| lease.attempt),
+            status = receipt.status().as_str_name(),
+            state = receipt.state().as_str_name(),
+            "receipt"
+        );
     }
 }
 

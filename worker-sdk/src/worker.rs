@@ -13,7 +13,7 @@ use tonic::transport::Endpoint;
 
 use crate::connection::{Command, NEVER, Pump, Renewal};
 use crate::context::Context;
-use crate::endpoint::endpoint;
+use crate::endpoint::{endpoint, watched};
 use crate::error::Error;
 use crate::failure::JobError;
 use crate::handler::{Handler, Handlers};
@@ -21,6 +21,8 @@ use crate::proto;
 use crate::session::{Config, Sessions};
 
 const CONCURRENCY_MAX: usize = 10_000;
+/// Leases live so long where neither side says otherwise.
+const LEASE_TTL: Duration = Duration::from_secs(30);
 
 /// Takes jobs from a server and runs them. Made by [`Worker::builder`].
 #[must_use = "a worker does nothing until `run`"]
@@ -320,8 +322,9 @@ impl WorkerBuilder {
             start: Instant::now(),
             at: AtomicU64::new(NEVER),
         });
+        let ttl = self.config.lease_ttl.unwrap_or(LEASE_TTL);
         Ok(Worker {
-            endpoint,
+            endpoint: watched(endpoint, ttl),
             config: self.config,
             handlers: Arc::new(self.handlers),
             renewal,

@@ -189,6 +189,34 @@ fn a_lease_whose_frame_is_on_its_way_is_not_forgotten() {
     }
 }
 
+/// Frames begin at 1 on each stream, and a worker may not have noticed yet that this is another one.
+#[test]
+fn the_last_frame_of_an_older_stream_says_nothing_of_this_one() {
+    let (mut session, _) = resumed(&[], &[1]);
+    session.handle(s(0), found(&[1]));
+    for n in 1..6 {
+        let actions = session.handle(s(n), beat(n, 90, &[]));
+        assert!(forgotten(&actions).is_empty());
+    }
+    session.handle(s(6), beat(6, 1, &[]));
+    let actions = session.handle(s(7), beat(7, 1, &[]));
+    assert_eq!(forgotten(&actions), [lease(1)]);
+}
+
+/// The list was read before the frame came, the next one after it: one miss and a hit are no two misses in a row.
+#[test]
+fn a_list_that_crosses_with_a_frame_counts_from_the_frame_on() {
+    let mut session = running();
+    session.handle(s(1), beat(1, 0, &[]));
+    session.handle(s(2), beat(2, 1, &[]));
+    let actions = session.handle(s(3), beat(3, 1, &[1]));
+    assert!(forgotten(&actions).is_empty());
+    let actions = session.handle(s(4), beat(4, 1, &[]));
+    assert!(forgotten(&actions).is_empty(), "it begins anew");
+    let actions = session.handle(s(5), beat(5, 1, &[]));
+    assert_eq!(forgotten(&actions), [lease(1)]);
+}
+
 #[test]
 fn a_lease_with_a_result_on_its_way_is_not_forgotten() {
     let mut session = running();
@@ -300,4 +328,119 @@ fn a_draining_node_pushes_nothing_again() {
     session.handle(s(0), Event::Drain(s(30)));
     let actions = session.handle(s(0), found(&[1]));
     assert!(pushed(&actions).is_empty(), "the next node does");
+}
+
+#[test]
+fn a_result_that_could_not_be_recorded_and_is_not_listed_any_more_is_forgotten() {
+    let mut session = running();
+    session.handle(s(1), result(1, success()));
+    session.handle(s(2), Event::RecordFailed(vec![lease(1)]));
+    assert!(forgotten(&session.handle(s(10), beat(1, 1, &[]))).is_empty());
+    assert_eq!(
+        forgotten(&session.handle(s(20), beat(2, 1, &[]))),
+        [lease(1)],
+        "else it is RUNNING for as long as its worker lives"
+    );
+    session.handle(
+        s(21),
+        Event::OwnRecorded(lease(1), Outcome::Forgotten, true),
+    );
+    assert_eq!(session.in_flight(), 0);
+}
+
+#[test]
+fn a_result_that_is_to_be_sent_again_is_not_forgotten_while_it_is_listed() {
+    let mut session = running();
+    session.handle(s(1), result(1, success()));
+    session.handle(s(2), Event::RecordFailed(vec![lease(1)]));
+    for n in 1..5 {
+        assert!(forgotten(&session.handle(s(10 * n), beat(n, 1, &[1]))).is_empty());
+    }
+}
+
+#[test]
+fn a_lease_that_a_leaving_worker_never_got_is_found_by_looks_and_given_back() {
+    let mut session = running();
+    session.handle(s(1), frame(ClientMessage::Goodbye));
+    let look = || Event::Looked {
+        leases: vec![held(1), held(2)],
+        vanished: vec![],
+    };
+    session.handle(s(2), look());
+    assert_eq!(asked(&session.handle(s(3), look())), [lease(2)]);
+    let actions = session.handle(s(4), found(&[2]));
+    assert!(pushed(&actions).is_empty());
+    assert!(matches!(
+        &actions[..],
+        [Action::RecordOwn(of, Outcome::Release { .. })] if *of == lease(2)
+    ));
+}
+
+#[test]
+fn a_heartbeat_that_could_not_be_renewed_is_renewed_as_soon_as_the_store_is_back() {
+    let mut session = running();
+    let renews = |actions: &[Action]| {
+        actions
+            .iter()
+            .filter(|a| matches!(a, Action::Renew))
+            .count()
+    };
+    assert_eq!(renews(&session.handle(s(10), beat(1, 1, &[1]))), 1);
+    assert_eq!(renews(&session.handle(s(11), beat(2, 1, &[1]))), 0);
+    session.handle(s(12), Event::RenewFailed);
+    for n in 13..16 {
+        assert!(session.deadline() <= s(n));
+        assert_eq!(renews(&session.handle(s(n), Event::Tick)), 1, "once");
+        assert_eq!(renews(&session.handle(s(n), Event::Tick)), 0, "once");
+        session.handle(s(n), Event::RenewFailed);
+    }
+    session.handle(s(16), Event::Tick);
+    let actions = session.handle(s(16), Event::Renewed);
+    assert!(matches!(
+        sent(&actions)[..],
+        [ServerMessage::HeartbeatAck { sequence: 2, .. }]
+    ));
+    assert_eq!(renews(&actions), 0);
+    // A newer heartbeat is tried at once and takes the place of the one that waits.
+    session.handle(s(20), beat(3, 1, &[1]));
+    session.handle(s(21), Event::RenewFailed);
+    assert_eq!(renews(&session.handle(s(21), beat(4, 1, &[1]))), 1);
+    let actions = session.handle(s(21), Event::Renewed);
+    assert!(matches!(
+        sent(&actions)[..],
+        [ServerMessage::HeartbeatAck { sequence: 4, .. }]
+    ));
+    assert_eq!(renews(&session.handle(s(22), Event::Tick)), 0);
+}
+
+#[test]
+fn a_stopped_is_no_result_its_lease_is_given_back_and_it_has_no_receipt() {
+    // The worker had the verdict on another stream after it said Hello on this one.
+    let (mut session, _) = resumed(&[1], &[1]);
+    assert_eq!(session.free(s(1), &queue()), 3);
+    let actions = session.handle(s(1), result(1, Reported::Stopped));
+    assert!(
+        !actions.iter().any(|a| matches!(a, Action::Record(_))),
+        "{actions:?}"
+    );
+    let given_back = Outcome::Release {
+        delay: Duration::ZERO,
+        reason: "STOPPED".to_owned(),
+    };
+    assert!(
+        actions
+            .iter()
+            .any(|a| matches!(a, Action::RecordOwn(l, o) if *l == lease(1) && *o == given_back)),
+        "{actions:?}"
+    );
+    assert_eq!(session.free(s(1), &queue()), 4, "its slot is free at once");
+    // Said while the store is away, it is recorded when that is back: the worker says it once.
+    session.handle(s(2), Event::OwnRecorded(lease(1), given_back, false));
+    let again = session.handle(s(10), Event::Tick);
+    assert!(
+        again
+            .iter()
+            .any(|a| matches!(a, Action::RecordOwn(l, _) if *l == lease(1))),
+        "{again:?}"
+    );
 }

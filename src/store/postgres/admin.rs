@@ -11,7 +11,7 @@ use super::row::{attempt, bound, column, job, job_columns, progress, segments, s
 use crate::error::{Error, Result};
 use crate::job::limits::{ATTEMPTS_SHOWN, PAGE_ROWS_MAX};
 use crate::job::time::micros;
-use crate::job::{AttemptOutcome, Job, JobId, JobState, QueueName, View};
+use crate::job::{AttemptOutcome, Job, JobId, JobState, QueueName, Timestamp, View};
 use crate::store::{JobFilter, JobPage, QueueStats, Retried};
 
 const PING: &str = "SELECT 'PostgreSQL ' || current_setting('server_version') AS version";
@@ -131,6 +131,13 @@ pub(super) async fn ping(pool: &Pool) -> Result<String> {
     let rows = pool.read(|| sqlx::query(PING)).await?;
     rows.first()
         .map_or(Ok(String::new()), |row| column(row, "version"))
+}
+
+/// What the database's clock says.
+pub(super) async fn now(pool: &Pool) -> Result<Timestamp> {
+    let rows = pool.read(|| sqlx::query("SELECT lh_us() AS now")).await?;
+    let row = rows.first().ok_or_else(|| Error::internal("no time"))?;
+    Ok(Timestamp(column(row, "now")?))
 }
 
 /// Reads jobs.

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use sqlx::postgres::PgRow;
+use tracing::debug;
 use uuid::Uuid;
 
 use super::lease::{attach_number, leased as leased_job};
@@ -18,40 +19,58 @@ use crate::store::{Attach, Attached, Attaching, Found};
 
 /// FOR UPDATE waits for the grants in flight, which have the session FOR KEY SHARE: what they gave is committed, and
 /// shows in the next statement. The row is judged again under its lock, as it is then.
-const ATTACH: &str = "
-WITH asked AS MATERIALIZED (
+macro_rules! attach {
+    ($lock:literal) => {
+        concat!(
+            "WITH asked AS MATERIALIZED (
   SELECT s.id, a.attach, a.node FROM unnest($1::uuid[], $2::int8[], $3::uuid[]) AS a (id, attach, node)
     JOIN sessions s ON s.id = a.id
-   ORDER BY s.id FOR UPDATE OF s),
+   ORDER BY s.id FOR UPDATE OF s ",
+            $lock,
+            "),
 clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM asked) AS l)
 UPDATE sessions s
    SET attach = a.attach, node = a.node, expires_at = c.now + s.ttl,
        nodes = CASE WHEN a.node = ANY (s.nodes) THEN s.nodes ELSE s.nodes || a.node END
   FROM clock c, asked a WHERE s.id = a.id AND s.dead_at IS NULL AND s.attach < a.attach
-RETURNING s.id, s.attach, s.ttl, cardinality(s.nodes) AS nodes";
+RETURNING s.id, s.attach, s.ttl, cardinality(s.nodes) AS nodes"
+        )
+    };
+}
+const ATTACH: &str = attach!("SKIP LOCKED");
+/// For those that the first one passed by: locked, or refused. It waits, bounded by lock_timeout.
+const ATTACH_WAITING: &str = attach!("");
 
 /// With a new snapshot: what the attach refused.
 const ALIVE: &str = "SELECT id FROM sessions WHERE id = ANY($1) AND dead_at IS NULL";
 
 /// Nodes that a session was attached to and that have no grant of it any more need not be looked at again. Its newest
 /// node stays, as a grant of it may not show yet; those of the earlier ones all do, since the attach waited for them.
+/// The log is read once for all sessions, and each is then looked up in what it named.
 const FORGET_NODES: &str = "
+WITH asked AS MATERIALIZED (
+  SELECT s.id, s.nodes FROM unnest($1::uuid[], $2::int8[]) AS a (id, attach)
+    JOIN sessions s ON s.id = a.id AND s.attach = a.attach),
+named AS MATERIALIZED (
+  SELECT DISTINCT g.node, u.session FROM grants g, unnest(g.sessions) AS u (session)
+   WHERE g.node = ANY (ARRAY(SELECT DISTINCT unnest(nodes) FROM asked))
+     AND (u.session IN (SELECT id FROM asked)) IS TRUE)
 UPDATE sessions s
    SET nodes = ARRAY(SELECT n.node FROM unnest(s.nodes) AS n (node)
-                      WHERE n.node = s.node
-                         OR EXISTS (SELECT FROM grants g WHERE g.node = n.node AND s.id = ANY (g.sessions)))
+                      WHERE n.node = s.node OR ((n.node, s.id) IN (SELECT node, session FROM named)) IS TRUE)
   FROM unnest($1::uuid[], $2::int8[]) AS a (id, attach)
  WHERE s.id = a.id AND s.attach = a.attach";
 /// More nodes of one session than this are looked through.
 const NODES_MANY: i32 = 4;
 
+/// A grant from the future was made before the clock went back: it is not young.
 const LEASES: &str = concat!(
     "WITH asked AS MATERIALIZED (
   SELECT s.id, s.nodes FROM unnest($1::uuid[], $2::int8[]) AS a (id, attach)
     JOIN sessions s ON s.id = a.id AND s.attach = a.attach AND s.dead_at IS NULL),
 clock AS MATERIALIZED (SELECT lh_us() AS now),
 ",
-    running_of!("asked", "g.created_at <= (SELECT now - $3 FROM clock)"),
+    running_of!("asked", "(g.created_at <= (SELECT now - $3 FROM clock) OR g.created_at > (SELECT now FROM clock))"),
     "
 SELECT id AS holder, NULL::uuid AS id, NULL::int AS attempt, NULL::text AS queue, NULL::text AS kind,
        NULL::bigint AS time_left FROM asked
@@ -86,27 +105,34 @@ SELECT f.fits, j.id, j.attempt, j.session, j.queue, j.kind, j.priority, j.failur
 /// Moves sessions to new streams.
 pub(super) async fn attach(pool: &Pool, attaches: &[Attach]) -> Result<Vec<Attaching>> {
     let newest = newest(attaches);
-    let (ids, numbers) = columns(newest.iter().map(|one| one.to));
-    let nodes: Vec<Uuid> = newest.iter().map(|one| one.node.0).collect();
-    let rows = pool
-        .write(|| sqlx::query(ATTACH).bind(&ids).bind(&numbers).bind(&nodes))
-        .await?;
     let mut moved = HashMap::new();
-    let mut many = Vec::new();
-    for row in &rows {
-        let (id, number): (Uuid, i64) = (column(row, "id")?, column(row, "attach")?);
-        moved.insert((id, number), span(column(row, "ttl")?));
-        if column::<i32>(row, "nodes")? > NODES_MANY {
-            many.push((id, number));
+    read_moved(&run(pool, ATTACH, &newest).await?, &mut moved)?;
+    let rest: Vec<Attach> = newest
+        .iter()
+        .copied()
+        .filter(|one| !moved.contains_key(&key(one.to)))
+        .collect();
+    let mut held_up = false;
+    if !rest.is_empty() {
+        match run(pool, ATTACH_WAITING, &rest).await {
+            Ok(rows) => read_moved(&rows, &mut moved)?,
+            // What the first statement has moved is moved, whatever holds the others.
+            Err(_) if rest.len() < newest.len() => held_up = true,
+            Err(error) => return Err(error),
         }
     }
-    if !many.is_empty() {
-        let (ids, numbers): (Vec<_>, Vec<_>) = many.into_iter().unzip();
-        pool.write(|| sqlx::query(FORGET_NODES).bind(&ids).bind(&numbers))
-            .await?;
+    let many = moved.iter().filter(|(_, (_, nodes))| *nodes > NODES_MANY);
+    let (ids, numbers): (Vec<_>, Vec<_>) = many.map(|(one, _)| *one).unzip();
+    if !ids.is_empty() {
+        let forgot = pool.write(|| sqlx::query(FORGET_NODES).bind(&ids).bind(&numbers));
+        if let Err(error) = forgot.await {
+            // The next move tries again; this one stands.
+            debug!(%error, "nodes of sessions not forgotten");
+        }
     }
     let mut alive: HashSet<Uuid> = HashSet::new();
     if moved.len() < attaches.len() {
+        let (ids, _) = columns(newest.iter().map(|one| one.to));
         for row in pool.read(|| sqlx::query(ALIVE).bind(&ids)).await? {
             alive.insert(column(&row, "id")?);
         }
@@ -114,11 +140,33 @@ pub(super) async fn attach(pool: &Pool, attaches: &[Attach]) -> Result<Vec<Attac
     Ok(attaches
         .iter()
         .map(|one| match moved.get(&key(one.to)) {
-            Some(ttl) => Attaching::Resumed(*ttl),
+            Some((ttl, _)) => Attaching::Resumed(*ttl),
+            None if held_up => Attaching::Later,
             None if alive.contains(&one.to.session.uuid()) => Attaching::Superseded,
             None => Attaching::Gone,
         })
         .collect())
+}
+
+async fn run(pool: &Pool, statement: &'static str, attaches: &[Attach]) -> Result<Vec<PgRow>> {
+    let (ids, numbers) = columns(attaches.iter().map(|one| one.to));
+    let nodes: Vec<Uuid> = attaches.iter().map(|one| one.node.0).collect();
+    pool.write(|| {
+        sqlx::query(statement)
+            .bind(&ids)
+            .bind(&numbers)
+            .bind(&nodes)
+    })
+    .await
+}
+
+/// Of each session that has moved, its TTL and how many nodes it names.
+fn read_moved(rows: &[PgRow], moved: &mut HashMap<(Uuid, i64), (Duration, i32)>) -> Result<()> {
+    for row in rows {
+        let one = (column(row, "id")?, column(row, "attach")?);
+        moved.insert(one, (span(column(row, "ttl")?), column(row, "nodes")?));
+    }
+    Ok(())
 }
 
 /// The leases of sessions.

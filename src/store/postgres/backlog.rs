@@ -53,7 +53,8 @@ ORDER BY ",
 }
 
 /// There are few epochs in the table: they are found by skipping through the index, and of each but the present one
-/// the oldest are taken, so that the length of the backlog does not matter.
+/// the oldest are taken, so that the length of the backlog does not matter. What comes from the future was written before
+/// the clock went back, and is as good as old: here and below.
 const UNOFFERED: &str = trimmed!(
     "epochs AS (
   (SELECT epoch FROM backlog ORDER BY epoch LIMIT 1)
@@ -64,7 +65,7 @@ clock AS MATERIALIZED (SELECT lh_us() AS now),
 oldest AS MATERIALIZED (
   SELECT o.id FROM clock c, epochs e,
          LATERAL (SELECT b.id FROM backlog b
-                   WHERE b.epoch = e.epoch AND b.created_at <= c.now - $2 AND b.claim_until <= c.now
+                   WHERE b.epoch = e.epoch AND b.created_at NOT BETWEEN c.now - $2 + 1 AND c.now AND b.claim_until <= c.now
                    ORDER BY b.id LIMIT $4) AS o
    WHERE e.epoch <> $1 ORDER BY o.id LIMIT $4),
 taken AS MATERIALIZED (
@@ -80,7 +81,8 @@ const LOST_OFFERS: &str = trimmed!(
 taken AS MATERIALIZED (
   SELECT b.id FROM backlog b, clock c
    WHERE b.queue = $2 AND b.priority = $3 AND b.epoch = $1
-     AND (b.last_ms, b.last_seq) < ($4::int8, $5::int8) AND b.offered_at <= c.now - $6
+     AND (b.last_ms, b.last_seq) < ($4::int8, $5::int8)
+     AND b.offered_at NOT BETWEEN c.now - $6 + 1 AND c.now
    ORDER BY b.last_ms, b.last_seq LIMIT $7 FOR UPDATE OF b SKIP LOCKED)",
     "epoch = '00000000-0000-0000-0000-000000000000', offered_at = NULL",
     "segment"

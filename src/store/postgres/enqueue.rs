@@ -6,10 +6,11 @@ use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use super::fault::{Effect, fault, no_connection};
-use super::pool::{Pool, Statement};
+use super::fault::{Effect, fault, gave_way, no_connection};
+use super::pool::{Pool, RUNS_MAX, Statement};
 use super::row::{self, column, int, job_columns, json, state};
 use crate::error::{Error, Result};
+use crate::failpoint;
 use crate::job::limits::{ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX};
 use crate::job::time::micros;
 use crate::job::{Job, JobId, NewJob, Start, Timestamp, View};
@@ -71,16 +72,16 @@ pub(super) async fn enqueue(pool: &Pool, jobs: &[NewJob], unit: Unit) -> Result<
     let mut conn = pool.inner().acquire().await.map_err(no_connection)?;
     let work = async {
         match unit {
-            Unit::Each => Ok(attempt(&mut conn, jobs).await?.into_answer()),
+            Unit::Each => Ok(attempt(&mut conn, jobs, RUNS_MAX).await?.into_answer()),
+            // Inside of a transaction it is the whole that gives way, and that is run again.
             Unit::All => {
-                let mut tx = conn.begin().await?;
-                let done = attempt(&mut tx, jobs).await?;
-                if done.answers.iter().any(is_refused) {
-                    tx.rollback().await?;
-                    return Ok(done.refused());
+                let mut runs = 1;
+                loop {
+                    match all(&mut conn, jobs).await {
+                        Err(Broke::Driver(e)) if runs < RUNS_MAX && gave_way(&e) => runs += 1,
+                        answer => return answer,
+                    }
                 }
-                tx.commit().await?;
-                Ok(done.into_answer())
             }
         }
     };
@@ -96,6 +97,18 @@ pub(super) async fn enqueue(pool: &Pool, jobs: &[NewJob], unit: Unit) -> Result<
         Broke::Driver(e) => fault(e, Effect::Write),
         Broke::Ours(e) => e,
     })
+}
+
+async fn all(conn: &mut PgConnection, jobs: &[NewJob]) -> Result<EnqueueAnswer, Broke> {
+    let mut tx = conn.begin().await?;
+    let done = attempt(&mut tx, jobs, 1).await?;
+    if done.answers.iter().any(is_refused) {
+        tx.rollback().await?;
+        return Ok(done.refused());
+    }
+    failpoint::reached("enqueue-uncommitted");
+    tx.commit().await?;
+    Ok(done.into_answer())
 }
 
 /// What went wrong inside: ours, or the driver's.
@@ -152,7 +165,8 @@ fn is_refused(answer: &Enqueued) -> bool {
     )
 }
 
-async fn attempt(conn: &mut PgConnection, jobs: &[NewJob]) -> Result<Done, Broke> {
+/// `runs`: how often a statement is run that gives way to another.
+async fn attempt(conn: &mut PgConnection, jobs: &[NewJob], runs: u32) -> Result<Done, Broke> {
     // One id twice is one job: the first is accepted, the others are compared with it.
     let mut firsts: Vec<&NewJob> = Vec::with_capacity(jobs.len());
     let mut seen = HashSet::with_capacity(jobs.len());
@@ -166,7 +180,13 @@ async fn attempt(conn: &mut PgConnection, jobs: &[NewJob]) -> Result<Done, Broke
     let mut segments = Vec::new();
     let mut now = Timestamp(0);
     for _ in 0..ROUNDS_MAX {
-        let rows = statement(&firsts)?.fetch_all(&mut *conn).await?;
+        let mut run = 1;
+        let rows = loop {
+            match statement(&firsts)?.fetch_all(&mut *conn).await {
+                Err(e) if run < runs && gave_way(&e) => run += 1,
+                rows => break rows?,
+            }
+        };
         segments.extend(row::segments(&rows)?);
         now = read_created(&rows, &firsts, &mut known)?.unwrap_or(now);
         firsts.retain(|job| !known.contains_key(&job.id));

@@ -37,8 +37,7 @@ granted AS (
    WHERE j.id = l.id AND j.state = 2
   RETURNING j.id, j.attempt, j.session, j.queue, j.kind, j.priority, j.failures, j.max_attempts, j.lost_leases,
             j.releases, j.timeout, j.start_time - j.run_time AS waited, j.headers::text AS headers,
-            CASE WHEN j.has_progress THEN (SELECT p.checkpoint FROM progress p WHERE p.job = j.id) END AS checkpoint,
-            CASE WHEN j.has_progress THEN (SELECT p.revision FROM progress p WHERE p.job = j.id) END AS progress_revision,
+            j.has_progress, NULL::bytea AS checkpoint, NULL::bigint AS progress_revision,
             j.payload_type, j.payload_is_text, j.payload),
 logged AS (
   INSERT INTO grants (node, created_at, check_at, jobs, sessions)
@@ -47,6 +46,10 @@ logged AS (
 counted AS (
   INSERT INTO queue_counts (queue, queued, running) SELECT queue, -count(*), count(*) FROM granted GROUP BY queue)
 SELECT * FROM granted";
+
+/// With a new snapshot, and only for jobs that have any: the grant may have waited for a session while another attempt
+/// began, reported and ended, and its own snapshot is from before that. From now on nobody but its leases' holders writes.
+const PROGRESS: &str = "SELECT job, checkpoint, revision FROM progress WHERE job = ANY($1)";
 
 /// With a new snapshot: what the grant left out.
 const JOBS: &str = "SELECT id, state FROM jobs WHERE id = ANY($1)";
@@ -73,9 +76,25 @@ pub(super) async fn grant(pool: &Pool, node: NodeId, asks: &[Ask]) -> Result<Vec
         })
         .await?;
     let mut leases = HashMap::with_capacity(rows.len());
+    let mut progressed: Vec<Uuid> = Vec::new();
     for row in &rows {
         let leased = leased(row)?;
+        if column(row, "has_progress")? {
+            progressed.push(leased.lease.job.uuid());
+        }
         leases.insert(leased.lease.job, leased);
+    }
+    if !progressed.is_empty() {
+        for row in pool
+            .read(|| sqlx::query(PROGRESS).bind(&progressed))
+            .await?
+        {
+            if let Some(leased) = leases.get_mut(&JobId::from_store(column(&row, "job")?)) {
+                leased.checkpoint = column::<Option<Vec<u8>>>(&row, "checkpoint")?.map(Into::into);
+                leased.progress_revision =
+                    u64::try_from(column::<i64>(&row, "revision")?).unwrap_or(0);
+            }
+        }
     }
     let mut left_out = LeftOut::default();
     if leases.len() < asks.len() {

@@ -29,7 +29,9 @@ use async_trait::async_trait;
 pub use pool::PostgresOptions;
 
 use crate::error::Result;
-use crate::job::{Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId, Verdict, View};
+use crate::job::{
+    Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId, Timestamp, Verdict, View,
+};
 use crate::store::{
     Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch, Expired,
     FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
@@ -92,6 +94,9 @@ impl Store for PostgresStore {
     async fn ping(&self) -> Result<String> {
         // Of the pool that must work: a crowd of readers makes them wait, and is no outage.
         admin::ping(&self.hot).await
+    }
+    async fn now(&self) -> Result<Timestamp> {
+        admin::now(&self.hot).await
     }
     async fn enqueue(&self, jobs: std::sync::Arc<[NewJob]>, unit: Unit) -> Result<EnqueueAnswer> {
         enqueue::enqueue(&self.entry, &jobs, unit).await

@@ -20,7 +20,7 @@ pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// A connection that was idle for so long is tried before it is used.
 const TRY_AFTER_IDLE: Duration = Duration::from_secs(1);
 /// A statement that gave way to another is run so often.
-const RUNS_MAX: u32 = 5;
+pub(super) const RUNS_MAX: u32 = 5;
 
 /// How to reach Postgres.
 #[derive(Debug, Clone, PartialEq, Eq)]

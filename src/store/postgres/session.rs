@@ -9,6 +9,7 @@ use super::lease::attach_number;
 use super::pool::Pool;
 use super::row::{bound, column, segments};
 use crate::error::{Error, Result};
+use crate::failpoint;
 use crate::job::limits::{LEASE_TTL_DEFAULT, LOST_LEASES_MAX, ROW_AGE_MIN};
 use crate::job::time::micros;
 use crate::store::{Attached, Expired, NewSession, SessionState};
@@ -61,17 +62,21 @@ UPDATE pulse p
   FROM (SELECT lh_us() AS now) AS c";
 
 /// (a) Nothing is marked in a time of grace, nor while nobody has touched the pulse after a gap. The row is judged again
-/// under its lock, as a renewal may have come first.
+/// under its lock, as a renewal may have come first. A time that lies further ahead than any renewal could set it is of
+/// a clock that was set back since: whoever is alive was renewed in the time of grace that followed. (By two gaps, so
+/// that no sweep comes before a touch has seen it.)
 const MARK_DEAD: &str = "
 WITH clock AS MATERIALIZED (
   SELECT c.now, p.gap_from, p.grace_until FROM pulse p, (SELECT lh_us() AS now) AS c
    WHERE c.now > p.grace_until AND (p.touched_at IS NULL OR c.now - p.touched_at BETWEEN 0 AND $2)),
 lapsed AS MATERIALIZED (
-  SELECT s.id FROM sessions s, clock c WHERE s.dead_at IS NULL AND s.expires_at <= c.now
+  SELECT s.id FROM sessions s, clock c
+   WHERE s.dead_at IS NULL AND s.expires_at NOT BETWEEN c.now + 1 AND c.now + s.ttl + 2 * $2
    LIMIT $1 FOR UPDATE OF s SKIP LOCKED)
 UPDATE sessions s
    SET dead_at = c.now, lost_in_outage = s.expires_at BETWEEN c.gap_from AND c.grace_until
-  FROM clock c, lapsed l WHERE s.id = l.id AND s.dead_at IS NULL AND s.expires_at <= c.now
+  FROM clock c, lapsed l
+ WHERE s.id = l.id AND s.dead_at IS NULL AND s.expires_at NOT BETWEEN c.now + 1 AND c.now + s.ttl + 2 * $2
 RETURNING s.id";
 
 /// The RUNNING jobs of some sessions, through the grants of the nodes that they were attached to. `$sessions` is a table
@@ -256,6 +261,9 @@ pub(super) async fn expire(pool: &Pool, limit: usize) -> Result<Expired> {
         .write(|| sqlx::query(MARK_DEAD).bind(bound(limit)).bind(GAP_US))
         .await?
         .len();
+    if marked > 0 {
+        failpoint::reached("sweep-marked");
+    }
     let rows = pool
         .write(|| {
             sqlx::query(TAKE_BACK)
@@ -278,6 +286,9 @@ pub(super) async fn expire(pool: &Pool, limit: usize) -> Result<Expired> {
         }
     }
     expired.segments = segments(&rows)?;
+    if expired.jobs > 0 {
+        failpoint::reached("sweep-took-back");
+    }
     match found >= bound(limit) && expired.jobs > 0 {
         true => expired.more = true,
         false => drop(pool.write(|| sqlx::query(DROP_DEAD)).await?),

@@ -3,6 +3,7 @@
 use super::pool::{Pool, Statement};
 use super::row::{bound, column, segments};
 use crate::error::{Error, Result};
+use crate::failpoint;
 use crate::store::Swept;
 
 const PROMOTE: &str = "
@@ -181,6 +182,7 @@ pub(super) async fn retain(pool: &Pool, limit: usize) -> Result<Swept> {
     let taken: Vec<i64> = column(row, "rows")?;
     let ready = column::<i64>(row, "ready")?;
     if !taken.is_empty() {
+        failpoint::reached("retain-purged");
         pool.write(|| sqlx::query(SETTLE).bind(&taken)).await?;
     }
     Ok(Swept {

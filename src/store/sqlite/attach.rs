@@ -21,12 +21,13 @@ use crate::store::{Attach, Attached, Attaching, Found};
 const ALIVE: &str = "SELECT attach, ttl FROM sessions WHERE id = ?1 AND dead = 0";
 const ATTACH: &str = "
 UPDATE sessions SET attach = ?2, node = ?3, expire_time = ?4 + ttl WHERE id = ?1 AND dead = 0 AND attach < ?2";
-// A session without leases has one row all the same: it is there.
+// A session without leases has one row all the same: it is there. A job that started in the future did so before the
+// clock went back: it is not young.
 const LEASES: &str = "
 SELECT s.id AS holder, j.id, j.attempt, j.queue, j.kind, max(j.timeout_time - ?2, 0) AS time_left
   FROM json_each(?1) AS n
   JOIN sessions s ON s.id = unhex(n.value->>'$[0]') AND s.attach = n.value->>'$[1]' AND s.dead = 0
-  LEFT JOIN jobs j ON j.session = s.id AND j.state = 3 AND j.start_time <= ?3";
+  LEFT JOIN jobs j ON j.session = s.id AND j.state = 3 AND (j.start_time <= ?3 OR j.start_time > ?2)";
 const RUNNING: &str = "
 SELECT j.session AS holder, j.id, j.attempt, j.queue, j.kind, max(j.timeout_time - ?2, 0) AS time_left
   FROM json_each(?1) AS n

@@ -33,14 +33,15 @@ WITH RECURSIVE e (epoch) AS (
   SELECT (SELECT min(b.epoch) FROM backlog b WHERE b.epoch > e.epoch) FROM e WHERE e.epoch IS NOT NULL
 )
 SELECT epoch FROM e WHERE epoch IS NOT NULL AND epoch <> ?1 LIMIT ?2";
+// What was written "later than now" was written before the clock was set back.
 const OF_EPOCH: &str = "
 SELECT id, queue, priority, create_time, jobs FROM backlog
- WHERE epoch IS ?1 AND create_time <= ?2 AND claimed_until <= ?3
+ WHERE epoch IS ?1 AND (create_time <= ?2 OR create_time > ?3) AND claimed_until <= ?3
  ORDER BY id LIMIT ?4";
 // A line is offered in order, so that its first entry is its oldest.
 const LOST: &str = "
 SELECT id, queue, priority, create_time, jobs FROM backlog
- WHERE queue = ?1 AND priority = ?2 AND epoch = ?3 AND offer_time <= ?4
+ WHERE queue = ?1 AND priority = ?2 AND epoch = ?3 AND (offer_time <= ?4 OR offer_time > ?8)
    AND last_ms <= ?5 AND (last_ms < ?5 OR last_seq < ?6)
  ORDER BY last_ms, last_seq LIMIT ?7";
 const OF_LINE: &str = "
@@ -316,7 +317,8 @@ impl Source<'_> {
                     .bind(offered_before.0)
                     .bind(first.0)
                     .bind(first.1)
-                    .bind(rows_max(limit));
+                    .bind(rows_max(limit))
+                    .bind(now.0);
                 rows.extend(query.fetch_all(&mut **tx).await.map_err(fault)?);
             }
             Self::Lines(lines) => {

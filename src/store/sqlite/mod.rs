@@ -156,6 +156,12 @@ impl Store for SqliteStore {
         admin::ping(self).await
     }
 
+    async fn now(&self) -> Result<Timestamp> {
+        // Whether it answers counts too.
+        admin::ping(self).await?;
+        Ok(self.clock.now())
+    }
+
     async fn enqueue(&self, jobs: Arc<[NewJob]>, unit: Unit) -> Result<EnqueueAnswer> {
         enqueue::enqueue(self, &jobs, unit).await
     }

@@ -39,7 +39,9 @@ pub(super) async fn finish(store: &SqliteStore, endings: Vec<Ending>) -> Result<
     let mut rows = current(&mut tx, &ids).await?;
     let leases: Vec<Lease> = endings.iter().map(|ending| ending.lease).collect();
     let mut ended = ended(&mut tx, &leases).await?;
-    let mut changes = Vec::new();
+    let mut changes: Vec<Change> = Vec::new();
+    let mut changed: HashSet<JobId> = HashSet::new();
+    let mut segments = Vec::new();
     let mut outputs = Vec::new();
     let mut verdicts = Vec::with_capacity(endings.len());
     for ending in endings {
@@ -53,6 +55,12 @@ pub(super) async fn finish(store: &SqliteStore, endings: Vec<Ending>) -> Result<
             continue;
         }
         let lease = ending.lease;
+        if !changed.insert(lease.job) {
+            // A lost lease, and in the same batch its late success: one statement moves a job once.
+            segments.extend(apply(&mut tx, now, &changes).await?);
+            changes.clear();
+            changed = HashSet::from([lease.job]);
+        }
         let (change, output) = change(row, ending, now);
         verdicts.push(Verdict::Recorded(change.new.state));
         if let Some(end) = &change.ended {
@@ -60,6 +68,7 @@ pub(super) async fn finish(store: &SqliteStore, endings: Vec<Ending>) -> Result<
         }
         outputs.extend(output.map(|body| (lease.job, body)));
         *row = change.new.clone();
+        row.revision += 1;
         changes.push(change);
     }
     if changes.is_empty() {
@@ -68,7 +77,7 @@ pub(super) async fn finish(store: &SqliteStore, endings: Vec<Ending>) -> Result<
             segments: Vec::new(),
         });
     }
-    let segments = apply(&mut tx, now, &changes).await?;
+    segments.extend(apply(&mut tx, now, &changes).await?);
     insert_outputs(&mut tx, &outputs).await?;
     commit(tx).await?;
     Ok(FinishAnswer { verdicts, segments })

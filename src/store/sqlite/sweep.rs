@@ -28,11 +28,12 @@ UPDATE pulse
    SET grace_until = CASE WHEN ?1 - touch_time NOT BETWEEN 0 AND ?2 THEN ?1 + ?3 ELSE grace_until END,
        touch_time = ?1";
 // Nothing is marked in a time of grace, nor while nobody has touched the pulse after a gap: the sweep may wake first.
+// A time that lies further ahead than any renewal could set it is of a clock that was set back since.
 const BURY: &str = "
 UPDATE sessions SET dead = 1
- WHERE dead = 0 AND expire_time <= ?1
-   AND (SELECT grace_until <= ?1 AND (touch_time IS NULL OR ?1 - touch_time BETWEEN 0 AND ?3) FROM pulse)
-   AND id IN (SELECT id FROM sessions WHERE dead = 0 AND expire_time <= ?1 ORDER BY expire_time LIMIT ?2)";
+ WHERE dead = 0 AND (SELECT grace_until <= ?1 AND (touch_time IS NULL OR ?1 - touch_time BETWEEN 0 AND ?3) FROM pulse)
+   AND id IN (SELECT id FROM sessions WHERE dead = 0 AND expire_time NOT BETWEEN ?1 + 1 AND ?1 + ttl + 2 * ?3
+               ORDER BY expire_time LIMIT ?2)";
 // CROSS JOIN is SQLite's word for this order: from the few dead sessions to their jobs. A session whose time was over
 // before the last time of grace was could not be renewed, for the outage before it.
 const LOST: &str = "

@@ -74,6 +74,16 @@ impl Database {
             .expect("the new database answers")
     }
 
+    async fn shift(&self, us: i64) {
+        let mut db = self.connect().await;
+        sqlx::query("UPDATE test_shift SET shift = shift + $1 * interval '1 microsecond'")
+            .bind(us)
+            .execute(&mut db)
+            .await
+            .expect("the clock moves");
+        db.close().await.expect("the connection closes");
+    }
+
     /// All SQL of the store takes the time from `lh_now()`. Here, and only here, it is replaced by one with an offset.
     async fn make_clock_movable(&self) {
         let mut db = self.connect().await;
@@ -93,14 +103,13 @@ impl Database {
 #[async_trait::async_trait]
 impl Place for Database {
     async fn advance(&self, by: Duration) {
-        let mut db = self.connect().await;
-        let us = i64::try_from(by.as_micros()).expect("a case moves by a span of sense");
-        sqlx::query("UPDATE test_shift SET shift = shift + $1 * interval '1 microsecond'")
-            .bind(us)
-            .execute(&mut db)
-            .await
-            .expect("the clock moves");
-        db.close().await.expect("the connection closes");
+        self.shift(i64::try_from(by.as_micros()).expect("a case moves by a span of sense"))
+            .await;
+    }
+
+    async fn turn_back(&self, by: Duration) {
+        self.shift(-i64::try_from(by.as_micros()).expect("a case moves by a span of sense"))
+            .await;
     }
 
     async fn open(&self) -> Arc<dyn Store> {
@@ -144,6 +153,33 @@ impl Place for Database {
         }
         db.close().await.expect("the connection closes");
         found
+    }
+
+    async fn forget_pulse(&self) {
+        let mut db = self.connect().await;
+        sqlx::raw_sql("UPDATE pulse SET touched_at = NULL, grace_until = 0")
+            .execute(&mut db)
+            .await
+            .expect("the schema is there");
+        db.close().await.expect("the connection closes");
+    }
+
+    async fn open_transactions(&self) -> i64 {
+        let mut db = self.connect().await;
+        let open = sqlx::query_scalar(
+            "SELECT count(*) FROM pg_stat_activity
+              WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+                AND (xact_start IS NOT NULL OR state <> 'idle')",
+        )
+        .fetch_one(&mut db)
+        .await
+        .expect("the server answers");
+        db.close().await.expect("the connection closes");
+        open
+    }
+
+    fn url(&self) -> Option<&str> {
+        Some(&self.url)
     }
 
     async fn remove(&self) {

@@ -53,6 +53,10 @@ impl Place for Folder {
         self.clock.advance(by);
     }
 
+    async fn turn_back(&self, by: Duration) {
+        self.clock.turn_back(by);
+    }
+
     async fn open(&self) -> Arc<dyn Store> {
         let store = SqliteStore::open_with_clock(&self.file(), self.clock.clone()).await;
         Arc::new(store.expect("the file opens"))
@@ -92,6 +96,28 @@ impl Place for Folder {
         }
         db.close().await.expect("the connection closes");
         found
+    }
+
+    async fn forget_pulse(&self) {
+        let mut db = self.connect().await;
+        sqlx::raw_sql("UPDATE pulse SET touch_time = NULL, grace_until = 0")
+            .execute(&mut db)
+            .await
+            .expect("the schema is there");
+        db.close().await.expect("the connection closes");
+    }
+
+    /// There is one writer: who has the file's lock has the transaction.
+    async fn open_transactions(&self) -> i64 {
+        let options = SqliteConnectOptions::new()
+            .filename(self.file())
+            .busy_timeout(Duration::from_millis(100));
+        let mut db = options.connect().await.expect("the file opens");
+        let taken = sqlx::raw_sql("BEGIN IMMEDIATE; ROLLBACK")
+            .execute(&mut db)
+            .await;
+        db.close().await.expect("the connection closes");
+        i64::from(taken.is_err())
     }
 
     async fn remove(&self) {}

@@ -134,11 +134,17 @@ impl Sessions {
         self.send_again(no);
     }
 
+    /// Streams will come, or are there: what can go no other way has one.
+    pub(super) fn has_streams(&self, no: SessionNo) -> bool {
+        let session = self.sessions.get(&no).filter(|session| !session.over);
+        session.is_some() && self.current == Some(no)
+    }
+
     /// Puts every result and checkpoint without a receipt in line: the way it
     /// went is gone.
     pub(super) fn send_again(&mut self, no: SessionNo) {
         for ticket in self.book.running_of(no) {
-            match self.current == Some(no) {
+            match self.has_streams(no) {
                 true => self.queue_progress(ticket),
                 // There is no other way for these.
                 false => self.end_progress(ticket),

@@ -86,10 +86,11 @@ impl Sessions {
         report: proto::Progress,
         waiter: Option<Waiter>,
     ) {
-        let held = self.book.get_mut(ticket).filter(|held| held.is_running());
-        match held {
-            // Its session will have no stream again: nothing can be recorded.
-            Some(held) if self.current == Some(held.session) => {
+        let held = self.book.get(ticket).filter(|held| held.is_running());
+        // A session that will have no stream again can record nothing.
+        let open = held.is_some_and(|held| self.has_streams(held.session));
+        match self.book.get_mut(ticket).filter(|_| open) {
+            Some(held) => {
                 held.reports.add(report, waiter);
                 self.queue_progress(ticket);
             }

@@ -146,14 +146,19 @@ impl Sessions {
     }
 
     pub(super) fn reconnect(&mut self, end: &End) {
-        let asked = end.retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
         let session = self.current.and_then(|no| self.sessions.get(&no));
-        let leased = session.is_some_and(|session| session.begun && self.now < session.expiry());
-        let longest = if leased {
-            BACKOFF_LEASED_MAX
+        let left = session
+            .filter(|session| session.begun)
+            .map_or(Duration::ZERO, |session| {
+                session.expiry().saturating_sub(self.now)
+            });
+        // A node that is full asks for a pause of all alike; what runs here does not wait for it until it is lost.
+        let (longest, longest_asked) = if left > Duration::ZERO {
+            (BACKOFF_LEASED_MAX, left / 4)
         } else {
-            BACKOFF_MAX
+            (BACKOFF_MAX, RETRY_AFTER_MAX)
         };
+        let asked = end.retry_after.unwrap_or_default().min(longest_asked);
         let pause = self.backoff(self.tries).min(longest).max(asked);
         self.tries = self.tries.saturating_add(1);
         self.timers.set(Timer::Connect, self.now + pause);

@@ -141,3 +141,18 @@ fn nobody_waits_for_ever_for_a_session_that_is_over() {
     assert_eq!(bench.saved[1], (Waiter(2), Saved::Lost));
     assert!(bench.progress(2).is_empty());
 }
+
+#[test]
+fn who_waits_for_a_checkpoint_is_answered_when_the_worker_is_refused_for_good() {
+    let mut bench = Bench::connected(4);
+    bench.pushed(1, 1, &["a"]);
+    bench.says("a", checkpoint(b"c"), Some(7));
+    let end = End {
+        fatal: true,
+        ..End::default()
+    };
+    bench.event(Event::Ended(StreamNo(1), end));
+    assert_eq!(bench.saved, [(Waiter(7), Saved::Lost)]);
+    bench.says("a", checkpoint(b"d"), Some(8));
+    assert_eq!(bench.saved[1..], [(Waiter(8), Saved::Lost)]);
+}

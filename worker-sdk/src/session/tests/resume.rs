@@ -444,3 +444,17 @@ fn health_counts_from_the_last_renewal_whatever_the_streams_do() {
     bench.hears(2, resumed());
     assert_eq!(bench.half.renewed(), Some(10 * S));
 }
+
+#[test]
+fn a_pause_that_a_full_node_asks_for_costs_no_leases() {
+    let mut bench = Bench::connected(4);
+    bench.pushed(1, 1, &["a"]);
+    let end = End {
+        retry_after: Some(60 * S),
+        ..End::default()
+    };
+    bench.event(Event::Ended(StreamNo(1), end));
+    bench.pass(7 * S);
+    assert_eq!(bench.hello(2).attach_sequence, 2);
+    assert!(bench.stopped.is_empty());
+}
