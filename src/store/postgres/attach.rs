@@ -7,10 +7,10 @@ use sqlx::postgres::PgRow;
 use tracing::debug;
 use uuid::Uuid;
 
-use super::lease::{attach_number, leased as leased_job};
+use super::lease::leased as leased_job;
 use super::pool::Pool;
 use super::row::{column, count, int, span};
-use super::session::running_of;
+use super::session::{ALIVE, columns, key, running_of};
 use crate::error::Result;
 use crate::job::limits::GRANT_BYTES_MAX;
 use crate::job::time::micros;
@@ -40,9 +40,6 @@ RETURNING s.id, s.attach, s.ttl, cardinality(s.nodes) AS nodes"
 const ATTACH: &str = attach!("SKIP LOCKED");
 /// For those that the first one passed by: locked, or refused. It waits, bounded by lock_timeout.
 const ATTACH_WAITING: &str = attach!("");
-
-/// With a new snapshot: what the attach refused.
-const ALIVE: &str = "SELECT id FROM sessions WHERE id = ANY($1) AND dead_at IS NULL";
 
 /// Nodes that a session was attached to and that have no grant of it any more need not be looked at again. Its newest
 /// node stays, as a grant of it may not show yet; those of the earlier ones all do, since the attach waited for them.
@@ -132,7 +129,7 @@ pub(super) async fn attach(pool: &Pool, attaches: &[Attach]) -> Result<Vec<Attac
     }
     let mut alive: HashSet<Uuid> = HashSet::new();
     if moved.len() < attaches.len() {
-        let (ids, _) = columns(newest.iter().map(|one| one.to));
+        let (ids, _) = columns(newest.iter().map(|one| &one.to));
         for row in pool.read(|| sqlx::query(ALIVE).bind(&ids)).await? {
             alive.insert(column(&row, "id")?);
         }
@@ -149,7 +146,7 @@ pub(super) async fn attach(pool: &Pool, attaches: &[Attach]) -> Result<Vec<Attac
 }
 
 async fn run(pool: &Pool, statement: &'static str, attaches: &[Attach]) -> Result<Vec<PgRow>> {
-    let (ids, numbers) = columns(attaches.iter().map(|one| one.to));
+    let (ids, numbers) = columns(attaches.iter().map(|one| &one.to));
     let nodes: Vec<Uuid> = attaches.iter().map(|one| one.node.0).collect();
     pool.write(|| {
         sqlx::query(statement)
@@ -175,7 +172,7 @@ pub(super) async fn leases(
     sessions: &[Attached],
     age: Duration,
 ) -> Result<Vec<Option<Vec<HeldLease>>>> {
-    let (ids, numbers) = columns(sessions.iter().copied());
+    let (ids, numbers) = columns(sessions);
     let rows = pool
         .read(|| {
             sqlx::query(LEASES)
@@ -271,12 +268,4 @@ fn held_lease(row: &PgRow) -> Result<HeldLease> {
         kind: Kind::from_store(column(row, "kind")?),
         time_left: column::<Option<i64>>(row, "time_left")?.map(span),
     })
-}
-
-fn key(session: Attached) -> (Uuid, i64) {
-    (session.session.uuid(), attach_number(session))
-}
-
-fn columns(sessions: impl Iterator<Item = Attached>) -> (Vec<Uuid>, Vec<i64>) {
-    sessions.map(key).unzip()
 }

@@ -39,9 +39,9 @@ const RENEW: &str = renew!("SKIP LOCKED");
 /// For those that the first one passed by: locked, or lost. It waits, bounded by lock_timeout.
 const RENEW_WAITING: &str = renew!("");
 
-/// With a new snapshot: of those that were not renewed, the ones that a newer stream has. An attach number never goes
-/// back, so one that was not found is not there any more.
-const ALIVE: &str = "SELECT id FROM sessions WHERE id = ANY($1) AND dead_at IS NULL";
+/// With a new snapshot: of those that were not renewed, or not moved, the ones that a newer stream has. An attach number
+/// never goes back, so one that was not found is not there any more.
+pub(super) const ALIVE: &str = "SELECT id FROM sessions WHERE id = ANY($1) AND dead_at IS NULL";
 
 /// FOR UPDATE waits for the grants in flight, which have the session FOR KEY SHARE; a plain UPDATE would not.
 const CLOSE: &str = "
@@ -300,12 +300,16 @@ fn total(row: &PgRow, name: &str) -> Result<u64> {
     u64::try_from(column::<i64>(row, name)?).map_err(Error::internal)
 }
 
-fn key(session: Attached) -> (Uuid, i64) {
+/// A session and its attach number, as the database has them.
+pub(super) fn key(session: Attached) -> (Uuid, i64) {
     (session.session.uuid(), attach_number(session))
 }
 
-fn columns(sessions: &[Attached]) -> (Vec<Uuid>, Vec<i64>) {
-    sessions.iter().map(|s| key(*s)).unzip()
+/// Sessions as the two parameters of a statement.
+pub(super) fn columns<'a>(
+    sessions: impl IntoIterator<Item = &'a Attached>,
+) -> (Vec<Uuid>, Vec<i64>) {
+    sessions.into_iter().map(|session| key(*session)).unzip()
 }
 
 fn read_renewed(rows: &[PgRow], renewed: &mut HashSet<(Uuid, i64)>) -> Result<()> {
