@@ -19,8 +19,9 @@ const RECORDING_MAX: usize = HELD_MAX;
 pub(super) struct Recording {
     /// Results of the worker.
     results: usize,
-    /// What the session found.
-    own: usize,
+    /// What the session found, each with the result that the worker sent for it meanwhile: too late, so it goes to the
+    /// store only after it, and cannot overtake it there.
+    own: BTreeMap<Lease, Option<Outcome>>,
     /// What the session found and could not have recorded, and when to try again.
     again: BTreeMap<(Duration, Lease), Outcome>,
 }
@@ -28,7 +29,7 @@ pub(super) struct Recording {
 impl Recording {
     /// Nothing is being recorded.
     pub(super) fn is_empty(&self) -> bool {
-        self.results == 0 && self.own == 0
+        self.results == 0 && self.own.is_empty()
     }
 
     pub(super) fn next_try(&self) -> Option<Duration> {
@@ -42,7 +43,12 @@ impl Recording {
 }
 
 impl Session {
-    pub(super) fn results(&mut self, results: Vec<(Lease, Reported)>, out: &mut Vec<Action>) {
+    pub(super) fn results(
+        &mut self,
+        now: Duration,
+        results: Vec<(Lease, Reported)>,
+        out: &mut Vec<Action>,
+    ) {
         if results.len() > BATCH_MAX {
             let fault = Violation::field("results.results", format!("must be at most {BATCH_MAX}"));
             return self.close(Some(Error::InvalidArgument(vec![fault])), out);
@@ -54,11 +60,16 @@ impl Session {
             };
             return self.close(Some(error), out);
         }
+        // A result counts as in time by when it is heard, and not by whether the timer was quicker to wake.
+        self.time_passed(now, out);
         let mut record = Vec::new();
         let mut refused = Vec::new();
         for (lease, reported) in results {
             match (reported, self.held.phase(lease)) {
-                (Reported::Ended(outcome), _) => record.push((lease, outcome)),
+                (Reported::Ended(outcome), _) => match self.recording.own.get_mut(&lease) {
+                    Some(late) => *late = Some(outcome),
+                    None => record.push((lease, outcome)),
+                },
                 (Reported::Unacceptable(violation), _) => {
                     // The lease stands, with its slot and its timeout, until another outcome comes.
                     refused.push((lease, Verdict::Rejected(violation)));
@@ -76,13 +87,7 @@ impl Session {
                 (Reported::Stopped, _) => {}
             }
         }
-        for (lease, outcome) in &record {
-            self.held.report(*lease, attempt_outcome(outcome));
-        }
-        if !record.is_empty() {
-            self.recording.results += record.len();
-            out.push(Action::Record(record));
-        }
+        self.record(record, out);
         if !refused.is_empty() {
             out.push(Action::Send(ServerMessage::Receipts(refused)));
         }
@@ -152,22 +157,37 @@ impl Session {
         recorded: bool,
         out: &mut Vec<Action>,
     ) {
-        self.recording.own = self.recording.own.saturating_sub(1);
-        if !recorded {
+        let late = self.recording.own.remove(&lease).flatten();
+        if recorded {
+            let ended = Some(attempt_outcome(&outcome));
+            out.extend(self.held.ended(now, lease, ended).map(Action::Ended));
+            // One that timed out keeps its slot until the worker says that its handler has ended.
+            if outcome != Outcome::TimedOut {
+                self.held.remove(lease);
+                out.push(Action::LookForJobs);
+            }
+        } else {
             self.recording.again.insert((now + AGAIN, lease), outcome);
-            return;
         }
-        let ended = Some(attempt_outcome(&outcome));
-        out.extend(self.held.ended(now, lease, ended).map(Action::Ended));
-        // One that timed out keeps its slot until the worker says that its handler has ended.
-        if outcome != Outcome::TimedOut {
-            self.held.remove(lease);
+        if let Some(late) = late {
+            self.record(vec![(lease, late)], out);
             out.push(Action::LookForJobs);
         }
     }
 
+    fn record(&mut self, results: Vec<(Lease, Outcome)>, out: &mut Vec<Action>) {
+        if results.is_empty() {
+            return;
+        }
+        for (lease, outcome) in &results {
+            self.held.report(*lease, attempt_outcome(outcome));
+        }
+        self.recording.results += results.len();
+        out.push(Action::Record(results));
+    }
+
     fn record_own(&mut self, lease: Lease, outcome: Outcome, out: &mut Vec<Action>) {
-        self.recording.own += 1;
+        self.recording.own.entry(lease).or_default();
         out.push(Action::RecordOwn(lease, outcome));
     }
 }

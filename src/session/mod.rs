@@ -342,7 +342,7 @@ impl Session {
                 held,
             } => self.heartbeat(sequence, last_frame, held, out),
             ClientMessage::Progress(reports) => self.progress(reports, out),
-            ClientMessage::Results(results) => self.results(results, out),
+            ClientMessage::Results(results) => self.results(now, results, out),
             ClientMessage::Goodbye => {
                 if self.phase == SessionPhase::Live {
                     self.phase = SessionPhase::Leaving;

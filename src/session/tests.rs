@@ -10,8 +10,8 @@ use super::{Action, Event, Session};
 use crate::error::Error;
 use crate::job::limits::LEASE_TTL_DEFAULT;
 use crate::job::{
-    JobId, JobState, Kind, Lease, LeasedJob, Outcome, Payload, Priority, QueueName, SessionId,
-    Verdict,
+    AttemptOutcome, JobId, JobState, Kind, Lease, LeasedJob, Outcome, Payload, Priority, QueueName,
+    SessionId, StaleReason, Verdict,
 };
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -201,6 +201,32 @@ fn an_attempt_past_its_time_is_a_failure_unless_its_result_has_arrived() {
     let mut session = running();
     session.handle(s(4), result(1, success()));
     assert!(session.handle(s(5), Event::Tick).is_empty());
+}
+
+#[test]
+fn a_result_that_comes_after_the_timeout_does_not_overtake_it() {
+    let mut session = running();
+    // The timer has not woken yet: the message itself is late.
+    let actions = session.handle(s(5), result(1, success()));
+    let lease = job(1).lease;
+    assert!(
+        matches!(&actions[0], Action::RecordOwn(of, Outcome::TimedOut) if *of == lease),
+        "{actions:?}"
+    );
+    assert!(!actions.iter().any(|a| matches!(a, Action::Record(_))));
+    assert_eq!(session.free(s(5), &queue()), 1, "it may run on");
+
+    let recorded = Event::OwnRecorded(lease, Outcome::TimedOut, true);
+    let actions = session.handle(s(5), recorded);
+    assert!(
+        matches!(&actions[..], [Action::Ended(ended), Action::Record(late), Action::LookForJobs]
+            if ended.outcome == AttemptOutcome::TimedOut && late[0].0 == lease),
+        "{actions:?}"
+    );
+    assert_eq!(session.free(s(5), &queue()), 2);
+    let stale = Verdict::Stale(StaleReason::TimedOut, JobState::Failed);
+    let actions = session.handle(s(5), Event::Verdicts(vec![(lease, stale)]));
+    assert!(matches!(sent(&actions)[..], [ServerMessage::Receipts(_)]));
 }
 
 #[test]
