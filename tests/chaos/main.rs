@@ -93,7 +93,7 @@ async fn no_promise_is_broken_whatever_is_killed_stopped_wiped_cut_and_slowed() 
         .stack
         .nodes
         .iter()
-        .map(|n| load::client(&n.url()))
+        .map(|n| Client::connect_lazy(&n.url()).unwrap().deadline(PATIENCE))
         .collect();
     let before = settled(&clients, told.keys().cloned().collect()).await;
     eprintln!("chaos: settled after {:.0?}", begin.elapsed());
