@@ -65,7 +65,7 @@ fn worker(url: &str, pen: &Pen, name: &str) -> Worker {
     let (snooze, timeout, steps, wait) = (note(), note(), note(), note());
     Worker::builder(url)
         .queue("q")
-        .concurrency(20)
+        .concurrency(50)
         .name(name)
         .lease_ttl(Duration::from_secs(10))
         .grace(Duration::from_secs(4))

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use deadpool_redis::{Connection, Hook, Manager, Pool, Runtime, Timeouts};
 use redis::aio::ConnectionLike;
-use redis::{AsyncConnectionConfig, Client, Pipeline, Value};
+use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, Pipeline, Value};
 
 pub use check::{Check, Eviction};
 
@@ -84,11 +84,15 @@ impl RedisReady {
     /// Prepares for the Redis at `url` (`redis://[user:password@]host[:port][/db]`, or `unix:` and a path). Connects
     /// only when it is first used, so a server starts while Redis is away. Errors: `InvalidArgument` for the URL.
     pub fn connect(url: &str, options: RedisOptions) -> Result<Self> {
-        let client = Client::open(url).map_err(|_| bad_url())?;
+        let info = url.into_connection_info().map_err(|_| bad_url())?;
+        // A small call must not wait for the answer to the one before it.
+        let tcp = info.tcp_settings().clone().set_nodelay(true);
+        let info = info.set_tcp_settings(tcp);
+        let client = Client::open(info.clone()).map_err(|_| bad_url())?;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CALL_MAX))
             .set_response_timeout(Some(CALL_MAX));
-        let manager = Manager::new_with_config(url, config).map_err(|_| bad_url())?;
+        let manager = Manager::new_with_config(info, config).map_err(|_| bad_url())?;
         let seen = Arc::<Mutex<Seen>>::default();
         let forget = Arc::clone(&seen);
         let pool = Pool::builder(manager)
