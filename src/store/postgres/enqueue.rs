@@ -6,53 +6,66 @@ use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use super::fault::{Effect, fault, gave_way, no_connection};
+use super::fault::{Effect, broken, fault, gave_way, is_taken, no_connection};
 use super::pool::{Pool, RUNS_MAX, Statement};
-use super::row::{self, column, int, job_columns, json, state};
+use super::row::{self, column, int, job_columns, json};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::job::limits::{ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX};
 use crate::job::time::micros;
-use crate::job::{Job, JobId, NewJob, Start, Timestamp, View};
+use crate::job::{Job, JobId, JobState, NewJob, Start, Timestamp, View};
 use crate::store::{EnqueueAnswer, Enqueued, Segment, Unit};
 
 /// Ids out of their time and starts too far ahead are left out here, and named by the time that the answer carries.
-/// The rows come sorted by id, so that two batches with the same ids cannot wait for each other in a circle.
-const ENQUEUE: &str = "
+/// The rows come sorted by id and are written in that order, so that two batches with the same ids cannot wait for each
+/// other in a circle. What is read twice is kept aside without payloads.
+macro_rules! enqueue {
+    ($on_conflict:literal, $created:literal) => {
+        concat!(
+            "
 WITH clock AS MATERIALIZED (SELECT lh_us() AS now),
-given AS MATERIALIZED (
-  SELECT n.*, clock.now,
-         CASE WHEN n.start_at IS NOT NULL THEN greatest(n.start_at, clock.now) ELSE clock.now + n.delay END AS run_time
-    FROM clock, unnest($1::uuid[], $2::text[], $3::text[], $4::int2[], $5::int4[], $6::int8[], $7::int8[], $8::float8[],
-                $9::int8[], $10::int8[], $11::text[], $12::text[], $13::bytea[], $14::text[], $15::bool[], $16::bytea[],
-                $17::int8[], $18::int8[], $19::int8[])
-      AS n (id, queue, kind, priority, max_attempts, backoff_initial, backoff_max, backoff_factor, timeout, retention,
-            labels, headers, fingerprint, payload_type, payload_is_text, payload, delay, start_at, id_time)
-   WHERE n.id_time >= clock.now - $20 AND n.id_time <= clock.now + $21
-     AND coalesce(n.start_at, 0) <= clock.now + $22),
 created AS (
   INSERT INTO jobs (id, queue, kind, priority, max_attempts, backoff_initial, backoff_max, backoff_factor, timeout,
                     retention, labels, headers, fingerprint, payload_type, payload_is_text, payload,
                     state, create_time, run_time, due_at, queued_time)
-  SELECT id, queue, kind, priority, max_attempts, backoff_initial, backoff_max, backoff_factor, timeout, retention,
-         labels::jsonb, headers::jsonb, fingerprint, payload_type, payload_is_text, payload,
-         CASE WHEN run_time > now THEN 1 ELSE 2 END, now, run_time,
-         CASE WHEN run_time > now THEN run_time END, CASE WHEN run_time > now THEN NULL ELSE now END
-    FROM given ORDER BY id
-  ON CONFLICT (id) DO NOTHING
-  RETURNING id, queue, priority, state, create_time, run_time),
+  SELECT n.id, n.queue, n.kind, n.priority, n.max_attempts, n.backoff_initial, n.backoff_max, n.backoff_factor,
+         n.timeout, n.retention, n.labels::jsonb, n.headers::jsonb, n.fingerprint, n.payload_type, n.payload_is_text,
+         n.payload, CASE WHEN r.run_time > c.now THEN 1 ELSE 2 END, c.now, r.run_time,
+         CASE WHEN r.run_time > c.now THEN r.run_time END, CASE WHEN r.run_time > c.now THEN NULL ELSE c.now END
+    FROM clock c
+   CROSS JOIN unnest($1::uuid[], $2::text[], $3::text[], $4::int2[], $5::int4[], $6::int8[], $7::int8[], $8::float8[],
+                     $9::int8[], $10::int8[], $11::text[], $12::text[], $13::bytea[], $14::text[], $15::bool[],
+                     $16::bytea[], $17::int8[], $18::int8[], $19::int8[])
+      AS n (id, queue, kind, priority, max_attempts, backoff_initial, backoff_max, backoff_factor, timeout, retention,
+            labels, headers, fingerprint, payload_type, payload_is_text, payload, delay, start_at, id_time)
+   CROSS JOIN LATERAL (SELECT greatest(coalesce(n.start_at, c.now + n.delay), c.now) AS run_time) AS r
+   WHERE n.id_time >= c.now - $20 AND n.id_time <= c.now + $21 AND coalesce(n.start_at, 0) <= c.now + $22
+  ",
+            $on_conflict,
+            "
+  RETURNING id, queue, priority, state),
 segment AS (
   INSERT INTO backlog (queue, priority, created_at, check_at, jobs)
-  SELECT queue, priority, min(create_time), min(create_time) + 5000000, array_agg(id ORDER BY id)
-    FROM created WHERE state = 2 GROUP BY queue, priority
+  SELECT d.queue, d.priority, min(c.now), min(c.now) + 5000000, array_agg(d.id ORDER BY d.id)
+    FROM created d CROSS JOIN clock c WHERE d.state = 2 GROUP BY d.queue, d.priority
   RETURNING id, queue, priority, jobs),
 counted AS (
   INSERT INTO queue_counts (queue, scheduled, queued)
   SELECT queue, count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state = 2) FROM created GROUP BY queue)
-SELECT id, state, create_time, run_time,
-       NULL::bigint AS segment, NULL::text AS queue, NULL::int2 AS priority, NULL::uuid[] AS jobs FROM created
-UNION ALL SELECT NULL, NULL, now, NULL, NULL, NULL, NULL, NULL FROM clock
-UNION ALL SELECT NULL, NULL, NULL, NULL, id, queue, priority, jobs FROM segment";
+SELECT now, (SELECT count(*) FROM created) AS created, NULL::uuid AS id,
+       NULL::bigint AS segment, NULL::text AS queue, NULL::int2 AS priority, NULL::uuid[] AS jobs FROM clock
+UNION ALL SELECT NULL, NULL, NULL, id, queue, priority, jobs FROM segment",
+            $created
+        )
+    };
+}
+
+/// When all ids are new, which is to be expected. To look for each of them first would cost a third of the statement.
+const ALL_NEW: &str = enqueue!("", "");
+const SOME_NEW: &str = enqueue!(
+    "ON CONFLICT (id) DO NOTHING",
+    "\nUNION ALL SELECT NULL, NULL, id, NULL, NULL, NULL, NULL FROM created"
+);
 
 /// With a new snapshot: what the INSERT skipped.
 const EXISTING: &str = concat!(
@@ -71,17 +84,22 @@ pub(super) async fn enqueue(pool: &Pool, jobs: &[NewJob], unit: Unit) -> Result<
     }
     let mut conn = pool.inner().acquire().await.map_err(no_connection)?;
     let work = async {
-        match unit {
-            Unit::Each => Ok(attempt(&mut conn, jobs, RUNS_MAX).await?.into_answer()),
-            // Inside of a transaction it is the whole that gives way, and that is run again.
-            Unit::All => {
-                let mut runs = 1;
-                loop {
-                    match all(&mut conn, jobs).await {
-                        Err(Broke::Driver(e)) if runs < RUNS_MAX && gave_way(&e) => runs += 1,
-                        answer => return answer,
-                    }
+        let mut ids = Ids::New;
+        let mut runs = 1;
+        loop {
+            let answer = match unit {
+                Unit::Each => attempt(&mut conn, jobs, ids, RUNS_MAX)
+                    .await
+                    .map(Done::into_answer),
+                Unit::All => all(&mut conn, jobs, ids).await,
+            };
+            match answer {
+                Err(Broke::Driver(e)) if ids == Ids::New && is_taken(&e) => ids = Ids::Mixed,
+                // Inside of a transaction it is the whole that gives way, and that is run again.
+                Err(Broke::Driver(e)) if unit == Unit::All && runs < RUNS_MAX && gave_way(&e) => {
+                    runs += 1;
                 }
+                answer => return answer,
             }
         }
     };
@@ -99,9 +117,18 @@ pub(super) async fn enqueue(pool: &Pool, jobs: &[NewJob], unit: Unit) -> Result<
     })
 }
 
-async fn all(conn: &mut PgConnection, jobs: &[NewJob]) -> Result<EnqueueAnswer, Broke> {
+/// What is expected of the ids of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ids {
+    /// None is there yet: if one is, the statement fails.
+    New,
+    /// Some may be there.
+    Mixed,
+}
+
+async fn all(conn: &mut PgConnection, jobs: &[NewJob], ids: Ids) -> Result<EnqueueAnswer, Broke> {
     let mut tx = conn.begin().await?;
-    let done = attempt(&mut tx, jobs, 1).await?;
+    let done = attempt(&mut tx, jobs, ids, 1).await?;
     if done.answers.iter().any(is_refused) {
         tx.rollback().await?;
         return Ok(done.refused());
@@ -166,7 +193,12 @@ fn is_refused(answer: &Enqueued) -> bool {
 }
 
 /// `runs`: how often a statement is run that gives way to another.
-async fn attempt(conn: &mut PgConnection, jobs: &[NewJob], runs: u32) -> Result<Done, Broke> {
+async fn attempt(
+    conn: &mut PgConnection,
+    jobs: &[NewJob],
+    mut ids: Ids,
+    runs: u32,
+) -> Result<Done, Broke> {
     // One id twice is one job: the first is accepted, the others are compared with it.
     let mut firsts: Vec<&NewJob> = Vec::with_capacity(jobs.len());
     let mut seen = HashSet::with_capacity(jobs.len());
@@ -182,13 +214,14 @@ async fn attempt(conn: &mut PgConnection, jobs: &[NewJob], runs: u32) -> Result<
     for _ in 0..ROUNDS_MAX {
         let mut run = 1;
         let rows = loop {
-            match statement(&firsts)?.fetch_all(&mut *conn).await {
+            match statement(&firsts, ids)?.fetch_all(&mut *conn).await {
                 Err(e) if run < runs && gave_way(&e) => run += 1,
                 rows => break rows?,
             }
         };
         segments.extend(row::segments(&rows)?);
-        now = read_created(&rows, &firsts, &mut known)?.unwrap_or(now);
+        now = read_created(&rows, &firsts, ids, &mut known)?;
+        ids = Ids::Mixed;
         firsts.retain(|job| !known.contains_key(&job.id));
         if firsts.is_empty() {
             break;
@@ -240,29 +273,47 @@ enum Known {
     Before(Box<Job>, Vec<u8>),
 }
 
+/// Notes what was created, and returns the time by which it was judged.
 fn read_created(
     rows: &[PgRow],
     firsts: &[&NewJob],
+    ids: Ids,
     known: &mut HashMap<JobId, Known>,
-) -> Result<Option<Timestamp>> {
-    let by_id: HashMap<JobId, &NewJob> = firsts.iter().map(|job| (job.id, *job)).collect();
-    let mut now = None;
+) -> Result<Timestamp> {
+    let mut clock = None;
+    let mut created = HashSet::new();
     for row in rows {
-        let id = column::<Option<Uuid>>(row, "id")?.map(JobId::from_store);
-        let at = column::<Option<i64>>(row, "create_time")?.map(Timestamp);
-        match (id, at) {
-            (Some(id), Some(at)) => {
-                if let Some(new) = by_id.get(&id) {
-                    let run_time = Timestamp(column(row, "run_time")?);
-                    let job = Job::accepted(new, state(column(row, "state")?)?, at, run_time);
-                    known.insert(id, Known::Now(Box::new(job), new.fingerprint, false));
-                }
-            }
-            (None, Some(at)) => now = Some(at),
-            _ => {}
+        if let Some(now) = column::<Option<i64>>(row, "now")? {
+            clock = Some((Timestamp(now), column::<i64>(row, "created")?));
+        } else if let Some(id) = column::<Option<Uuid>>(row, "id")? {
+            created.insert(JobId::from_store(id));
         }
     }
-    Ok(now)
+    let (now, count) = clock.ok_or_else(|| broken("clock"))?;
+    let before = known.len();
+    for job in firsts {
+        let is_created = match ids {
+            Ids::New => out_of_bounds(job, now).is_none(),
+            Ids::Mixed => created.contains(&job.id),
+        };
+        if is_created {
+            let run_time = match job.start {
+                Start::Now => now,
+                Start::After(delay) => now.after(delay),
+                Start::At(start) => start.max(now),
+            };
+            let state = match run_time > now {
+                true => JobState::Scheduled,
+                false => JobState::Queued,
+            };
+            let new = Job::accepted(job, state, now, run_time);
+            known.insert(job.id, Known::Now(Box::new(new), job.fingerprint, false));
+        }
+    }
+    match i64::try_from(known.len() - before) == Ok(count) {
+        true => Ok(now),
+        false => Err(broken("created")),
+    }
 }
 
 fn out_of_bounds(job: &NewJob, now: Timestamp) -> Option<Enqueued> {
@@ -274,7 +325,7 @@ fn out_of_bounds(job: &NewJob, now: Timestamp) -> Option<Enqueued> {
         .then_some(Enqueued::StartTooFar)
 }
 
-fn statement<'q>(jobs: &[&NewJob]) -> Result<Statement<'q>> {
+fn statement<'q>(jobs: &[&NewJob], ids: Ids) -> Result<Statement<'q>> {
     let mut labels = Vec::with_capacity(jobs.len());
     let mut headers = Vec::with_capacity(jobs.len());
     for job in jobs {
@@ -295,7 +346,11 @@ fn statement<'q>(jobs: &[&NewJob]) -> Result<Statement<'q>> {
             .map(|job| f(job).to_owned())
             .collect::<Vec<String>>()
     };
-    Ok(sqlx::query(ENQUEUE)
+    let text = match ids {
+        Ids::New => ALL_NEW,
+        Ids::Mixed => SOME_NEW,
+    };
+    Ok(sqlx::query(text)
         .bind(jobs.iter().map(|j| j.id.uuid()).collect::<Vec<_>>())
         .bind(words(|j| j.spec.queue.as_str()))
         .bind(words(|j| j.spec.kind.as_str()))

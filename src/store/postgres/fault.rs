@@ -65,6 +65,11 @@ pub(super) fn gave_way(cause: &Fault) -> bool {
     matches!(cause, Fault::Database(e) if matches!(e.code().as_deref(), Some("40P01" | "40001")))
 }
 
+/// A key that was to be new is there.
+pub(super) fn is_taken(cause: &Fault) -> bool {
+    matches!(cause, Fault::Database(e) if e.is_unique_violation())
+}
+
 /// A row that says what no row of ours can say.
 pub(super) fn broken(what: &'static str) -> Error {
     Error::internal(format!("broken row: {what}"))
