@@ -42,7 +42,12 @@ impl Recording {
 }
 
 impl Session {
-    pub(super) fn results(&mut self, results: Vec<(Lease, Reported)>, out: &mut Vec<Action>) {
+    pub(super) fn results(
+        &mut self,
+        now: Duration,
+        results: Vec<(Lease, Reported)>,
+        out: &mut Vec<Action>,
+    ) {
         if results.len() > BATCH_MAX {
             let fault = Violation::field("results.results", format!("must be at most {BATCH_MAX}"));
             return self.close(Some(Error::InvalidArgument(vec![fault])), out);
@@ -54,6 +59,7 @@ impl Session {
             };
             return self.close(Some(error), out);
         }
+        self.has_read(now, 0, results.iter().map(|(lease, _)| lease), out);
         let mut record = Vec::new();
         let mut refused = Vec::new();
         for (lease, reported) in results {
