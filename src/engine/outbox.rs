@@ -20,7 +20,10 @@ pub struct Outbox {
 #[derive(Debug, Default)]
 struct Inner {
     messages: VecDeque<ServerMessage>,
+    /// Of the messages, and of the one that was taken last until the next is asked for: a worker that does not read
+    /// leaves it with HTTP/2, where it takes as much memory.
     bytes: usize,
+    sending: usize,
     end: Option<Option<Error>>,
     reader: Option<Waker>,
     closed: Option<Waker>,
@@ -55,10 +58,21 @@ impl Outbox {
         true
     }
 
-    /// Ends the stream after what is in it; with an error, at once.
+    /// Ends the stream after what is in it; with an error, no job goes out any more: whoever goes on with the session has
+    /// those pushed again, and a worker that does not read would hold their memory until its connection ends.
     pub fn close(&self, error: Option<Error>) {
         let mut inner = self.lock();
         if inner.end.is_none() {
+            if error.is_some() {
+                inner
+                    .messages
+                    .retain(|message| !matches!(message, ServerMessage::Jobs { .. }));
+                inner.messages.shrink_to_fit();
+                let left: usize = inner.messages.iter().map(ServerMessage::size).sum();
+                let left = left + inner.sending;
+                self.count(inner.bytes, left);
+                inner.bytes = left;
+            }
             inner.end = Some(error);
         }
         wake(inner.reader.take());
@@ -94,14 +108,15 @@ impl Outbox {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<ServerMessage, Error>>> {
         let mut inner = self.lock();
+        let before = inner.bytes;
+        inner.bytes = before.saturating_sub(std::mem::take(&mut inner.sending));
+        self.count(before, inner.bytes);
+        let caught_up = before >= OUTBOX_BYTES_SOFT && inner.bytes < OUTBOX_BYTES_SOFT;
+        if caught_up || (before > 0 && inner.bytes == 0 && self.is_crowded()) {
+            self.core.wake.notify_one();
+        }
         if let Some(message) = inner.messages.pop_front() {
-            let before = inner.bytes;
-            inner.bytes = before.saturating_sub(message.size());
-            self.count(before, inner.bytes);
-            let caught_up = before >= OUTBOX_BYTES_SOFT && inner.bytes < OUTBOX_BYTES_SOFT;
-            if caught_up || (inner.bytes == 0 && self.is_crowded()) {
-                self.core.wake.notify_one();
-            }
+            inner.sending = message.size();
             return Poll::Ready(Some(Ok(message)));
         }
         match inner.end.as_mut() {

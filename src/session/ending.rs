@@ -62,6 +62,7 @@ impl Session {
         }
         // A result counts as in time by when it is heard, and not by whether the timer was quicker to wake.
         self.time_passed(now, out);
+        self.has_read(now, 0, results.iter().map(|(lease, _)| lease), out);
         let mut record = Vec::new();
         let mut refused = Vec::new();
         for (lease, reported) in results {

@@ -91,6 +91,7 @@ impl Session {
 
     pub(super) fn heartbeat(
         &mut self,
+        now: Duration,
         sequence: u64,
         last_frame: u64,
         listed: Vec<Lease>,
@@ -114,6 +115,7 @@ impl Session {
             true => last_frame,
             false => 0,
         };
+        self.has_read(now, last_frame, listed.iter(), out);
         for lease in self.held.compare(last_frame, &listed) {
             self.end(lease, Outcome::Forgotten, out);
         }

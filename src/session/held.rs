@@ -124,6 +124,14 @@ impl Held {
             .is_some_and(|entry| entry.way != Way::Unsent)
     }
 
+    /// In which frame of this stream it was sent; 0 if in none.
+    pub fn frame(&self, lease: Lease) -> u64 {
+        match self.leases.get(&lease).map(|entry| entry.way) {
+            Some(Way::Sent(frame)) => frame,
+            _ => 0,
+        }
+    }
+
     /// The worker is told to stop it. `false` if it was not running.
     pub fn stop(&mut self, lease: Lease) -> bool {
         match self.leases.get_mut(&lease) {

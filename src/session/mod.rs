@@ -14,6 +14,7 @@
 //! | `mod` | the states, the window, and where each event goes |
 //! | `push` | jobs on their way to the worker, in numbered frames |
 //! | `ending` | results, verdicts, timeouts, cancels |
+//! | `reading` | whether the worker reads what it is sent |
 //! | `heal` | resume, and what heartbeats and looks at the store put right |
 //! | `progress` | what attempts have come to, with checkpoints |
 //! | `held` | the book of leases |
@@ -25,6 +26,7 @@ pub mod held;
 pub mod message;
 mod progress;
 mod push;
+mod reading;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may")]
 mod tests;
@@ -40,6 +42,7 @@ use heal::{Finding, Seen};
 use held::{Ended, Held};
 use message::{ClientMessage, Hello, ServerMessage, Subscription, Welcome, check_subscriptions};
 use progress::Reporting;
+use reading::Reading;
 
 /// What the store could not do for the session is asked again after this.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -142,6 +145,7 @@ pub struct Session {
     reserved: Vec<QueueName>,
     window: u32,
     next_frame: u64,
+    reading: Reading,
     heard: Duration,
     drain_at: Option<Duration>,
     /// A new window or a Goodbye, to be confirmed when the grants under way have come.
@@ -183,6 +187,7 @@ impl Session {
             held: Held::default(),
             reserved: Vec::new(),
             next_frame: 1,
+            reading: Reading::default(),
             heard: now,
             drain_at: None,
             unconfirmed: false,
@@ -231,20 +236,21 @@ impl Session {
         let again = self.recording.next_try();
         let find = self.finding.next_try();
         let timeout = self.held.next_timeout();
-        [self.drain_at, timeout, again, find, self.renew_at]
+        let unread = self.reading.since().map(|since| since + self.ttl);
+        [self.drain_at, timeout, again, find, self.renew_at, unread]
             .into_iter()
             .flatten()
             .fold(silence, Duration::min)
     }
 
-    /// How many jobs of `queue` it can take now. None when the worker was not heard from within two heartbeats: it may
-    /// be gone already.
+    /// How many jobs of `queue` it can take now. None when the worker was not heard from within two heartbeats, or has
+    /// read nothing of what it was sent for so long: it may be gone already.
     pub fn free(&self, now: Duration, queue: &QueueName) -> u32 {
         let open = self.phase == SessionPhase::Live
             && self.drain_at.is_none()
             && !self.unconfirmed
             && !self.lapsed;
-        let lively = self.is_lively(now);
+        let lively = self.is_lively(now) && self.reads(now);
         let Some(subscription) = self
             .hello
             .queues
@@ -340,7 +346,7 @@ impl Session {
                 sequence,
                 last_frame,
                 held,
-            } => self.heartbeat(sequence, last_frame, held, out),
+            } => self.heartbeat(now, sequence, last_frame, held, out),
             ClientMessage::Progress(reports) => self.progress(reports, out),
             ClientMessage::Results(results) => self.results(now, results, out),
             ClientMessage::Goodbye => {
@@ -399,6 +405,9 @@ impl Session {
         }
         if self.drain_at.is_some_and(|at| now >= at) {
             return self.close(Some(Error::Draining), out);
+        }
+        if self.is_stalled(now) {
+            return self.close(Some(reading::stalled()), out);
         }
         self.renew_again(now, out);
         self.time_passed(now, out);

@@ -49,6 +49,7 @@ impl Session {
             for job in &jobs {
                 self.held.push(now, job, frame);
             }
+            self.reading.sent(now);
             out.push(Action::Send(ServerMessage::Jobs { frame, jobs }));
         }
     }

@@ -2,6 +2,7 @@
 
 mod heal;
 mod progress;
+mod reading;
 
 use super::message::{
     CancelReason, ClientMessage, Hello, Reported, ServerMessage, Subscription, Welcome,

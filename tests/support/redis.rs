@@ -1,6 +1,12 @@
 //! A Redis of a test's own, to be stopped, killed and wiped.
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::Command,
+    time::Duration,
+};
 
 use redis::{Client, cmd};
 use tempfile::TempDir;
@@ -32,6 +38,11 @@ impl PrivateRedis {
     /// Its URL.
     pub fn url(&self) -> String {
         format!("redis://:{}@127.0.0.1:{}/", self.password, self.port)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
     /// The file that it saves its data to, and starts with.

@@ -17,9 +17,13 @@ pub struct Balancer {
 
 impl Balancer {
     pub async fn over(nodes: &[Node]) -> Self {
+        Self::to(nodes.iter().map(|node| node.address).collect()).await
+    }
+
+    /// Over whatever listens at these addresses.
+    pub async fn to(nodes: Vec<SocketAddr>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let nodes: Vec<SocketAddr> = nodes.iter().map(|node| node.address).collect();
         let turn = Arc::new(AtomicUsize::new(0));
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {

@@ -13,6 +13,7 @@ mod support;
 
 mod adversity;
 mod balancer;
+mod blackhole;
 mod cases;
 mod clients;
 mod crash;
@@ -28,6 +29,7 @@ mod resume;
 mod schema;
 mod signals;
 mod stack;
+mod stalled;
 mod streams;
 mod sweeps;
 mod wire;

@@ -28,7 +28,12 @@ impl Local {
     }
 
     pub fn start_on(url: &str, queues: &[&str], log: &Path, slots: usize) -> Self {
-        let worker = worker(url, queues, log, slots);
+        Self::start_for(url, queues, log, slots, Duration::from_secs(10))
+    }
+
+    /// With leases that last for `ttl`.
+    pub fn start_for(url: &str, queues: &[&str], log: &Path, slots: usize, ttl: Duration) -> Self {
+        let worker = worker(url, queues, log, slots, ttl);
         let (stop, stopped) = oneshot::channel();
         let until = async move { drop(stopped.await) };
         Self {
@@ -77,7 +82,8 @@ fn the_worker_of_another_test() {
     let slots = std::env::var(SLOTS).map_or(50, |slots| slots.parse().unwrap());
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        worker(&url, &["q"], Path::new(&log), slots)
+        let ttl = Duration::from_secs(10);
+        worker(&url, &["q"], Path::new(&log), slots, ttl)
             .run()
             .await
             .unwrap()
@@ -93,22 +99,26 @@ pub fn runs(log: &Path) -> HashMap<String, usize> {
     runs
 }
 
-fn worker(url: &str, queues: &[&str], log: &Path, slots: usize) -> Worker {
+fn worker(url: &str, queues: &[&str], log: &Path, slots: usize, ttl: Duration) -> Worker {
     let note = Log(log.to_owned());
     let with = move || note.clone();
     let (echo, sleep, wait, flaky, doomed, panics) =
         (with(), with(), with(), with(), with(), with());
-    let once = with();
+    let (once, weigh) = (with(), with());
     let (steps, watched, deaf, block, spin) = (with(), with(), with(), with(), with());
     queues
         .iter()
         .fold(Worker::builder(url), |worker, queue| worker.queue(*queue))
         .concurrency(slots)
-        .lease_ttl(Duration::from_secs(10))
+        .lease_ttl(ttl)
         .grace(Duration::from_secs(10))
         .handler("echo", move |ctx: Context, input: serde_json::Value| {
             echo.write(&ctx);
             async move { Ok::<_, JobError>(input) }
+        })
+        .handler("weigh", move |ctx: Context, text: String| {
+            weigh.write(&ctx);
+            async move { Ok::<_, JobError>(text.len()) }
         })
         .handler("sleep", move |ctx: Context, millis: u64| {
             sleep.write(&ctx);

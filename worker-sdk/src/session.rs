@@ -221,6 +221,7 @@ impl Sessions {
                 }
             }
             Timer::Expiry => self.expire(),
+            Timer::Doubt => self.doubt(),
             Timer::Silence => self.cut(used, "no heartbeat was acknowledged in time"),
             Timer::Timeout(ticket) => self.stop(ticket, StopReason::Overdue),
             Timer::Resend(ticket) => self.queue(ticket),

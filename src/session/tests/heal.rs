@@ -29,7 +29,7 @@ fn resumed(listed: &[u128], has: &[u128]) -> (Session, Vec<Action>) {
     (session, actions)
 }
 
-fn beat(sequence: u64, last_frame: u64, listed: &[u128]) -> Event {
+pub(super) fn beat(sequence: u64, last_frame: u64, listed: &[u128]) -> Event {
     frame(ClientMessage::Heartbeat {
         sequence,
         last_frame,

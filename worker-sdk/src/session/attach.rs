@@ -11,6 +11,8 @@ use crate::proto;
 
 /// From asking for a stream to its Welcome.
 const WELCOME_WAIT: Duration = Duration::from_secs(15);
+/// At least so long while there are leases to be saved: a node to which many move at once needs its time.
+const WELCOME_WAIT_LEASED_MIN: Duration = Duration::from_secs(1);
 
 impl Sessions {
     /// Asks for a stream: for the session there is, by its token, or for a new
@@ -52,7 +54,12 @@ impl Sessions {
             labels: self.config.labels.clone().into_iter().collect(),
             attach_sequence: session.attaches,
         };
-        self.timers.set(Timer::Welcome, self.now + WELCOME_WAIT);
+        // A node that does not answer leaves time to meet another.
+        let wait = match self.time_left() {
+            Duration::ZERO => WELCOME_WAIT,
+            left => (left / 3).clamp(WELCOME_WAIT_LEASED_MIN, WELCOME_WAIT),
+        };
+        self.timers.set(Timer::Welcome, self.now + wait);
         self.actions.push(Action::Open(
             stream.no,
             super::streams::request(proto::lease_jobs_request::Message::Hello(hello)),
@@ -109,10 +116,9 @@ impl Sessions {
         }
         self.timers
             .set(Timer::Heartbeat, self.now + session.interval);
-        self.timers
-            .set(Timer::Silence, stream.heard + session.reliable());
         self.timers.set(Timer::Expiry, session.expiry());
         self.link.used = Some(stream);
+        self.listen();
         self.send_again(no);
     }
 

@@ -70,9 +70,8 @@ impl Sessions {
         if let Some(sent) = stream.acked(ack.sequence) {
             session.renew(sent, ack.lease_ttl);
             self.timers.set(Timer::Expiry, session.expiry());
-            self.timers
-                .set(Timer::Silence, stream.heard + session.reliable());
             self.tries = 0;
+            self.listen();
         }
     }
 

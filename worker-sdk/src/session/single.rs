@@ -133,6 +133,18 @@ impl Session {
         self.ttl - self.ttl / 6
     }
 
+    /// How long no heartbeat may be acknowledged before another node is looked
+    /// for: one is overdue by half an interval, and there is time
+    /// for a node or two that do not answer either.
+    pub(super) fn doubtful(&self) -> Duration {
+        self.ttl / 2
+    }
+
+    /// How long a heartbeat may go without its answer before that.
+    pub(super) fn patience(&self) -> Duration {
+        self.ttl / 6
+    }
+
     /// When handlers must stop: before the server may give their jobs away.
     pub(super) fn expiry(&self) -> Duration {
         self.renewed + self.reliable()

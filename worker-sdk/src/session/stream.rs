@@ -66,6 +66,9 @@ pub(super) struct Stream {
     pub(super) asked_at: Duration,
     /// The node takes no more part in hand-out.
     pub(super) draining: bool,
+    /// It was silent for so long that another was asked for. It stays so: what
+    /// came on it meanwhile was not taken, and is pushed again on the next one.
+    pub(super) doubted: bool,
     /// We half-closed; the server ends it.
     pub(super) closing: bool,
     pub(super) goodbye: Goodbye,
@@ -93,6 +96,7 @@ impl Stream {
             attach,
             asked_at: now,
             draining: false,
+            doubted: false,
             closing: false,
             goodbye: Goodbye::No,
             busy: true,
@@ -110,6 +114,11 @@ impl Stream {
     pub(super) fn begins_anew(&mut self) {
         self.attach = 1;
         self.stopped.clear();
+    }
+
+    /// When the oldest heartbeat was sent that has no answer.
+    pub(super) fn unanswered(&self) -> Option<Duration> {
+        self.beats.front().map(|(_, sent)| *sent)
     }
 
     /// When the acknowledged heartbeat was sent, if this stream sent it.

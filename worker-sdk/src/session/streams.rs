@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::single::Session;
 use super::stream::Goodbye;
 use super::timers::Timer;
 use super::{Action, End, Note, Sessions, StopReason, StreamNo};
@@ -22,7 +23,7 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
 impl Sessions {
     /// True when another stream is to be asked for: there is none, or only one
-    /// to a node that drains. A worker that ends needs one only to go on with
+    /// to a node that drains or does not answer. A worker that ends needs one only to go on with
     /// what it holds, and stays where it is as long as it can.
     pub(super) fn lacks_stream(&self) -> bool {
         let session = self.current.and_then(|no| self.sessions.get(&no));
@@ -30,7 +31,7 @@ impl Sessions {
         let used = self.link.used.as_ref();
         possible
             && self.link.asked.is_none()
-            && used.is_none_or(|used| used.draining && !self.leaving)
+            && used.is_none_or(|used| used.doubted || (used.draining && !self.leaving))
     }
 
     /// Gives the writer in use its next message, if it is free. A stream that
@@ -140,18 +141,55 @@ impl Sessions {
         }
         if self.link.used.is_none() {
             self.timers.clear(Timer::Heartbeat);
+            self.timers.clear(Timer::Doubt);
             self.timers.clear(Timer::Silence);
             self.timers.clear(Timer::Close);
         }
     }
 
-    pub(super) fn reconnect(&mut self, end: &End) {
+    /// Sets the times at which the stream in use will have been silent for too long.
+    pub(super) fn listen(&mut self) {
         let session = self.current.and_then(|no| self.sessions.get(&no));
-        let left = session
+        if let (Some(session), Some(stream)) = (session, self.link.used.as_ref()) {
+            let heard = stream.heard;
+            self.timers.set(Timer::Doubt, heard + session.doubtful());
+            self.timers.set(Timer::Silence, heard + session.reliable());
+        }
+    }
+
+    /// The node in use does not answer, and may be cut off from its stores, or we
+    /// from it. It is kept: its answer may be late, and nobody else's may come.
+    pub(super) fn doubt(&mut self) {
+        let session = self.current.and_then(|no| self.sessions.get(&no));
+        let patience = session.map_or(Duration::ZERO, Session::patience);
+        if let Some(stream) = self.link.used.as_mut().filter(|used| !used.closing) {
+            // A process that stood still has asked nothing yet that could be answered.
+            let asked = stream.unanswered().unwrap_or(self.now);
+            if asked + patience > self.now {
+                return self.timers.set(Timer::Doubt, asked + patience);
+            }
+            stream.doubted = true;
+            if self.lacks_stream() && !self.wanted && !self.timers.is_set(Timer::Connect) {
+                self.reconnect(&End {
+                    message: "no heartbeat was acknowledged".to_owned(),
+                    ..End::default()
+                });
+            }
+        }
+    }
+
+    /// Until the leases cannot be relied on any more; zero if there are none.
+    pub(super) fn time_left(&self) -> Duration {
+        let session = self.current.and_then(|no| self.sessions.get(&no));
+        session
             .filter(|session| session.begun)
             .map_or(Duration::ZERO, |session| {
                 session.expiry().saturating_sub(self.now)
-            });
+            })
+    }
+
+    pub(super) fn reconnect(&mut self, end: &End) {
+        let left = self.time_left();
         // A node that is full asks for a pause of all alike; what runs here does not wait for it until it is lost.
         let (longest, longest_asked) = if left > Duration::ZERO {
             (BACKOFF_LEASED_MAX, left / 4)

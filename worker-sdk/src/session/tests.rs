@@ -81,14 +81,18 @@ fn handlers_stop_when_the_last_confirmed_heartbeat_is_too_old() {
             .iter()
             .all(|(_, reason)| *reason == StopReason::Unrenewed)
     );
-    assert_eq!(bench.cut, vec![StreamNo(1)]);
+    assert!(bench.cut.contains(&StreamNo(1)));
     bench.finish("a", output(1));
     bench.finish("b", failed());
-    bench.pass(S);
-    bench.hello(2);
-    bench.hears(2, resumed());
+    bench.pass(10 * S);
+    let newest = bench.opened.last().unwrap().0.0;
+    bench.hello(newest);
+    bench.hears(newest, resumed());
     assert!(
-        matches!(bench.outcomes(2)[..], [Wire::Success(_), Wire::Release(_)]),
+        matches!(
+            bench.outcomes(newest)[..],
+            [Wire::Success(_), Wire::Release(_)]
+        ),
         "work that was done may still count, and an ending on our order is no failure of the job"
     );
 }

@@ -17,6 +17,9 @@ pub(super) enum Timer {
     /// The session that takes jobs was not renewed in time: its leases may be
     /// another's soon.
     Expiry,
+    /// The stream in use has acknowledged no heartbeat for so long that another
+    /// is asked for, while there is time to meet a node that does.
+    Doubt,
     /// The stream in use has acknowledged no heartbeat for too long.
     Silence,
     /// The attempt's own timeout.

@@ -50,17 +50,17 @@ fn each_hello_has_a_higher_number_also_when_it_comes_to_nothing() {
         bench.pass(2 * S);
         assert_eq!(bench.hello(no).attach_sequence, no);
         if no == 3 {
-            bench.pass(15 * S);
+            bench.pass(7 * S);
             assert_eq!(bench.cut, vec![StreamNo(3)], "no Welcome came");
         } else {
             bench.cut_by_network(no);
         }
     }
-    bench.pass(10 * S);
+    bench.pass(2 * S);
     bench.hello(6);
     bench.hears(6, welcome(b"two"));
     bench.cut_by_network(6);
-    bench.pass(10 * S);
+    bench.pass(2 * S);
     let hello = bench.hello(7);
     assert_eq!(
         resume_of(&hello),
@@ -96,14 +96,14 @@ fn while_leases_can_be_saved_a_stream_is_tried_every_two_seconds() {
 fn only_an_acknowledged_heartbeat_of_the_stream_moves_the_expiry() {
     let mut bench = Bench::connected(4);
     bench.pushed(1, 1, &["a"]);
-    bench.pass(20 * S);
+    bench.pass(14 * S);
     bench.cut_by_network(1);
     bench.pass(S);
     bench.hello(2);
     let beat_sent = bench.now;
     bench.hears(2, resumed());
-    bench.acks(1, 3); // of the old stream
-    bench.pass(5 * S);
+    bench.acks(1, 2); // of the old stream
+    bench.pass(10 * S);
     assert_eq!(
         bench.stopped,
         vec![(bench.ticket("a"), StopReason::Unrenewed)]
@@ -124,7 +124,7 @@ fn only_an_acknowledged_heartbeat_of_the_stream_moves_the_expiry() {
 #[test]
 fn a_stream_that_is_never_acknowledged_is_given_up() {
     let mut bench = Bench::connected(4);
-    bench.pass(24 * S);
+    bench.pass(14 * S);
     bench.cut_by_network(1);
     bench.pass(S);
     bench.hello(2);
@@ -135,6 +135,29 @@ fn a_stream_that_is_never_acknowledged_is_given_up() {
     assert_eq!(bench.cut, vec![StreamNo(2)]);
     bench.pass(S);
     assert_eq!(resume_of(&bench.hello(3)).1, 3);
+}
+
+#[test]
+fn a_node_that_acknowledges_nothing_is_left_while_there_is_time_to_meet_others() {
+    let mut bench = Bench::connected(4);
+    bench.pushed(1, 1, &["a"]);
+    bench.pass(14 * S);
+    assert_eq!(bench.opened.len(), 1);
+    bench.pass(2 * S);
+    bench.hello(2);
+    bench.pushed(1, 2, &["late"]);
+    assert_eq!(bench.ran.len(), 1, "it will be pushed on the new stream");
+    assert!(bench.cut.is_empty(), "the answer may yet come");
+    // The next one answers as little.
+    bench.pass(4 * S);
+    assert_eq!(bench.cut, vec![StreamNo(2)], "no Welcome came");
+    bench.acks(1, 2);
+    bench.hello(3);
+    bench.hears(3, resumed());
+    assert_eq!(bench.cut, vec![StreamNo(2), StreamNo(1)]);
+    bench.acks(3, 1);
+    bench.pass(10 * S);
+    assert!(bench.stopped.is_empty());
 }
 
 #[test]
@@ -201,6 +224,7 @@ fn handlers_may_finish_after_their_session_if_they_were_let() {
 fn a_drained_stream_carries_all_but_jobs_until_the_session_has_moved() {
     let mut bench = Bench::connected(4);
     bench.pushed(1, 1, &["a", "b", "c", "d"]);
+    bench.pass(5 * S);
     bench.hears(1, draining());
     bench.pass(S);
     let hello = bench.hello(2);
@@ -215,7 +239,7 @@ fn a_drained_stream_carries_all_but_jobs_until_the_session_has_moved() {
     bench.finish("b", output(1));
     bench.hears(1, lost(&["c"]));
     bench.finish("c", failed());
-    bench.pass(9 * S);
+    bench.pass(4 * S);
     let beat = bench.heartbeats(1).pop().unwrap();
     assert_eq!(
         (beat.last_frame, &beat.held[..]),
