@@ -290,9 +290,14 @@ on_each_store!(a_session_gets_jobs_only_under_its_present_attach_number);
 async fn a_session_gets_jobs_only_under_its_present_attach_number(world: World) {
     let job = world.queued().await;
     let session = world.open().await;
-    for attach in [0, 2, 7] {
-        let moved = Attached { attach, ..session };
-        refused(&world, job, moved, SessionState::Moved).await;
+    let states = [
+        (0, SessionState::Moved),
+        (2, SessionState::Behind),
+        (7, SessionState::Behind),
+    ];
+    for (attach, state) in states {
+        let another = Attached { attach, ..session };
+        refused(&world, job, another, state).await;
     }
     world.lease(job, session).await;
 }

@@ -1,6 +1,7 @@
 //! Sessions: opened, renewed, ended; and what becomes of the jobs of those that are dead.
 
-use std::collections::HashSet;
+use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
 
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
@@ -40,8 +41,9 @@ const RENEW: &str = renew!("SKIP LOCKED");
 const RENEW_WAITING: &str = renew!("");
 
 /// With a new snapshot: of those that were not renewed, or not moved, the ones that a newer stream has. An attach number
-/// never goes back, so one that was not found is not there any more.
-pub(super) const ALIVE: &str = "SELECT id FROM sessions WHERE id = ANY($1) AND dead_at IS NULL";
+/// never goes back, so one that was not found is not there any more. (But with the database itself, see `Behind`.)
+pub(super) const ALIVE: &str =
+    "SELECT id, attach FROM sessions WHERE id = ANY($1) AND dead_at IS NULL";
 
 /// FOR UPDATE waits for the grants in flight, which have the session FOR KEY SHARE; a plain UPDATE would not.
 const CLOSE: &str = "
@@ -202,7 +204,7 @@ pub(super) async fn renew(pool: &Pool, sessions: &[Attached]) -> Result<Vec<Sess
         .copied()
         .filter(|s| !renewed.contains(&key(*s)))
         .collect();
-    let mut alive = HashSet::new();
+    let mut alive: HashMap<Uuid, i64> = HashMap::new();
     let mut is_late = false;
     if !rest.is_empty() {
         let (ids, attaches) = columns(&rest);
@@ -216,20 +218,26 @@ pub(super) async fn renew(pool: &Pool, sessions: &[Attached]) -> Result<Vec<Sess
             Err(error) => return Err(error),
         }
         for row in pool.read(|| sqlx::query(ALIVE).bind(&ids)).await? {
-            alive.insert(column::<Uuid>(&row, "id")?);
+            alive.insert(column(&row, "id")?, column(&row, "attach")?);
         }
     }
     Ok(sessions
         .iter()
         .map(|s| {
-            match (
-                renewed.contains(&key(*s)),
-                alive.contains(&s.session.uuid()),
-            ) {
-                (true, _) => SessionState::Alive,
-                (false, _) if is_late => SessionState::Lapsed,
-                (false, true) => SessionState::Moved,
-                (false, false) => SessionState::Dead,
+            if renewed.contains(&key(*s)) {
+                return SessionState::Alive;
+            }
+            if is_late {
+                return SessionState::Lapsed;
+            }
+            match alive.get(&s.session.uuid()) {
+                None => SessionState::Dead,
+                Some(last) => match last.cmp(&attach_number(*s)) {
+                    Ordering::Greater => SessionState::Moved,
+                    // It was moved here since the first look: the next one renews it.
+                    Ordering::Equal => SessionState::Lapsed,
+                    Ordering::Less => SessionState::Behind,
+                },
             }
         })
         .collect())
