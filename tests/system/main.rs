@@ -18,6 +18,7 @@ mod clients;
 mod crash;
 mod doctor;
 mod errors;
+mod failover;
 mod faults;
 mod hand;
 mod hostile;
