@@ -110,19 +110,19 @@ fn log() -> (TempDir, PathBuf) {
     (folder, path)
 }
 
-fn sleep(millis: u64) -> NewJob {
+pub fn sleep(millis: u64) -> NewJob {
     NewJob::new("sleep", &millis).unwrap().queue("q")
 }
 
 /// Calls that go on until they are told to end.
-struct Load {
+pub struct Load {
     accepted: Arc<Mutex<Vec<String>>>,
     end: Arc<AtomicBool>,
     callers: Vec<JoinHandle<()>>,
 }
 
 impl Load {
-    fn start(url: &str) -> Self {
+    pub fn start(url: &str) -> Self {
         let accepted = Arc::new(Mutex::new(Vec::new()));
         let end = Arc::new(AtomicBool::new(false));
         let callers = (0..4).map(|_| {
@@ -144,12 +144,12 @@ impl Load {
         }
     }
 
-    fn accepted(&self) -> Vec<String> {
+    pub fn accepted(&self) -> Vec<String> {
         self.accepted.lock().unwrap().clone()
     }
 
     /// Waits until so many more are accepted.
-    async fn goes_on(&self, more: usize) {
+    pub async fn goes_on(&self, more: usize) {
         let least = self.accepted().len() + more;
         until(SOON, "more is accepted", async || {
             (self.accepted.lock().unwrap().len() >= least).then_some(())
@@ -157,7 +157,7 @@ impl Load {
         .await;
     }
 
-    async fn end(self) -> Vec<String> {
+    pub async fn end(self) -> Vec<String> {
         self.end.store(true, Ordering::Relaxed);
         for caller in self.callers {
             caller.await.unwrap();

@@ -25,6 +25,7 @@ mod hostile;
 mod isolation;
 mod journey;
 mod outage;
+mod redis_failover;
 mod resume;
 mod schema;
 mod signals;
