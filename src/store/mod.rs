@@ -370,7 +370,7 @@ pub trait Store: Send + Sync + 'static {
     /// Waits for grants to them that are under way.
     async fn attach(&self, attaches: Vec<Attach>) -> Result<Vec<Attaching>>;
     /// Renews sessions for their TTL from now: `Alive`, or why not. `Moved` and `Dead` stay so; `Lapsed` could not be
-    /// renewed now, as something held its row for too long; `Behind` is to be attached again.
+    /// renewed now, as somebody has its row: to be tried again; `Behind` is to be attached again.
     async fn renew(&self, sessions: Vec<Attached>) -> Result<Vec<SessionState>>;
     /// The leases of sessions that were granted at least `age` ago; `None`: it is dead, gone or has moved.
     async fn leases(

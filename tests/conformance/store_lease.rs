@@ -367,12 +367,13 @@ async fn grants_and_renewals_of_the_same_sessions_do_not_hinder_each_other(world
             }
         });
     }
-    for _ in 0..2 {
-        let (world, sessions) = (world.clone(), sessions.clone());
+    // As by two nodes: a session is renewed by the one that has its stream.
+    for sessions in sessions.chunks(5) {
+        let (world, sessions) = (world.clone(), sessions.to_vec());
         work.spawn(async move {
             for _ in 0..20 {
                 let alive = world.store.renew(sessions.clone()).await;
-                assert_eq!(alive.expect("renew answers"), [SessionState::Alive; 10]);
+                assert_eq!(alive.expect("renew answers"), [SessionState::Alive; 5]);
             }
         });
     }
