@@ -3,9 +3,12 @@
 //!
 //! A look asks for the sessions' leases by id, which costs a look-up each, and for leases that the session may not know
 //! of: those of grants whose outcome is in doubt, by id as well, and any that are older than all that a tidy keeps for a
-//! short while, through the log of grants. (Young ones, known to be granted, are on their way to the worker.)
+//! short while, through the log of grants. (Young ones, known to be granted, are on their way to the worker.) After a
+//! fault of the store it asks for all of them a few times: a store that comes back may have lost what it had committed,
+//! and have jobs RUNNING whose results the session knows to be recorded.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +27,8 @@ use crate::store::{Found, SessionState};
 pub const LOOK_EVERY: Duration = Duration::from_millis(LEASE_TTL_MIN.as_millis() as u64 / 3);
 /// Leases older than this are looked for in the log of grants: by then it holds little but jobs that run for long.
 const OLD: Duration = Duration::from_secs(60);
+/// After a fault, so many looks are at all leases, however young: two must agree, and the first may be too early.
+const LOOKS_AT_ALL: u32 = 3;
 /// A grant in doubt is looked for so long: no statement takes longer.
 const DOUBT_FOR: Duration = Duration::from_secs(45);
 /// Grants in doubt that are remembered. Older ones show by their age.
@@ -31,9 +36,14 @@ const DOUBTS_MAX: usize = 20_000;
 /// While a worker is behind with reading, how often it is looked whether it still is.
 const BEHIND: Duration = Duration::from_millis(50);
 
-/// Grants that the store did not answer: they may have been committed all the same.
+/// What the store may have that the sessions do not know of.
 #[derive(Debug, Default)]
-pub struct Doubts(Mutex<VecDeque<(Instant, JobId, SessionId)>>);
+pub struct Doubts {
+    /// Grants that it did not answer: they may have been committed all the same.
+    grants: Mutex<VecDeque<(Instant, JobId, SessionId)>>,
+    /// Looks still to come that are at all leases.
+    looks_at_all: AtomicU32,
+}
 
 impl Doubts {
     /// Remembers that these jobs may be these sessions' now.
@@ -45,6 +55,19 @@ impl Doubts {
         doubts.drain(..surplus);
     }
 
+    /// The store failed: whatever it has when it is back is looked at.
+    pub fn store_failed(&self) {
+        self.looks_at_all.store(LOOKS_AT_ALL, Ordering::Relaxed);
+    }
+
+    /// How old leases must be that the next look asks for.
+    fn age(&self) -> Duration {
+        match self.looks_at_all.load(Ordering::Relaxed) {
+            0 => OLD,
+            _ => Duration::ZERO,
+        }
+    }
+
     fn all(&self) -> Vec<(JobId, SessionId)> {
         let doubts = self.lock();
         doubts.iter().map(|(_, job, id)| (*job, *id)).collect()
@@ -53,10 +76,15 @@ impl Doubts {
     /// After a look that began `at` this moment.
     fn looked(&self, at: Instant) {
         self.lock().retain(|(since, ..)| *since + DOUBT_FOR > at);
+        // One less, and never below none.
+        let less = |left: u32| left.checked_sub(1);
+        let _ = self
+            .looks_at_all
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<(Instant, JobId, SessionId)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.grants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -94,7 +122,7 @@ async fn look_at(core: &Core, sessions: &[Arc<Live>], doubts: &[(JobId, SessionI
         }
     }
     let attached = sessions.iter().map(|live| live.attached()).collect();
-    let old = core.store.leases(attached, OLD).await?;
+    let old = core.store.leases(attached, core.doubts.age()).await?;
     for ((live, look), old) in sessions.iter().zip(looks).zip(old) {
         // A session that is not this stream's any more is told so by its next renewal.
         if let Some(old) = old {
@@ -163,7 +191,8 @@ pub async fn find(core: Arc<Core>, live: Arc<Live>, leases: Vec<Lease>) {
 pub fn refused(state: SessionState) -> Option<Event> {
     match state {
         SessionState::Alive => None,
-        SessionState::Lapsed => Some(Event::Lapsed),
+        // Its next renewal puts it right.
+        SessionState::Lapsed | SessionState::Behind => Some(Event::Lapsed),
         SessionState::Moved => Some(Event::Moved),
         SessionState::Dead => Some(Event::Dead),
     }

@@ -113,7 +113,7 @@ pub(crate) struct Core {
     metrics: Arc<Metrics>,
     sessions: Registry,
     watches: Watches,
-    /// Grants that may have been committed although the store did not say so.
+    /// What the store may have that the sessions do not know of: grants that it did not answer.
     doubts: Doubts,
     /// The store's clock against this machine's.
     clock: ids::Offset,
@@ -335,6 +335,9 @@ impl Core {
     }
 
     fn store_answered(&self, answered: bool) {
+        if !answered {
+            self.doubts.store_failed();
+        }
         if self.store_away.swap(!answered, Ordering::Relaxed) == answered {
             match answered {
                 true => info!("the store is back"),

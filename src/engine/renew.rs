@@ -11,7 +11,7 @@ use super::sessions::Live;
 use super::tasks::Tasks;
 use crate::job::limits::{BATCH_MAX, STREAMS_MAX};
 use crate::session::Event;
-use crate::store::SessionState;
+use crate::store::{Attach, Attached, Attaching, SessionState};
 
 /// Where heartbeats go.
 #[derive(Debug, Clone)]
@@ -44,21 +44,59 @@ impl Renewals {
 }
 
 async fn flush(core: Arc<Core>, batch: Vec<Arc<Live>>) {
-    let sessions = batch.iter().map(|live| live.attached()).collect();
-    match core.store.renew(sessions).await {
-        Ok(states) => {
+    let sessions: Vec<Attached> = batch.iter().map(|live| live.attached()).collect();
+    match core.store.renew(sessions.clone()).await {
+        Ok(mut states) => {
+            catch_up(&core, &sessions, &mut states).await;
             for (live, state) in batch.into_iter().zip(states) {
                 live.feed(match state {
-                    SessionState::Lapsed => Event::RenewFailed,
+                    SessionState::Lapsed | SessionState::Behind => Event::RenewFailed,
                     state => refused(state).unwrap_or(Event::Renewed),
                 });
             }
         }
         Err(error) => {
             warn!(%error, sessions = batch.len(), "sessions not renewed");
+            core.doubts.store_failed();
             for live in batch {
                 live.feed(Event::RenewFailed);
             }
         }
+    }
+}
+
+/// Sessions whose move to this node the store has lost move here once more. It is for the number to say who has a
+/// session: if a newer stream has begun meanwhile, that one keeps it. Else their workers would take themselves for
+/// copies of one that goes on with their session, and leave it to nobody.
+async fn catch_up(core: &Core, sessions: &[Attached], states: &mut [SessionState]) {
+    let behind = sessions.iter().zip(states.iter_mut());
+    let (moves, states): (Vec<Attach>, Vec<&mut SessionState>) = behind
+        .filter(|(_, state)| **state == SessionState::Behind)
+        .map(|(to, state)| {
+            let node = core.node;
+            (Attach { to: *to, node }, state)
+        })
+        .unzip();
+    if moves.is_empty() {
+        return;
+    }
+    core.doubts.store_failed();
+    warn!(
+        sessions = moves.len(),
+        "the store has lost what it had committed: it knows older streams of these sessions"
+    );
+    match core.store.attach(moves).await {
+        Ok(answers) => {
+            for (state, answer) in states.into_iter().zip(answers) {
+                *state = match answer {
+                    Attaching::Resumed(_) => SessionState::Alive,
+                    Attaching::Superseded => SessionState::Moved,
+                    Attaching::Gone => SessionState::Dead,
+                    Attaching::Later => SessionState::Lapsed,
+                };
+            }
+        }
+        // They are tried again.
+        Err(error) => warn!(%error, "sessions not moved again"),
     }
 }

@@ -222,6 +222,9 @@ pub enum SessionState {
     Lapsed,
     /// A newer stream has it. Its leases live on there.
     Moved,
+    /// The store only knows of an older stream of it: it has lost the commit that moved it, as a replica may that took
+    /// the place of its primary. It can be moved once more, to the same stream, and gets no jobs until it is.
+    Behind,
     /// Dead or gone, for ever.
     Dead,
 }
@@ -367,7 +370,7 @@ pub trait Store: Send + Sync + 'static {
     /// Waits for grants to them that are under way.
     async fn attach(&self, attaches: Vec<Attach>) -> Result<Vec<Attaching>>;
     /// Renews sessions for their TTL from now: `Alive`, or why not. `Moved` and `Dead` stay so; `Lapsed` could not be
-    /// renewed now, as something held its row for too long.
+    /// renewed now, as somebody has its row: to be tried again; `Behind` is to be attached again.
     async fn renew(&self, sessions: Vec<Attached>) -> Result<Vec<SessionState>>;
     /// The leases of sessions that were granted at least `age` ago; `None`: it is dead, gone or has moved.
     async fn leases(

@@ -374,3 +374,26 @@ async fn a_job_that_is_forgotten_too_often_has_failed(world: World) {
     assert_eq!(failure.kind, "LEASES_LOST");
     assert_eq!(job.lost_leases, 6);
 }
+
+on_each_store!(a_stream_that_the_store_has_forgotten_is_behind_and_moves_once_more);
+async fn a_stream_that_the_store_has_forgotten_is_behind_and_moves_once_more(world: World) {
+    let (lease, session) = world.running().await;
+    // As after a fail-over to a replica that did not have the moves yet.
+    let third = later(later(session));
+    assert_eq!(renew(&world, third).await, SessionState::Behind);
+    let job = world.queued().await;
+    let ask = Ask { job, to: third };
+    assert_eq!(
+        world.grant(vec![ask]).await,
+        [Granted::Refused(SessionState::Behind)]
+    );
+    assert_eq!(leases(&world, third).await, None);
+    let answer = attach(&world, third, world.node).await;
+    assert!(matches!(answer, Attaching::Resumed(_)), "{answer:?}");
+    assert_eq!(renew(&world, third).await, SessionState::Alive);
+    assert_eq!(lease_list(&world, third).await, [lease]);
+    assert!(matches!(
+        world.grant(vec![ask]).await[..],
+        [Granted::Lease(_)]
+    ));
+}

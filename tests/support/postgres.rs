@@ -4,7 +4,7 @@ use std::{
     fs::{self, Permissions},
     net::{Ipv4Addr, SocketAddr},
     os::unix::fs::{MetadataExt, PermissionsExt, chown},
-    process::Command,
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -58,6 +58,22 @@ impl PrivatePostgres {
 
     /// A standby of it, which has what it has: from now on a commit is answered once it is there too.
     pub async fn standby(&self) -> Self {
+        let standby = self.follower(self.address()).await;
+        let mut db = PgConnection::connect(&self.url()).await.expect("connect");
+        for statement in [
+            "ALTER SYSTEM SET synchronous_standby_names = '*'",
+            "SELECT pg_reload_conf()",
+        ] {
+            let done = sqlx::query(statement).execute(&mut db).await;
+            done.expect("a superuser may do so");
+        }
+        self.followed("sync").await;
+        standby
+    }
+
+    /// A standby of it, as they are by default: a commit is answered before it is there. It follows through `way`,
+    /// which leads here.
+    pub async fn follower(&self, way: SocketAddr) -> Self {
         let folder = TempDir::new().expect("make a temporary folder");
         fs::set_permissions(folder.path(), Permissions::from_mode(0o711)).expect("open the folder");
         let data = folder.path().join("data");
@@ -73,9 +89,13 @@ impl PrivatePostgres {
             "--no-sync",
             "-D",
         ]);
-        copy.arg(&data).arg("-d").arg(self.url());
+        let through = self
+            .url()
+            .replace(&self.address().to_string(), &way.to_string());
+        copy.arg(&data).arg("-d").arg(through);
+        let copied = copy.stderr(Stdio::inherit()).status();
         assert!(
-            copy.status().is_ok_and(|status| status.success()),
+            copied.is_ok_and(|status| status.success()),
             "cannot copy the primary"
         );
         let mut standby = Self {
@@ -84,25 +104,24 @@ impl PrivatePostgres {
             process: None,
         };
         standby.start().await;
-        let mut db = PgConnection::connect(&self.url()).await.expect("connect");
-        for statement in [
-            "ALTER SYSTEM SET synchronous_standby_names = '*'",
-            "SELECT pg_reload_conf()",
-        ] {
-            let done = sqlx::query(statement).execute(&mut db).await;
-            done.expect("a superuser may do so");
-        }
+        self.followed("async").await;
+        standby
+    }
+
+    /// Waits until a standby follows in this way.
+    async fn followed(&self, how: &str) {
         until(Duration::from_secs(60), "the standby follows", async || {
-            let following = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
+            let following = "SELECT count(*) FROM pg_stat_replication
+                             WHERE state = 'streaming' AND sync_state = $1";
             let mut db = PgConnection::connect(&self.url()).await.ok()?;
             let count: i64 = sqlx::query_scalar(following)
+                .bind(how)
                 .fetch_one(&mut db)
                 .await
                 .ok()?;
             (count == 1).then_some(())
         })
         .await;
-        standby
     }
 
     /// Makes a standby the primary.

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use redis::{Client, cmd};
+use redis::{Client, FromRedisValue, cmd};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -25,14 +25,69 @@ pub struct PrivateRedis {
 impl PrivateRedis {
     /// Starts it, empty; returns when it answers.
     pub async fn launch() -> Self {
+        Self::launch_with(Uuid::new_v4().simple().to_string()).await
+    }
+
+    async fn launch_with(password: String) -> Self {
         let mut redis = Self {
             folder: TempDir::new().expect("make a temporary folder"),
             port: free_port(),
-            password: Uuid::new_v4().simple().to_string(),
+            password,
             process: None,
         };
         redis.start().await;
         redis
+    }
+
+    /// A replica of it, with the same password, which has what it has. It follows through `way`, which leads here.
+    pub async fn replica(&self, way: SocketAddr) -> Self {
+        let replica = Self::launch_with(self.password.clone()).await;
+        let port = way.port().to_string();
+        for command in [
+            ["CONFIG", "SET", "masterauth", &self.password].as_slice(),
+            &["REPLICAOF", "127.0.0.1", &port],
+        ] {
+            replica.run::<()>(command).await;
+        }
+        replica.has_all_of(self).await;
+        replica
+    }
+
+    /// Waits until a replica has all that its primary has now.
+    pub async fn has_all_of(&self, primary: &Self) {
+        let sent = primary.replicated("master_repl_offset:").await;
+        until(Duration::from_secs(60), "the replica has it", async || {
+            let here = self.replicated("slave_repl_offset:").await;
+            (here.is_some() && here >= sent).then_some(())
+        })
+        .await;
+    }
+
+    async fn replicated(&self, what: &str) -> Option<u64> {
+        let info: String = self.run(&["INFO", "replication"]).await;
+        let up = info.contains("role:master") || info.contains("master_link_status:up");
+        let line = info.lines().find_map(|line| line.strip_prefix(what));
+        line.filter(|_| up)?.parse().ok()
+    }
+
+    /// Makes a replica the primary.
+    pub async fn promote(&self) {
+        self.run::<()>(&["REPLICAOF", "NO", "ONE"]).await;
+    }
+
+    /// Runs a command.
+    pub async fn run<T: FromRedisValue>(&self, command: &[&str]) -> T {
+        let client = Client::open(self.url()).expect("the URL is well formed");
+        let connection = client.get_multiplexed_async_connection().await;
+        let mut connection = connection.expect("Redis answers");
+        let mut run = cmd(command[0]);
+        run.arg(&command[1..]);
+        run.query_async(&mut connection).await.expect("it is run")
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
     /// Its URL.

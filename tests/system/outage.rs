@@ -1,22 +1,18 @@
-//! Much at once: stores that are away, come back with an older state or are followed by their standby; all workers dead.
+//! Much at once: stores that are away, or come back with an older state; all workers dead.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
-use uuid::Uuid;
 use worker_sdk::proto::lease_jobs_response::Message as Response;
 use worker_sdk::{Client, JobState, NewJob};
 
 use crate::cases::{case, side_by_side};
 use crate::hand::{Hand, hello, leases};
-use crate::stack::{Node, Site, Stack, client};
+use crate::stack::{Site, Stack, client};
 use crate::support::http::request;
-use crate::support::{PrivatePostgres, Process, shared_redis_url, until};
-use crate::wire::Wire;
+use crate::support::{Process, until};
 use crate::workers::{Local, SLOTS, process_with, runs};
 
 const SOON: Duration = Duration::from_secs(120);
@@ -106,72 +102,6 @@ async fn a_postgres_that_is_away_for_longer_than_a_lease_lasts_costs_none() {
     }
 }
 
-/// Commits are under way when the primary dies: whether they hold is known only once they were sent again.
-async fn a_postgres_that_is_followed_by_its_standby_loses_nothing_that_was_answered() {
-    let ((_folder, log), mut primary) = (log(), PrivatePostgres::launch().await);
-    let standby = primary.standby().await;
-    let wire = Wire::to(primary.address()).await;
-    let through = primary.address().to_string();
-    let database = primary.url().replace(&through, &wire.address().to_string());
-    let prefix = format!("test-{}", Uuid::new_v4().simple());
-    let (list, prefix) = (shared_redis_url(), prefix.as_str());
-    let args = [
-        "serve",
-        "--database-url",
-        &database,
-        "--redis-url",
-        &list,
-        "--redis-prefix",
-        prefix,
-    ];
-    let node = Node::start(args.map(str::to_owned).to_vec()).await;
-    let worker = Local::start(&node.url(), &log, 50);
-    let accepted = Arc::new(AtomicUsize::new(0));
-    let callers: Vec<_> = (0..4)
-        .map(|_| {
-            let (client, accepted) = (client(&node.url()), accepted.clone());
-            tokio::spawn(async move {
-                let mut ids = Vec::new();
-                while accepted.load(Ordering::Relaxed) < 400 {
-                    let job = NewJob::new("echo", &1).unwrap().queue("q");
-                    let own = job.job_id().to_owned();
-                    let enqueued = client.enqueue(job).await.unwrap();
-                    assert_eq!(enqueued.job.id, own);
-                    accepted.fetch_add(1, Ordering::Relaxed);
-                    ids.push(own);
-                }
-                ids
-            })
-        })
-        .collect();
-    until(SOON, "some are accepted", async || {
-        (accepted.load(Ordering::Relaxed) > 100).then_some(())
-    })
-    .await;
-    primary.kill();
-    let before = accepted.load(Ordering::Relaxed);
-    standby.promote().await;
-    wire.lead_to(standby.address());
-    let mut ids = Vec::new();
-    for caller in callers {
-        ids.extend(caller.await.unwrap());
-    }
-    assert!(ids.len() > before, "calls went on");
-    let client = client(&node.url());
-    let runs_of = |id: &String| runs(&log).get(id).copied().unwrap_or_default();
-    for id in &ids {
-        let job = client.wait(id, SOON).await.unwrap();
-        assert_eq!(job.state(), JobState::Succeeded, "{job:?}");
-        if job.attempt > 1 {
-            assert!(runs_of(id) <= job.attempt as usize, "{job:?}");
-        }
-    }
-    let runs = runs(&log);
-    let twice = ids.iter().filter(|id| runs.get(*id) != Some(&1)).count();
-    println!("{} jobs over a failover, {twice} not run once", ids.len());
-    worker.stop().await;
-}
-
 /// What is taken back may be handed out at once, so this is what bounds the hand-outs after a mass expiry.
 async fn the_leases_of_workers_that_all_died_at_once_come_back_in_steps() {
     let (site, (_folder, log)) = (Site::new().await, log());
@@ -219,6 +149,5 @@ fn stores_that_were_away_and_workers_that_all_died_cost_no_job_and_no_stampede()
         case(a_redis_that_comes_back_with_an_old_state_runs_nothing_twice_and_loses_nothing),
         case(a_postgres_that_is_away_for_longer_than_a_lease_lasts_costs_none),
         case(the_leases_of_workers_that_all_died_at_once_come_back_in_steps),
-        case(a_postgres_that_is_followed_by_its_standby_loses_nothing_that_was_answered),
     ]);
 }

@@ -143,8 +143,11 @@ impl LeftOut {
     fn answer(&self, ask: &Ask) -> Granted {
         match self.alive.get(&ask.to.session.uuid()) {
             None => Granted::Refused(SessionState::Dead),
-            Some((attach, _)) if *attach != attach_number(ask.to) => {
+            Some((attach, _)) if *attach > attach_number(ask.to) => {
                 Granted::Refused(SessionState::Moved)
+            }
+            Some((attach, _)) if *attach < attach_number(ask.to) => {
+                Granted::Refused(SessionState::Behind)
             }
             Some((_, false)) => Granted::Refused(SessionState::Lapsed),
             Some((_, true)) if self.queued.contains(&ask.job) => Granted::Locked,

@@ -1,6 +1,7 @@
 //! Sessions: opened, renewed, ended; and what becomes of the jobs of those that are dead.
 
-use std::collections::HashSet;
+use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
 
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
@@ -19,29 +20,22 @@ INSERT INTO sessions (id, attach, ttl, expires_at, opened_at, node, nodes, worke
 SELECT $1, 1, $2, now + $2, now, $3, ARRAY[$3], $4, $5 FROM (SELECT lh_us() AS now) AS clock
 ON CONFLICT (id) DO NOTHING";
 
-/// A session past its time that nobody has marked dead is renewed: after an outage all are past it.
-macro_rules! renew {
-    ($lock:literal) => {
-        concat!(
-            "WITH alive AS MATERIALIZED (
+/// A session past its time that nobody has marked dead is renewed: after an outage all are past it. One whose row is
+/// locked is passed by, and not waited for: all others of the batch, and of the next ones, would wait for it, too.
+const RENEW: &str = "
+WITH alive AS MATERIALIZED (
   SELECT s.id FROM unnest($1::uuid[], $2::int8[]) AS a (id, attach)
     JOIN sessions s ON s.id = a.id AND s.attach = a.attach AND s.dead_at IS NULL
-   ORDER BY s.id FOR NO KEY UPDATE OF s ",
-            $lock,
-            "), clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM alive) AS l)
+   ORDER BY s.id FOR NO KEY UPDATE OF s SKIP LOCKED),
+clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM alive) AS l)
 UPDATE sessions s SET expires_at = c.now + s.ttl
   FROM clock c, alive a WHERE s.id = a.id AND s.dead_at IS NULL
-RETURNING s.id, s.attach"
-        )
-    };
-}
-const RENEW: &str = renew!("SKIP LOCKED");
-/// For those that the first one passed by: locked, or lost. It waits, bounded by lock_timeout.
-const RENEW_WAITING: &str = renew!("");
+RETURNING s.id, s.attach";
 
 /// With a new snapshot: of those that were not renewed, or not moved, the ones that a newer stream has. An attach number
-/// never goes back, so one that was not found is not there any more.
-pub(super) const ALIVE: &str = "SELECT id FROM sessions WHERE id = ANY($1) AND dead_at IS NULL";
+/// never goes back, so one that was not found is not there any more. (But with the database itself, see `Behind`.)
+pub(super) const ALIVE: &str =
+    "SELECT id, attach FROM sessions WHERE id = ANY($1) AND dead_at IS NULL";
 
 /// FOR UPDATE waits for the grants in flight, which have the session FOR KEY SHARE; a plain UPDATE would not.
 const CLOSE: &str = "
@@ -191,45 +185,36 @@ pub(super) async fn open(pool: &Pool, session: &NewSession) -> Result<()> {
 
 /// Renews sessions.
 pub(super) async fn renew(pool: &Pool, sessions: &[Attached]) -> Result<Vec<SessionState>> {
-    let mut renewed = HashSet::with_capacity(sessions.len());
     let (ids, attaches) = columns(sessions);
     let rows = pool
         .write(|| sqlx::query(RENEW).bind(&ids).bind(&attaches))
         .await?;
-    read_renewed(&rows, &mut renewed)?;
-    let rest: Vec<Attached> = sessions
-        .iter()
-        .copied()
-        .filter(|s| !renewed.contains(&key(*s)))
-        .collect();
-    let mut alive = HashSet::new();
-    let mut is_late = false;
-    if !rest.is_empty() {
-        let (ids, attaches) = columns(&rest);
-        let waited = pool
-            .write(|| sqlx::query(RENEW_WAITING).bind(&ids).bind(&attaches))
-            .await;
-        match waited {
-            Ok(rows) => read_renewed(&rows, &mut renewed)?,
-            // What the first statement has renewed is renewed, whatever holds the others.
-            Err(_) if !renewed.is_empty() => is_late = true,
-            Err(error) => return Err(error),
-        }
+    let mut renewed: HashSet<(Uuid, i64)> = HashSet::with_capacity(sessions.len());
+    for row in &rows {
+        renewed.insert((column(row, "id")?, column(row, "attach")?));
+    }
+    let rest = sessions.iter().filter(|s| !renewed.contains(&key(**s)));
+    let (ids, _) = columns(rest);
+    let mut alive: HashMap<Uuid, i64> = HashMap::new();
+    if !ids.is_empty() {
         for row in pool.read(|| sqlx::query(ALIVE).bind(&ids)).await? {
-            alive.insert(column::<Uuid>(&row, "id")?);
+            alive.insert(column(&row, "id")?, column(&row, "attach")?);
         }
     }
     Ok(sessions
         .iter()
         .map(|s| {
-            match (
-                renewed.contains(&key(*s)),
-                alive.contains(&s.session.uuid()),
-            ) {
-                (true, _) => SessionState::Alive,
-                (false, _) if is_late => SessionState::Lapsed,
-                (false, true) => SessionState::Moved,
-                (false, false) => SessionState::Dead,
+            if renewed.contains(&key(*s)) {
+                return SessionState::Alive;
+            }
+            match alive.get(&s.session.uuid()) {
+                None => SessionState::Dead,
+                Some(last) => match last.cmp(&attach_number(*s)) {
+                    Ordering::Greater => SessionState::Moved,
+                    // Somebody has its row.
+                    Ordering::Equal => SessionState::Lapsed,
+                    Ordering::Less => SessionState::Behind,
+                },
             }
         })
         .collect())
@@ -310,11 +295,4 @@ pub(super) fn columns<'a>(
     sessions: impl IntoIterator<Item = &'a Attached>,
 ) -> (Vec<Uuid>, Vec<i64>) {
     sessions.into_iter().map(|session| key(*session)).unzip()
-}
-
-fn read_renewed(rows: &[PgRow], renewed: &mut HashSet<(Uuid, i64)>) -> Result<()> {
-    for row in rows {
-        renewed.insert((column(row, "id")?, column(row, "attach")?));
-    }
-    Ok(())
 }

@@ -113,7 +113,8 @@ async fn plan(
     let step = |ask: &Ask| {
         match alive.get(&ask.to.session.uuid()) {
             None => return refused(SessionState::Dead),
-            Some((number, _)) if *number != attach(&ask.to) => return refused(SessionState::Moved),
+            Some((number, _)) if *number > attach(&ask.to) => return refused(SessionState::Moved),
+            Some((number, _)) if *number < attach(&ask.to) => return refused(SessionState::Behind),
             Some((_, false)) => return refused(SessionState::Lapsed),
             Some((_, true)) => {}
         }

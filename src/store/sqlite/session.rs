@@ -1,6 +1,6 @@
 //! Sessions: opened once, renewed as long as their worker is heard of, ended for ever.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use uuid::Uuid;
 
@@ -21,7 +21,7 @@ UPDATE sessions SET expire_time = ?2 + ttl FROM json_each(?1) AS n
  WHERE sessions.id = unhex(n.value->>'$[0]') AND sessions.attach = n.value->>'$[1]' AND dead = 0
 RETURNING sessions.id, sessions.attach";
 const ALIVE: &str = "
-SELECT id FROM sessions WHERE id IN (SELECT unhex(value->>'$[0]') FROM json_each(?1)) AND dead = 0";
+SELECT id, attach FROM sessions WHERE id IN (SELECT unhex(value->>'$[0]') FROM json_each(?1)) AND dead = 0";
 const CLOSE: &str = "
 UPDATE sessions SET dead = 1 FROM json_each(?1) AS n
  WHERE sessions.id = unhex(n.value->>'$[0]') AND sessions.attach = n.value->>'$[1]' AND dead = 0";
@@ -52,9 +52,9 @@ pub(super) async fn renew(store: &SqliteStore, sessions: &[Attached]) -> Result<
         .fetch_all(&mut *tx)
         .await
         .map_err(fault)?;
-    let mut alive = HashSet::new();
+    let mut alive: HashMap<Uuid, i64> = HashMap::new();
     if renewed.len() < sessions.len() {
-        let found: Vec<Uuid> = sqlx::query_scalar(ALIVE)
+        let found: Vec<(Uuid, i64)> = sqlx::query_as(ALIVE)
             .bind(&asked)
             .fetch_all(&mut *tx)
             .await
@@ -67,10 +67,11 @@ pub(super) async fn renew(store: &SqliteStore, sessions: &[Attached]) -> Result<
         .iter()
         .map(|one| {
             let id = one.session.uuid();
-            match (renewed.contains(&(id, attach(one))), alive.contains(&id)) {
-                (true, _) => SessionState::Alive,
-                (false, true) => SessionState::Moved,
-                (false, false) => SessionState::Dead,
+            match alive.get(&id) {
+                _ if renewed.contains(&(id, attach(one))) => SessionState::Alive,
+                None => SessionState::Dead,
+                Some(last) if *last < attach(one) => SessionState::Behind,
+                Some(_) => SessionState::Moved,
             }
         })
         .collect())

@@ -32,7 +32,9 @@ async fn results_in_opposite_orders_wait_for_each_other_in_one_direction(world: 
 }
 on_postgres!(results_in_opposite_orders_wait_for_each_other_in_one_direction);
 
-async fn moves_and_renewals_in_opposite_orders_wait_for_each_other_in_one_direction(world: World) {
+async fn moves_in_opposite_orders_wait_for_each_other_in_one_direction_and_renewals_do_not_wait(
+    world: World,
+) {
     let mut sessions = Vec::new();
     for _ in 0..20 {
         sessions.push(world.open().await);
@@ -56,16 +58,45 @@ async fn moves_and_renewals_in_opposite_orders_wait_for_each_other_in_one_direct
     let other = begin(&world, |world| async move {
         world.store.attach(back).await.expect("attach answers")
     });
-    let renewing = begin(&world, |world| async move {
-        world.store.renew(sessions).await.expect("renew answers")
-    });
-    waiting(&world, 2).await;
+    waiting(&world, 1).await;
+    let renew = async || {
+        let renewed = world.store.renew(sessions.clone()).await;
+        renewed.expect("renew answers")
+    };
+    // Renewals wait for nobody.
+    assert_eq!(renew().await, vec![SessionState::Lapsed; 20]);
     gate.open().await;
     assert_eq!(answer(one).await, vec![Attaching::Resumed(TTL); 20]);
     assert_eq!(answer(other).await, vec![Attaching::Resumed(TTL); 20]);
-    assert_eq!(answer(renewing).await, vec![SessionState::Moved; 20]);
+    assert_eq!(renew().await, vec![SessionState::Moved; 20]);
 }
-on_postgres!(moves_and_renewals_in_opposite_orders_wait_for_each_other_in_one_direction);
+on_postgres!(
+    moves_in_opposite_orders_wait_for_each_other_in_one_direction_and_renewals_do_not_wait
+);
+
+/// By whoever it is: a hand, or a statement that takes long.
+async fn a_session_whose_row_is_held_up_holds_up_no_other(world: World) {
+    let (held, other) = (world.open().await, world.open().await);
+    let mut hand = Hand::of(&world).await;
+    let id = held.session.uuid();
+    hand.run(&format!(
+        "BEGIN; SELECT FROM sessions WHERE id = '{id}' FOR UPDATE"
+    ))
+    .await;
+    let renew = async |sessions: &[Attached]| {
+        let renewed = world.store.renew(sessions.to_vec()).await;
+        renewed.expect("renew answers")
+    };
+    let (late, alive) = (SessionState::Lapsed, SessionState::Alive);
+    let begun = std::time::Instant::now();
+    assert_eq!(renew(&[held, other]).await, [late, alive]);
+    // The row is not waited for until the database gives up, which would be an error here.
+    assert_eq!(renew(&[held]).await, [late]);
+    println!("two renewals beside a held row took {:?}", begun.elapsed());
+    hand.run("COMMIT").await;
+    assert_eq!(renew(&[held, other]).await, [alive, alive]);
+}
+on_postgres!(a_session_whose_row_is_held_up_holds_up_no_other);
 
 async fn enqueues_in_opposite_orders_make_each_job_once(world: World) {
     for unit in [Unit::Each, Unit::All] {

@@ -197,7 +197,8 @@ impl Model {
         let session = &self.sessions[no];
         match () {
             () if session.dead => SessionState::Dead,
-            () if session.attach != attach => SessionState::Moved,
+            () if session.attach > attach => SessionState::Moved,
+            () if session.attach < attach => SessionState::Behind,
             () if session.expires <= self.now => SessionState::Lapsed,
             () => SessionState::Alive,
         }
