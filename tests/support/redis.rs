@@ -85,11 +85,6 @@ impl PrivateRedis {
         run.query_async(&mut connection).await.expect("it is run")
     }
 
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.port).into()
-    }
-
     /// Its URL.
     pub fn url(&self) -> String {
         format!("redis://:{}@127.0.0.1:{}/", self.password, self.port)
