@@ -124,7 +124,9 @@ fn url_in(log: &Path) -> Option<String> {
     let (lines, _) = text.rsplit_once('\n')?;
     let line = lines.lines().find(|line| line.contains(LISTENING))?;
     let (_, url) = line.split_once(LISTENING)?;
-    Some(url.trim().to_owned())
+    // In a log of JSON more follows.
+    let end = url.find(|c: char| c == '"' || c.is_whitespace());
+    Some(url.get(..end.unwrap_or(url.len()))?.to_owned())
 }
 
 fn tail(log: &Path) -> String {
