@@ -13,6 +13,7 @@ mod support;
 
 mod adversity;
 mod balancer;
+mod bench;
 mod cases;
 mod clients;
 mod crash;

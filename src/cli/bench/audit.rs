@@ -1,12 +1,13 @@
 //! Without it no figure counts: every job that was accepted is there once, in the state that it must be in.
 
 use std::collections::HashMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use uuid::Uuid;
 use worker_sdk::{Client, JobFilter, JobState, ListJobsRequest};
 
-use super::ledger::Ledger;
+use super::ledger::{Ledger, RETENTION};
 use crate::cli::exit::Failure;
 use crate::cli::jobs::failure_of;
 
@@ -21,6 +22,8 @@ pub(super) struct Audit {
     pub(super) found: u64,
     /// Of those, the ones in the state that they must be in.
     pub(super) right_state: u64,
+    /// Not in the list, and old enough for retention to have removed them (soak).
+    pub(super) purged: u64,
     /// In the list more than once.
     pub(super) twice: u64,
     /// In the queue, and not accepted by anybody.
@@ -38,13 +41,14 @@ impl Audit {
             accepted,
             found,
             right_state,
+            purged,
             twice,
             foreign,
             never_ran,
             ran_again,
         } = *self;
-        found == accepted
-            && right_state == accepted
+        found + purged == accepted
+            && right_state == found
             && [twice, foreign, never_ran, ran_again]
                 .iter()
                 .all(|n| *n == 0)
@@ -91,30 +95,43 @@ impl Audit {
                 }
             }
             if page.next_page_token.is_empty() {
+                let gone = open.iter().filter(|(id, seen)| !**seen && is_old(**id));
+                audit.purged = gone.count() as u64;
                 return Ok(audit);
             }
             request.page_token = page.next_page_token;
         }
     }
+}
 
-    /// As one with this second look at the same jobs.
-    pub(super) fn and(self, later: Self) -> Self {
-        match self.clean() {
-            true => later,
-            false => self,
-        }
-    }
+/// Whether a job of this id may have been removed by retention; how old it is, it says itself.
+fn is_old(id: Uuid) -> bool {
+    let made = id
+        .get_timestamp()
+        .map(|made| Duration::from_secs(made.to_unix().0));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok();
+    made.zip(now)
+        .is_some_and(|(made, now)| now.saturating_sub(made) > RETENTION)
 }
 
 impl std::fmt::Display for Audit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.clean() {
-            return write!(f, "clean: {} jobs, each found once", self.accepted);
+            let purged = match self.purged {
+                0 => String::new(),
+                purged => format!(" but for {purged} that retention has removed"),
+            };
+            return write!(
+                f,
+                "clean: {} accepted, each found once{purged}",
+                self.accepted
+            );
         }
         let Self {
             accepted,
             found,
             right_state,
+            purged,
             twice,
             foreign,
             never_ran,
@@ -122,7 +139,7 @@ impl std::fmt::Display for Audit {
         } = self;
         write!(
             f,
-            "NOT CLEAN: {accepted} accepted, {found} found, {right_state} in the right state, {twice} twice, \
+            "NOT CLEAN: {accepted} accepted, {found} found, {right_state} of those in the right state, {purged} purged, {twice} twice, \
              {foreign} of nobody, {never_ran} never ran, {ran_again} runs too many"
         )
     }

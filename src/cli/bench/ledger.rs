@@ -17,7 +17,7 @@ const CONTENT_TYPE: &str = "application/octet-stream";
 /// A benchmark that comes no further for so long has failed.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
 /// The shortest retention that a server keeps to: who measures a server of others leaves no more than that.
-const RETENTION: Duration = Duration::from_secs(3600);
+pub(super) const RETENTION: Duration = Duration::from_secs(3600);
 const NOT_TIMED: u64 = u64::MAX;
 
 /// The jobs of one run, numbered from 0.

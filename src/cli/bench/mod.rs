@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`options`] | the command line |
 //! | [`stage`], [`node`], [`database`], [`list`] | what is measured; made for it, and removed |
-//! | [`modes`], [`enqueue`], [`crew`], [`pace`] | the load |
+//! | [`modes`], [`enqueue`], [`crew`], [`pace`], [`soak`], [`streams`] | the load |
 //! | [`ledger`], [`audit`] | what was accepted, and whether it is all there |
 //! | [`ceilings`], [`machine`], [`proc`] | what bounds a figure, and what it costs |
 //! | [`figure`], [`report`] | what comes out |
@@ -28,7 +28,9 @@ mod options;
 mod pace;
 mod proc;
 mod report;
+mod soak;
 mod stage;
+mod streams;
 
 use std::path::Path;
 
@@ -42,6 +44,7 @@ use ceilings::Ceilings;
 use figure::Figure;
 use machine::Machine;
 use modes::Modes;
+use options::Mode;
 use report::Report;
 use stage::Stage;
 
@@ -76,7 +79,11 @@ async fn measure(machine: Machine, stage: &Stage, args: &Args) -> Result<Report,
     let modes = Modes::new(stage, args)?;
     let suite = args.suite();
     let mut samples: Vec<Vec<_>> = vec![Vec::new(); suite.len()];
+    let alone = suite.contains(&Mode::Streams);
     for (mode, samples) in suite.iter().zip(&mut samples) {
+        if matches!(mode, Mode::Streams | Mode::Soak) {
+            continue;
+        }
         let jobs = args.jobs(*mode);
         say(&format!("{}: warm-up", mode.name()));
         let warm = modes
@@ -88,10 +95,12 @@ async fn measure(machine: Machine, stage: &Stage, args: &Args) -> Result<Report,
         }
     }
     // Round by round, so that what changes on a busy machine changes for figures and ceilings alike.
-    for run in 1..=args.runs {
-        ceilings.round(stage, args).await?;
+    for run in 1..=args.runs() {
+        if !alone {
+            ceilings.round(stage, args).await?;
+        }
         for (mode, samples) in suite.iter().zip(&mut samples) {
-            say(&format!("{}: run {run} of {}", mode.name(), args.runs));
+            say(&format!("{}: run {run} of {}", mode.name(), args.runs()));
             samples.push(modes.run(*mode, args.jobs(*mode)).await?);
         }
     }

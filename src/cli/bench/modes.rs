@@ -12,7 +12,7 @@ use super::figure::Sample;
 use super::ledger::Ledger;
 use super::options::{Args, Mode};
 use super::stage::{Spent, Stage};
-use super::{enqueue, pace};
+use super::{enqueue, pace, soak, streams};
 use crate::cli::exit::Failure;
 use crate::cli::jobs::failure_of;
 
@@ -58,6 +58,9 @@ impl<'a> Modes<'a> {
 
     /// One run with so many jobs, and its audit.
     pub(super) async fn run(&self, mode: Mode, jobs: u64) -> Result<Sample, Failure> {
+        if mode == Mode::Streams {
+            return streams::run(self.stage, self.args).await;
+        }
         let queue = self.stage.queue(mode.name());
         let ledger = Arc::new(Ledger::new(queue, jobs, self.args.payload));
         let (taken, state) = match mode {
@@ -73,14 +76,16 @@ impl<'a> Modes<'a> {
             Mode::Drain => (self.drain(&ledger).await?, JobState::Succeeded),
             Mode::Flow => (self.flow(&ledger).await?, JobState::Succeeded),
             Mode::Idle => (self.idle(&ledger).await?, JobState::Succeeded),
+            Mode::Soak => (soak::run(self, &ledger).await?, JobState::Succeeded),
             _ => (pace::steady(self, &ledger).await?, JobState::Succeeded),
         };
         let client = self.client()?;
         let mut audit = Audit::of(client, &ledger, state).await?;
-        if state == JobState::Queued {
+        // (What was not found cannot be waited for.)
+        if state == JobState::Queued && audit.clean() {
             // Nothing is left to weigh on the next run, and what was accepted can be run, too.
             self.work_off(&ledger).await?;
-            audit = audit.and(Audit::of(client, &ledger, JobState::Succeeded).await?);
+            audit = Audit::of(client, &ledger, JobState::Succeeded).await?;
         }
         let (before, after) = taken.spent;
         let Parts {
@@ -234,6 +239,6 @@ pub(super) fn rate(jobs: u64, took: Duration) -> f64 {
     jobs as f64 / took.as_secs_f64().max(1e-9)
 }
 
-fn mib(bytes: f64) -> f64 {
+pub(super) fn mib(bytes: f64) -> f64 {
     bytes / f64::from(1 << 20)
 }

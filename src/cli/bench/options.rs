@@ -41,9 +41,9 @@ pub(in crate::cli) struct Args {
     /// With --server: go on although it holds jobs of others. Those of the benchmark stay there for an hour
     #[arg(long, requires = "server")]
     pub(super) fill: bool,
-    /// Counted runs of each mode; the median and the range are told
-    #[arg(long, default_value_t = 3)]
-    pub(super) runs: usize,
+    /// Counted runs of each mode; the median and the range are told [default: 3; streams and soak 1]
+    #[arg(long)]
+    runs: Option<usize>,
     /// Jobs of a run [default: 50000 enqueue, 200000 enqueue-batch, drain and flow, 1000 idle]
     #[arg(long)]
     pub(super) jobs: Option<u64>,
@@ -154,6 +154,13 @@ impl Args {
         suite
     }
 
+    /// Counted runs of each mode.
+    pub(super) fn runs(&self) -> usize {
+        let long = |mode: &Mode| matches!(mode, Mode::Streams | Mode::Soak);
+        let default = if self.suite().iter().any(long) { 1 } else { 3 };
+        self.runs.unwrap_or(default)
+    }
+
     /// Jobs of one run.
     pub(super) fn jobs(&self, mode: Mode) -> u64 {
         match mode {
@@ -171,7 +178,7 @@ impl Args {
     pub(super) fn check(&self) -> Result<(), Failure> {
         let refuse = |why: String| Err(Failure::usage(why));
         for (name, value, most) in [
-            ("--runs", self.runs, 1_000),
+            ("--runs", self.runs(), 1_000),
             ("--nodes", self.nodes, 64),
             ("--in-flight", self.in_flight, 10_000),
             ("--callers", self.callers, 1_000),
@@ -190,6 +197,12 @@ impl Args {
         }
         if !(self.rate > 0.0 && self.rate <= 1_000_000.0) {
             return refuse("--rate must be above 0, up to 1000000".to_owned());
+        }
+        if self.suite().contains(&Mode::Streams) && (self.suite().len() > 1 || self.runs() > 1) {
+            return refuse(
+                "streams is measured alone and once: memory that was freed before would hide what a stream takes"
+                    .to_owned(),
+            );
         }
         match self
             .suite()

@@ -53,7 +53,6 @@ impl Report {
             stores.insert("sqlite.journal_mode".into(), "WAL".into());
         }
         let Args {
-            runs,
             in_flight,
             callers,
             batch,
@@ -65,7 +64,7 @@ impl Report {
             ..
         } = *args;
         let options = [
-            ("runs", runs),
+            ("runs", args.runs()),
             ("in_flight", in_flight),
             ("callers", callers),
             ("batch", batch),
@@ -205,8 +204,28 @@ fn figure_lines(figure: &Figure, text: &mut String) {
     for (name, value) in &sample.more {
         let _ = writeln!(text, "  {name:<17} {}", number(*value));
     }
+    for line in over_time(&sample.series) {
+        let _ = writeln!(text, "  {line}");
+    }
     let bad = figure.samples.iter().find(|sample| !sample.audit.clean());
     let _ = writeln!(text, "  {:<17}{}", "audit", bad.unwrap_or(sample).audit);
+}
+
+/// The first, middle and last look of a soak.
+fn over_time(series: &[BTreeMap<&'static str, f64>]) -> Vec<String> {
+    let at = [0, series.len() / 2, series.len().saturating_sub(1)];
+    let looks: Vec<_> = at.iter().filter_map(|at| series.get(*at)).collect();
+    let Some(first) = looks.first() else {
+        return Vec::new();
+    };
+    first
+        .keys()
+        .map(|name| {
+            let values = looks.iter().filter_map(|look| look.get(name));
+            let values: Vec<String> = values.map(|value| number(*value)).collect();
+            format!("{name:<17}{}", values.join(" -> "))
+        })
+        .collect()
 }
 
 /// The run whose value is the median, or next to it.
