@@ -1,7 +1,7 @@
 //! Without it no figure counts: every job that was accepted is there once, in the state that it must be in.
 
 use std::collections::HashMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -12,6 +12,8 @@ use crate::cli::exit::Failure;
 use crate::cli::jobs::failure_of;
 
 const PAGE: u32 = 1_000;
+/// How long after the last enqueue an audit may look at a job, at most.
+const AUDIT_WITHIN: Duration = Duration::from_secs(300);
 
 /// What was found of a run's jobs.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -95,7 +97,10 @@ impl Audit {
                 }
             }
             if page.next_page_token.is_empty() {
-                let gone = open.iter().filter(|(id, seen)| !**seen && is_old(**id));
+                let newest = open.keys().map(|id| made(*id)).max().unwrap_or_default();
+                let gone = open.iter().filter(|(id, seen)| {
+                    !**seen && newest.saturating_sub(made(**id)) + AUDIT_WITHIN > RETENTION
+                });
                 audit.purged = gone.count() as u64;
                 return Ok(audit);
             }
@@ -104,14 +109,11 @@ impl Audit {
     }
 }
 
-/// Whether a job of this id may have been removed by retention; how old it is, it says itself.
-fn is_old(id: Uuid) -> bool {
-    let made = id
-        .get_timestamp()
-        .map(|made| Duration::from_secs(made.to_unix().0));
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok();
-    made.zip(now)
-        .is_some_and(|(made, now)| now.saturating_sub(made) > RETENTION)
+/// When an id was made, by the clock of who made it: this process.
+fn made(id: Uuid) -> Duration {
+    id.get_timestamp()
+        .map(|made| Duration::from_secs(made.to_unix().0))
+        .unwrap_or_default()
 }
 
 impl std::fmt::Display for Audit {
