@@ -6,11 +6,12 @@
 //! | exit code | means |
 //! |---|---|
 //! | 0 | done; of `enqueue --wait`: the job succeeded |
-//! | 1 | a job failed or was cancelled; `doctor` found something |
+//! | 1 | a job failed or was cancelled; `doctor` found something; the audit of `bench` was not clean |
 //! | 2 | the command line, the configuration or the request cannot be taken as it is |
 //! | 3 | a server or a store is away, or answered with an error |
 //! | 130 | a second signal came while a server was stopping |
 
+mod bench;
 mod demo;
 mod demo_worker;
 mod dev;
@@ -70,6 +71,8 @@ enum Verb {
     Config,
     /// Tries what a node needs, and says what is wrong and how to mend it
     Doctor(doctor::Args),
+    /// Measures a server, beside what its database, Redis and disk do by themselves
+    Bench(Box<bench::Args>),
 }
 
 /// Runs the command that was typed.
@@ -124,6 +127,7 @@ async fn run(cli: Cli, options: &ArgMatches) -> Result<Exit, Failure> {
         Verb::Migrate(args) => migrate::run(args, given).await,
         Verb::Config => settings::show(given),
         Verb::Doctor(args) => doctor::run(args, given).await,
+        Verb::Bench(args) => bench::run(*args).await,
     }
 }
 

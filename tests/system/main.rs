@@ -14,6 +14,7 @@ mod support;
 mod adversity;
 mod balancer;
 mod blackhole;
+mod bench;
 mod cases;
 mod clients;
 mod crash;
