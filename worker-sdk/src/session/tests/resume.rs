@@ -93,32 +93,77 @@ fn while_leases_can_be_saved_a_stream_is_tried_every_two_seconds() {
 }
 
 #[test]
-fn only_an_acknowledged_heartbeat_of_the_stream_moves_the_expiry() {
+fn a_resume_renews_from_the_time_its_hello_was_sent() {
+    let mut bench = Bench::connected(4);
+    bench.pushed(1, 1, &["a"]);
+    bench.pass(24 * S);
+    bench.cut_by_network(1);
+    bench.pass(S / 10);
+    bench.hello(2);
+    let hello_sent = bench.now;
+    bench.pass(S / 2); // Welcome is some time on its way
+    bench.hears(2, resumed());
+    let renewed = bench.half.renewed().unwrap();
+    assert!(renewed >= 24 * S && renewed <= hello_sent, "{renewed:?}");
+    bench.pass(24 * S);
+    assert_eq!(
+        bench.stopped,
+        vec![],
+        "a resume in the lease's last second stops no handler"
+    );
+    bench.pushed(2, 1, &["b"]);
+    assert_eq!(bench.ran.len(), 2, "and gives no job back");
+    bench.pass(2 * S);
+    assert_eq!(bench.stopped.len(), 2, "it is one renewal, not two");
+    bench.pushed(2, 2, &["c"]);
+    assert_eq!(
+        bench.ran.len(),
+        2,
+        "nothing starts on a lease that is not sure"
+    );
+}
+
+#[test]
+fn a_welcome_that_comes_later_than_a_lease_lasts_starts_nothing() {
+    let mut bench = Bench::connected(4);
+    let short = || match resumed() {
+        Response::Welcome(welcome) => Response::Welcome(proto::Welcome {
+            lease_ttl: Some(prost_types::Duration {
+                seconds: 12,
+                nanos: 0,
+            }),
+            ..welcome
+        }),
+        other => other,
+    };
+    bench.cut_by_network(1);
+    bench.pass(S);
+    bench.hello(2);
+    bench.pass(11 * S);
+    bench.hears(2, short());
+    bench.pushed(2, 1, &["a"]);
+    assert_eq!(bench.ran.len(), 0, "its Hello was sent too long ago");
+    bench.acks(2, 1);
+    bench.pushed(2, 2, &["b"]);
+    assert_eq!(bench.ran.len(), 1);
+}
+
+#[test]
+fn a_hello_without_welcome_and_an_ack_of_an_older_stream_renew_nothing() {
     let mut bench = Bench::connected(4);
     bench.pushed(1, 1, &["a"]);
     bench.pass(20 * S);
     bench.cut_by_network(1);
     bench.pass(S);
     bench.hello(2);
-    let beat_sent = bench.now;
-    bench.hears(2, resumed());
-    bench.acks(1, 3); // of the old stream
+    bench.acks(1, 3);
+    bench.cut_by_network(2);
+    assert_eq!(bench.half.renewed(), Some(Duration::ZERO));
     bench.pass(5 * S);
     assert_eq!(
         bench.stopped,
         vec![(bench.ticket("a"), StopReason::Unrenewed)]
     );
-    assert!(bench.cut.is_empty(), "the young stream may still renew");
-    bench.pushed(2, 1, &["b"]);
-    assert_eq!(
-        bench.ran.len(),
-        1,
-        "nothing starts on a lease that is not sure"
-    );
-    bench.acks(2, 1);
-    bench.pushed(2, 2, &["c"]);
-    assert_eq!(bench.ran.len(), 2);
-    assert_eq!(bench.half.renewed(), Some(beat_sent));
 }
 
 #[test]
@@ -433,7 +478,7 @@ fn a_session_that_is_over_while_the_worker_ends_is_still_reported() {
 }
 
 #[test]
-fn health_counts_from_the_last_renewal_whatever_the_streams_do() {
+fn health_counts_from_the_last_renewal_and_a_resume_is_one() {
     let mut bench = Bench::connected(4);
     bench.pass(12 * S);
     bench.acks(1, 2);
@@ -441,8 +486,9 @@ fn health_counts_from_the_last_renewal_whatever_the_streams_do() {
     assert_eq!(bench.half.renewed(), Some(10 * S));
     bench.pass(S);
     bench.hello(2);
-    bench.hears(2, resumed());
     assert_eq!(bench.half.renewed(), Some(10 * S));
+    bench.hears(2, resumed());
+    assert!(bench.half.renewed() >= Some(12 * S));
 }
 
 #[test]
