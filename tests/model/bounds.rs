@@ -12,6 +12,7 @@ fn base() -> Bound {
         workers: 1,
         slots: 1,
         enqueue: false,
+        keyed: false,
         timeout: None,
         end: Duration::ZERO,
         short: false,
@@ -189,5 +190,15 @@ pub fn for_rule(rule: Rule) -> Bound {
         Rule::SessionInherited => bound(1, &[Fault::Kill], &[]),
         Rule::CancelUntold => bound(0, &[Fault::Cancel], &[]),
         Rule::NoTakeBack => bound(3, &[Fault::Kill], &[]),
+        Rule::AttachRenewsNothing => bound(3, &[], &[]),
+        Rule::KeyCheckedApart | Rule::KeyIgnoresRequest => Bound {
+            jobs: 3,
+            enqueue: true,
+            keyed: true,
+            ..bound(0, &[], &[Kind::Enqueue])
+        },
+        Rule::PurgedIsStale => bound(1, &[Fault::Cut, Fault::Purge], &[]),
+        Rule::PurgedUnseen => bound(0, &[Fault::Cancel, Fault::Retry, Fault::Purge], &[]),
+        Rule::CopyComesBack => bound(1, &[Fault::Copy], &[]),
     }
 }

@@ -53,7 +53,8 @@ impl World {
                 Fault::Retry => (0..self.hints.len())
                     .filter(|job| {
                         let state = self.store.jobs[*job].state;
-                        matches!(state, Some(JobState::Failed | JobState::Cancelled))
+                        let is_gone = self.store.jobs[*job].gone;
+                        matches!(state, Some(JobState::Failed | JobState::Cancelled)) && !is_gone
                     })
                     .collect(),
                 Fault::Fail => (0..self.workers.len())
@@ -64,6 +65,13 @@ impl World {
                     .collect(),
                 Fault::Lose => (0..self.calls.len())
                     .filter(|at| self.calls[*at].by != By::Nobody)
+                    .collect(),
+                Fault::Purge => (0..self.hints.len())
+                    .filter(|job| self.store.can_purge(*job))
+                    .collect(),
+                Fault::Copy => (0..1)
+                    .filter(|at| self.workers.len() == 1 && !self.workers[*at].over)
+                    .filter(|at| !self.workers[*at].paused)
                     .collect(),
                 // Down and up take turns: twice the number, and one more for up.
                 Fault::Repeat | Fault::Miss => streams()
@@ -116,6 +124,8 @@ impl World {
                 }
             }
             Fault::Lose => self.lose(at, bound),
+            Fault::Purge => self.store.purge(at),
+            Fault::Copy => self.copy(at),
             Fault::Repeat | Fault::Miss => {
                 let stream = &mut self.streams[at / 2];
                 let is_miss = fault == Fault::Miss;
@@ -136,6 +146,30 @@ impl World {
         stream.down.clear();
         let (worker, no) = (stream.worker, stream.no);
         self.hears(worker, Heard::Ended(no, Default::default()), None);
+    }
+
+    /// The copy has no connection of its own.
+    fn copy(&mut self, at: usize) {
+        let copy = self.workers[at].clone();
+        self.copied = true;
+        self.workers.push(copy);
+        let of = |s: &&Stream| s.worker == at && s.client;
+        let streams: Vec<_> = self.streams.iter().filter(of).map(|s| s.no).collect();
+        for no in streams {
+            self.hears(
+                self.workers.len() - 1,
+                Heard::Ended(no, Default::default()),
+                None,
+            );
+        }
+        let calls: Vec<_> = self.calls.iter().map(|call| call.by).collect();
+        for by in calls {
+            if let By::Unary(worker, _, no) = by
+                && worker == at
+            {
+                self.hears(self.workers.len() - 1, Heard::Reported(no, Err(())), None);
+            }
+        }
     }
 
     pub fn crash(&mut self, node: usize) {
@@ -162,6 +196,7 @@ impl World {
         worker.handlers.clear();
         worker.paused = false;
         worker.over = false;
+        worker.owed.clear();
         worker.before.clear();
         for stream in &mut self.streams {
             if stream.worker == at && stream.life == life {

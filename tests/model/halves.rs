@@ -98,7 +98,8 @@ impl World {
                 self.store
                     .law(own, "I8: what runs was granted, and to this session");
                 let first = self.ran.insert(lease);
-                self.store.law(first, "I5: an attempt is run once");
+                self.store
+                    .law(first || self.copied, "I5: an attempt is run once");
             }
             Action::Stop(ticket, ..) => {
                 if let Some(handler) = worker.handlers.get_mut(&ticket) {
@@ -112,11 +113,12 @@ impl World {
             }),
             Action::Note(Note::Copied) => self
                 .store
-                .law(false, "a worker without a copy keeps its session"),
+                .law(self.copied, "I5: a worker without a copy keeps its session"),
             Action::Note(_) | Action::Saved(..) => {}
             Action::End(_) => {
                 worker.over = true;
                 worker.handlers.clear();
+                worker.owed.clear();
             }
         }
         None
@@ -133,10 +135,15 @@ impl World {
             Down::End(moved) => {
                 stream.client = false;
                 let end = worker_sdk::session::End {
-                    moved: *moved,
+                    moved: *moved && self.store.rule != Rule::CopyComesBack,
                     ..Default::default()
                 };
                 return self.hears(worker, Heard::Ended(no, end), None);
+            }
+            Down::Receipts(receipts) => {
+                for (lease, _) in receipts {
+                    self.workers[worker].owed.remove(lease);
+                }
             }
             Down::Jobs(..) if self.store.rule == Rule::HeldReadApart => {
                 let held = self.workers[worker].handlers.values();
@@ -301,8 +308,8 @@ impl World {
         match call.by {
             By::Nobody => {}
             By::Client => {
-                if let Op::Enqueue(job) = call.op {
-                    self.accepted[job] = true;
+                if let (Op::Enqueue(job), Answer::Named(named)) = (call.op, answer) {
+                    self.accepted[job] = Some(named);
                 }
             }
             By::Unary(worker, life, no) => {
@@ -313,6 +320,7 @@ impl World {
                     for ((lease, said), told) in results.into_iter().zip(told) {
                         self.store.tells(lease, session, said, told);
                         receipts.push(wire::receipt(lease, told));
+                        self.workers[worker].owed.remove(&lease);
                     }
                     self.hears(worker, Heard::Reported(no, Ok(receipts)), None);
                 }

@@ -16,6 +16,7 @@
 //! | `laws` | what must hold: about every change of a job, every verdict, and every state |
 //! | `halves` | the adapter: events into the two halves, their actions carried out |
 //! | `steps`, `faults` | what may happen next |
+//! | `names` | what is the same state under another name |
 //! | `fair` | what must come in the end, once nothing fails any more |
 //! | `wire` | messages, and their translation for either half |
 //! | `bounds` | how far is explored |
@@ -34,6 +35,7 @@ mod fair;
 mod faults;
 mod halves;
 mod laws;
+mod names;
 mod steps;
 mod store;
 mod wire;

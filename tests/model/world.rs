@@ -56,6 +56,10 @@ pub enum Fault {
     Repeat,
     /// A message is lost on a stream that goes on.
     Miss,
+    /// Retention removes a job that is final.
+    Purge,
+    /// A worker's process is there twice, with its token and its handlers.
+    Copy,
 }
 
 /// The bounds of one exploration.
@@ -67,6 +71,8 @@ pub struct Bound {
     pub slots: usize,
     /// Jobs are accepted on the way, not before.
     pub enqueue: bool,
+    /// All are asked for under one key, the third by another request than the first two.
+    pub keyed: bool,
     /// Of an attempt.
     pub timeout: Option<Duration>,
     /// The clock stands still from then on.
@@ -119,8 +125,19 @@ pub struct World {
     pub faults_left: u8,
     /// Attempts that were run, by whomever.
     pub ran: BTreeSet<Lease>,
-    /// Jobs whose enqueue was answered OK.
-    pub accepted: Vec<bool>,
+    /// What each enqueue was answered.
+    pub accepted: Vec<Option<Named>>,
+    /// Whether a worker was copied.
+    pub copied: bool,
+}
+
+/// The answer to an enqueue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Named {
+    /// OK, with this job.
+    Job(usize),
+    /// The key has another request.
+    Clash,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -132,6 +149,8 @@ pub struct Worker {
     pub paused: bool,
     /// It has left in order.
     pub over: bool,
+    /// Attempts whose handlers have ended, and of which no verdict has come.
+    pub owed: BTreeSet<Lease>,
     /// For [`Rule::HeldReadApart`]: what it held before the newest frame.
     pub before: Vec<Lease>,
     /// For [`Rule::SessionInherited`].
@@ -251,6 +270,7 @@ pub enum Phase {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Answer {
     Nothing,
+    Named(Named),
     Opened(Id),
     Attached(Id, u64, Vec<Lease>),
     Moved,
@@ -269,12 +289,13 @@ impl World {
             handlers: BTreeMap::new(),
             paused: false,
             over: false,
+            owed: BTreeSet::new(),
             before: Vec::new(),
             session: None,
         };
         let mut world = Self {
             now: Duration::ZERO,
-            store: Store::new(bound.rule, bound.jobs, !bound.enqueue),
+            store: Store::new(bound.rule, bound.jobs, !bound.enqueue, bound.keyed),
             workers: (0..bound.workers).map(|_| worker()).collect(),
             streams: Vec::new(),
             calls: Vec::new(),
@@ -285,7 +306,10 @@ impl World {
             left: bound.faults.iter().copied().collect(),
             faults_left: bound.faults_max,
             ran: BTreeSet::new(),
-            accepted: vec![!bound.enqueue; bound.jobs],
+            accepted: (0..bound.jobs)
+                .map(|job| (!bound.enqueue).then_some(Named::Job(job)))
+                .collect(),
+            copied: false,
         };
         for worker in 0..bound.workers {
             world.hears(worker, Heard::Tick, None);
@@ -306,25 +330,40 @@ impl World {
         };
         call.phase = match &call.op {
             Op::Enqueue(job) => {
-                if store.jobs[*job].state.is_none() {
+                let known = match (read, rule) {
+                    (None, Rule::KeyCheckedApart) => {
+                        // What was seen, by the statement that looked for the key.
+                        call.phase = Phase::Between(match store.keyed(*job) {
+                            Some(first) => vec![Lease {
+                                job: super::wire::job_id(first),
+                                attempt: 0,
+                            }],
+                            None => Vec::new(),
+                        });
+                        return;
+                    }
+                    (Some(seen), _) => seen.first().map(|lease| job_of(*lease)),
+                    _ => store.keyed(*job),
+                };
+                let named = store.enqueue(*job, known);
+                if named == Named::Job(*job) && known.is_none() {
                     self.hints[*job] += 1;
                 }
-                store.enqueue(*job);
-                Phase::Done(Answer::Nothing)
+                Phase::Done(Answer::Named(named))
             }
-            Op::Open { node } => Phase::Done(Answer::Opened(store.open_session(*node, now))),
+            Op::Open { .. } => Phase::Done(Answer::Opened(store.open_session(now))),
             Op::Attach {
                 session,
                 number,
                 node,
             } => match (read, rule == Rule::LeasesBeforeAttach) {
                 (None, true) => Phase::Between(store.leases_of(*session)),
-                (Some(leases), true) => match store.attach(*session, *number, *node, now) {
+                (Some(leases), true) => match store.attach(*session, *number, now) {
                     Attaching::Resumed => Phase::Done(Answer::Attached(*session, *number, leases)),
                     Attaching::Superseded => Phase::Done(Answer::Moved),
-                    Attaching::Gone => Phase::Done(Answer::Opened(store.open_session(*node, now))),
+                    Attaching::Gone => Phase::Done(Answer::Opened(store.open_session(now))),
                 },
-                (None, false) => match store.attach(*session, *number, *node, now) {
+                (None, false) => match store.attach(*session, *number, now) {
                     Attaching::Resumed => Phase::Between(Vec::new()),
                     Attaching::Superseded => Phase::Done(Answer::Moved),
                     Attaching::Gone => {
@@ -363,7 +402,7 @@ impl World {
             }
             Op::Record(session, results) | Op::Report(session, results) => {
                 let finish = |(lease, said): &(Lease, Said)| {
-                    store.finish(*lease, *session, &super::wire::outcome(*said))
+                    store.finish(*lease, *session, &super::wire::outcome(*said), now)
                 };
                 Phase::Done(Answer::Told(results.iter().map(finish).collect()))
             }
@@ -373,10 +412,10 @@ impl World {
                         let mut handlers = worker.handlers.values();
                         handlers.any(|h| h.lease == *lease && h.session == *session)
                     };
-                    let runs = self.workers.iter().any(runs);
+                    let runs = !self.copied && self.workers.iter().any(runs);
                     store.law(!runs, "I5: no lease is taken back whose handler runs");
                 }
-                store.finish(*lease, *session, outcome);
+                store.finish(*lease, *session, outcome, now);
                 Phase::Done(Answer::Nothing)
             }
             Op::Find(session, leases) => {
@@ -435,8 +474,12 @@ impl World {
                 call.by = By::Nobody;
             }
         }
-        self.calls
-            .retain(|call| call.by != By::Nobody || !matches!(call.phase, Phase::Done(_)));
+        // Those that are done and those that only read are of no use to anybody any more; and a session of which nobody
+        // knows the token is as good as none.
+        self.calls.retain(|call| {
+            let writes = !matches!(call.op, Op::Find(..) | Op::Look { .. } | Op::Open { .. });
+            call.by != By::Nobody || (writes && !matches!(call.phase, Phase::Done(_)))
+        });
     }
 
     pub fn stream(&self, by: By) -> Option<usize> {
