@@ -47,7 +47,7 @@ pub fn all(large: bool) -> Vec<(&'static str, Bound)> {
             Bound {
                 short: true,
                 end: end(SHORT, 2 * LONG),
-                late: late(2, 3),
+                late: late(2, 2),
                 split: split(&[], &[Kind::Grant, Kind::Record]),
                 ..faults(max(1, 2), &[Cut, Sever, Crash, Kill])
             },
@@ -67,7 +67,7 @@ pub fn all(large: bool) -> Vec<(&'static str, Bound)> {
             Bound {
                 timeout: Some(LONG),
                 end: end(LONG, 2 * LONG),
-                late: late(0, 2),
+                late: late(0, 1),
                 split: split(&[], &[Kind::Record, Kind::Own]),
                 ..faults(2, &[Cancel, Retry, Fail, Cut])
             },
@@ -77,7 +77,7 @@ pub fn all(large: bool) -> Vec<(&'static str, Bound)> {
             Bound {
                 short: true,
                 end: end(SHORT, 2 * LONG),
-                late: late(1, 2),
+                late: 1,
                 split: vec![Kind::Grant],
                 ..faults(max(1, 2), &[Drain, Leave, Cut, Crash])
             },
@@ -125,13 +125,39 @@ pub fn all(large: bool) -> Vec<(&'static str, Bound)> {
             },
         ),
         (
+            "the store is away for a while",
+            Bound {
+                end: end(LONG, 3 * LONG),
+                late: late(0, 1),
+                ..faults(max(1, 2), &[Outage, Cut, Kill])
+            },
+        ),
+        (
+            "a process copied, a job removed",
+            Bound {
+                end: LONG,
+                late: late(0, 1),
+                ..faults(max(1, 2), &[Copy, Purge, Cut])
+            },
+        ),
+        (
+            "three callers with one key",
+            Bound {
+                jobs: 3,
+                enqueue: true,
+                keyed: true,
+                split: vec![Kind::Enqueue],
+                ..faults(max(1, 2), &[Lose, Crash, Purge])
+            },
+        ),
+        (
             "two jobs in two slots",
             Bound {
                 jobs: 2,
                 slots: 2,
                 end: end(Duration::ZERO, LONG),
                 late: 1,
-                ..faults(1, &[Cut, Crash, Cancel])
+                ..faults(max(1, 2), &[Cut, Crash, Cancel])
             },
         ),
         (
@@ -199,6 +225,8 @@ pub fn for_rule(rule: Rule) -> Bound {
         },
         Rule::PurgedIsStale => bound(1, &[Fault::Cut, Fault::Purge], &[]),
         Rule::PurgedUnseen => bound(0, &[Fault::Cancel, Fault::Retry, Fault::Purge], &[]),
+        Rule::DoubtIsStale => bound(0, &[Fault::Lose], &[Kind::Record]),
+        Rule::DoubtIsRecorded => bound(0, &[Fault::Outage], &[]),
         Rule::CopyComesBack => bound(1, &[Fault::Copy], &[]),
     }
 }

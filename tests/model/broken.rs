@@ -61,6 +61,10 @@ pub enum Rule {
     PurgedUnseen,
     /// A worker whose session was moved by a copy of its process comes back with the same token.
     CopyComesBack,
+    /// What a call without an answer was to record is answered STALE.
+    DoubtIsStale,
+    /// What a call without an answer was to record is answered RECORDED.
+    DoubtIsRecorded,
     /// A Hello may lose the jobs of dead sessions: the sweeper leaves them.
     NoTakeBack,
 }
@@ -78,7 +82,7 @@ impl Rule {
         )
     }
 
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 31] = [
         Self::AcceptBeforeCommit,
         Self::ReceiptBeforeCommit,
         Self::FrameBeforeCommit,
@@ -108,5 +112,7 @@ impl Rule {
         Self::PurgedIsStale,
         Self::PurgedUnseen,
         Self::CopyComesBack,
+        Self::DoubtIsStale,
+        Self::DoubtIsRecorded,
     ];
 }

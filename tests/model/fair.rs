@@ -67,6 +67,7 @@ impl World {
 
     /// The end of all faults: what stood still goes on, what left is there again, and what no real stream survives is cut.
     fn calm(&mut self, bound: &Bound) {
+        self.away = false;
         while let Some(at) = self.workers.iter().position(|worker| worker.paused) {
             self.take(Step::Wake(at), bound);
         }

@@ -14,7 +14,9 @@ impl World {
     /// What may go wrong now.
     pub fn faults(&self, steps: &mut Vec<Step>) {
         for (fault, left) in &self.left {
-            if *left == 0 {
+            // These are done in the store.
+            let stored = matches!(fault, Fault::Cancel | Fault::Retry | Fault::Purge);
+            if *left == 0 || (stored && self.away) {
                 continue;
             }
             let streams = || self.streams.iter().enumerate();
@@ -69,6 +71,7 @@ impl World {
                 Fault::Purge => (0..self.hints.len())
                     .filter(|job| self.store.can_purge(*job))
                     .collect(),
+                Fault::Outage => (0..1).filter(|_| !self.away).collect(),
                 Fault::Copy => (0..1)
                     .filter(|at| self.workers.len() == 1 && !self.workers[*at].over)
                     .filter(|at| !self.workers[*at].paused)
@@ -125,6 +128,7 @@ impl World {
             }
             Fault::Lose => self.lose(at, bound),
             Fault::Purge => self.store.purge(at),
+            Fault::Outage => self.away = true,
             Fault::Copy => self.copy(at),
             Fault::Repeat | Fault::Miss => {
                 let stream = &mut self.streams[at / 2];

@@ -446,6 +446,7 @@ impl World {
         let call = self.calls[at].clone();
         match call.phase {
             Phase::Done(_) => drop(self.calls.remove(at)),
+            _ if self.away => drop(self.calls.remove(at)),
             _ => self.calls[at].by = By::Nobody,
         }
         if let By::Unary(worker, _, no) = call.by {
@@ -466,6 +467,20 @@ impl World {
                 self.hints[job] += 1;
                 let (jobs, missed) = (Vec::new(), vec![queue().clone()]);
                 self.node_hears(stream, Event::Granted { jobs, missed }, bound);
+            }
+            Op::Record(session, results)
+                if matches!(self.store.rule, Rule::DoubtIsStale | Rule::DoubtIsRecorded) =>
+            {
+                let told = match self.store.rule {
+                    Rule::DoubtIsStale => Told::Stale,
+                    _ => Told::Recorded,
+                };
+                let mut verdicts = Vec::new();
+                for (lease, said) in results {
+                    self.store.tells(lease, session, said, told);
+                    verdicts.push((lease, wire::verdict(told)));
+                }
+                self.node_hears(stream, Event::Verdicts(verdicts), bound);
             }
             Op::Record(_, results) => {
                 let leases = results.iter().map(|(lease, _)| *lease).collect();

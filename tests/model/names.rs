@@ -121,6 +121,7 @@ impl World {
                     .any(|m| matches!(m, super::wire::Up::Results(_)))
         };
         (self.faults_left == 0 || !retries)
+            && !self.away
             && self.accepted.iter().all(|named| match named {
                 Some(Named::Job(job)) => is_final(*job),
                 Some(Named::Clash) => true,

@@ -36,6 +36,8 @@ pub enum Step {
     Reconcile(usize),
     Signal(usize),
     Wake(usize),
+    /// The store is there again.
+    Return,
     Fault(Fault, usize),
 }
 
@@ -113,6 +115,14 @@ impl World {
                     steps.push(Step::Finish(i, *ticket, End::Stopped));
                 }
             }
+        }
+        self.store_life(bound, steps);
+    }
+
+    /// What nodes do with the store, whoever is connected.
+    fn store_life(&self, bound: &Bound, steps: &mut Vec<Step>) {
+        if self.away {
+            return steps.push(Step::Return);
         }
         for job in 0..bound.jobs {
             let row = &self.store.jobs[job];
@@ -208,7 +218,7 @@ impl World {
                     phase: Phase::Asked,
                 });
             }
-            Step::Serve(at) => self.serve(at),
+            Step::Serve(at) => self.serve(at, bound),
             Step::Answer(at) => self.answer(at, bound),
             Step::Up(at, node) => self.deliver_up(at, node, bound),
             Step::Down(at) => self.deliver_down(at),
@@ -245,6 +255,7 @@ impl World {
                 self.workers[at].paused = false;
                 self.hears(at, Heard::Tick, None);
             }
+            Step::Return => self.away = false,
             Step::Fault(fault, at) => {
                 *self.left.get_mut(&fault).unwrap() -= 1;
                 self.faults_left -= 1;
@@ -270,7 +281,7 @@ impl World {
         while let Some(at) = self.calls.iter().position(whole) {
             match self.calls[at].phase {
                 Phase::Done(_) => self.answer(at, bound),
-                _ => self.serve(at),
+                _ => self.serve(at, bound),
             }
         }
         let over = |s: &Stream| !s.client && s.server == Server::Gone;

@@ -58,6 +58,8 @@ pub enum Fault {
     Miss,
     /// Retention removes a job that is final.
     Purge,
+    /// The store is away for a while, and carries out nothing.
+    Outage,
     /// A worker's process is there twice, with its token and its handlers.
     Copy,
 }
@@ -129,6 +131,8 @@ pub struct World {
     pub accepted: Vec<Option<Named>>,
     /// Whether a worker was copied.
     pub copied: bool,
+    /// The store is away.
+    pub away: bool,
 }
 
 /// The answer to an enqueue.
@@ -310,6 +314,7 @@ impl World {
                 .map(|job| (!bound.enqueue).then_some(Named::Job(job)))
                 .collect(),
             copied: false,
+            away: false,
         };
         for worker in 0..bound.workers {
             world.hears(worker, Heard::Tick, None);
@@ -318,7 +323,10 @@ impl World {
     }
 
     /// Carries out a call's next statement.
-    pub fn serve(&mut self, at: usize) {
+    pub fn serve(&mut self, at: usize, bound: &Bound) {
+        if self.away {
+            return self.lose(at, bound);
+        }
         let now = self.now;
         let store = &mut self.store;
         let rule = store.rule;
