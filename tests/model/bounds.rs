@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::broken::Rule;
-use super::world::{Bound, Fault, Kind, LONG, SHORT};
+use super::calls::Kind;
+use super::world::{Bound, Fault, LONG, SHORT};
 
 fn base() -> Bound {
     Bound {
@@ -47,7 +48,7 @@ pub fn all(large: bool) -> Vec<(&'static str, Bound)> {
             Bound {
                 short: true,
                 end: end(SHORT, 2 * LONG),
-                late: late(2, 2),
+                late: late(2, 1),
                 split: split(&[], &[Kind::Grant, Kind::Record]),
                 ..faults(max(1, 2), &[Cut, Sever, Crash, Kill])
             },
@@ -57,9 +58,9 @@ pub fn all(large: bool) -> Vec<(&'static str, Bound)> {
             Bound {
                 workers: max(1, 2).into(),
                 end: 3 * LONG,
-                late: late(0, 1),
+                late: 0,
                 tidies: large,
-                ..faults(1, &[Kill, Pause])
+                ..faults(max(1, 2), &[Kill, Pause])
             },
         ),
         (
@@ -143,7 +144,7 @@ pub fn all(large: bool) -> Vec<(&'static str, Bound)> {
         (
             "three callers with one key",
             Bound {
-                jobs: 3,
+                jobs: if large { 3 } else { 2 },
                 enqueue: true,
                 keyed: true,
                 split: vec![Kind::Enqueue],

@@ -6,8 +6,9 @@
 
 use leasehold::job::JobState;
 
+use super::calls::Phase;
 use super::steps::{End, Step};
-use super::world::{Bound, Named, Phase, Server, World};
+use super::world::{Bound, Named, Server, World};
 
 /// Long steps of the clock until all must be done.
 const STEPS_MAX: usize = 60;

@@ -7,8 +7,9 @@ use leasehold::session::Event;
 use worker_sdk::session::Event as Heard;
 
 use super::broken::Rule;
+use super::calls::By;
 use super::steps::{End, Step};
-use super::world::{Bound, By, Fault, LONG, Server, Stream, World, fresh};
+use super::world::{Bound, Fault, LONG, Server, Stream, World, fresh};
 
 impl World {
     /// What may go wrong now.

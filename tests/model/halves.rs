@@ -10,11 +10,10 @@ use leasehold::session::{Action as Do, Event, Session};
 use worker_sdk::session::{Action, Event as Heard, Note};
 
 use super::broken::Rule;
+use super::calls::{Answer, By, Call, Op, Phase};
 use super::store::{Granted, State};
 use super::wire::{self, Down, Id, Said, TTL, Told, Up};
-use super::world::{
-    Answer, Bound, By, Call, Handler, Op, Phase, QUEUE, Server, Stream, World, queue,
-};
+use super::world::{Bound, Handler, QUEUE, Server, Stream, World, queue};
 
 impl World {
     /// An event for a worker's half; `session`: of the stream that it came on.

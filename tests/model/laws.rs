@@ -1,4 +1,4 @@
-//! The laws: I1 to I5 and I8 of the map in `src/lib.rs`, as they can be judged here. What needs waiting for is in `fair`.
+//! The laws: I1 to I6 and I8 of the map in `src/lib.rs`, as they can be judged here. What needs waiting for is in `fair`.
 
 use leasehold::job::state::Cause;
 use leasehold::job::{AttemptOutcome, Lease, Outcome};

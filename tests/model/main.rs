@@ -12,7 +12,8 @@
 //! | file | holds |
 //! |---|---|
 //! | `world` | the state: two nodes, two workers, the store, and all that is on its way |
-//! | `store` | the rules of the store |
+//! | `calls` | what the store is asked, statement by statement |
+//! | `store`, `keep` | the rules of the store |
 //! | `laws` | what must hold: about every change of a job, every verdict, and every state |
 //! | `halves` | the adapter: events into the two halves, their actions carried out |
 //! | `steps`, `faults` | what may happen next |
@@ -31,9 +32,11 @@
 
 mod bounds;
 mod broken;
+mod calls;
 mod fair;
 mod faults;
 mod halves;
+mod keep;
 mod laws;
 mod names;
 mod steps;

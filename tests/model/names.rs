@@ -8,8 +8,9 @@ use std::time::Duration;
 use leasehold::job::JobState;
 
 use super::broken::Rule;
+use super::calls::{By, Op};
 use super::wire::Down;
-use super::world::{Bound, By, Fault, Named, Op, Server, World};
+use super::world::{Bound, Fault, Named, Server, World};
 
 fn hash(what: impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();

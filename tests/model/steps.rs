@@ -9,9 +9,8 @@ use worker_sdk::proto;
 use worker_sdk::session::{Event as Heard, Outcome, Ticket};
 
 use super::broken::Rule;
-use super::world::{
-    Bound, By, Call, Fault, LONG, Named, Op, Phase, SHORT, Server, Stream, Worker, World, queue,
-};
+use super::calls::{By, Call, Op, Phase};
+use super::world::{Bound, Fault, LONG, Named, SHORT, Server, Stream, Worker, World, queue};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Step {
