@@ -1,4 +1,4 @@
-//! How far is explored. What a bound leaves out, another one has. All are exhausted, but of the large ones the first is cut off.
+//! How far is explored. Each bound is exhausted; what it leaves out, another one has.
 
 use std::time::Duration;
 

@@ -135,7 +135,7 @@ impl World {
                 let stream = &mut self.streams[at / 2];
                 let is_miss = fault == Fault::Miss;
                 stream.holed |= is_miss;
-                match (at % 2 == 0, is_miss) {
+                match (at.is_multiple_of(2), is_miss) {
                     (true, true) => drop(stream.down.pop_front()),
                     (false, true) => drop(stream.up.pop_front()),
                     (true, false) => stream.down.extend(stream.down.front().cloned()),

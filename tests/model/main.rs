@@ -93,7 +93,7 @@ impl Explored {
     fn asks(&self, world: &World) -> bool {
         let mut hasher = DefaultHasher::new();
         (&world.store, &world.calls, &world.now, world.streams.len()).hash(&mut hasher);
-        hasher.finish() % self.ask_every == 0
+        hasher.finish().is_multiple_of(self.ask_every)
     }
 }
 

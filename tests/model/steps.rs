@@ -168,7 +168,7 @@ impl World {
         // Only where a worker waits to come back, and once.
         let soon = |deadline: Duration| deadline > self.now && deadline <= self.after(false);
         let waits = |worker: &Worker| worker.half.deadline().is_some_and(soon);
-        let is_round = self.now.as_secs() % LONG.as_secs() == 0;
+        let is_round = self.now.as_secs().is_multiple_of(LONG.as_secs());
         let fits = bound.short && is_round && self.after(false) <= bound.end;
         if fits && self.workers.iter().any(waits) {
             steps.push(Step::Time(false));

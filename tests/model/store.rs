@@ -317,11 +317,10 @@ impl Store {
             self.record(lease, session, ending, now);
             return Told::Recorded;
         }
-        let verdict = match standing.verdict(&asked) {
+        match standing.verdict(&asked) {
             Verdict::Recorded(_) if rule == Rule::CopyIsStale => Told::Stale,
             verdict => told(&verdict),
-        };
-        verdict
+        }
     }
 
     fn record(&mut self, lease: Lease, session: Id, ending: &Outcome, now: Duration) {
