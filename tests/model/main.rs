@@ -108,7 +108,7 @@ fn exhaust(name: &str, bound: Bound, ask_every: u64) -> usize {
         true => checker.report(&mut WriteReporter::new(&mut std::io::stdout())),
         false => checker.join(),
     };
-    for (property, path) in checker.discoveries() {
+    if let Some((property, path)) = checker.discoveries().into_iter().next() {
         let world = path.last_state();
         let why = world
             .store
