@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::broken::Rule;
-use super::world::{Bound, Fault, Kind, LONG, SHORT};
+use super::calls::Kind;
+use super::world::{Bound, Fault, LONG, SHORT};
 
 fn base() -> Bound {
     Bound {
@@ -12,6 +13,7 @@ fn base() -> Bound {
         workers: 1,
         slots: 1,
         enqueue: false,
+        keyed: false,
         timeout: None,
         end: Duration::ZERO,
         short: false,
@@ -46,7 +48,7 @@ pub fn all(large: bool) -> Vec<(&'static str, Bound)> {
             Bound {
                 short: true,
                 end: end(SHORT, 2 * LONG),
-                late: late(2, 3),
+                late: late(2, 1),
                 split: split(&[], &[Kind::Grant, Kind::Record]),
                 ..faults(max(1, 2), &[Cut, Sever, Crash, Kill])
             },
@@ -56,9 +58,9 @@ pub fn all(large: bool) -> Vec<(&'static str, Bound)> {
             Bound {
                 workers: max(1, 2).into(),
                 end: 3 * LONG,
-                late: late(0, 1),
+                late: 0,
                 tidies: large,
-                ..faults(1, &[Kill, Pause])
+                ..faults(max(1, 2), &[Kill, Pause])
             },
         ),
         (
@@ -66,7 +68,7 @@ pub fn all(large: bool) -> Vec<(&'static str, Bound)> {
             Bound {
                 timeout: Some(LONG),
                 end: end(LONG, 2 * LONG),
-                late: late(0, 2),
+                late: late(0, 1),
                 split: split(&[], &[Kind::Record, Kind::Own]),
                 ..faults(2, &[Cancel, Retry, Fail, Cut])
             },
@@ -76,7 +78,7 @@ pub fn all(large: bool) -> Vec<(&'static str, Bound)> {
             Bound {
                 short: true,
                 end: end(SHORT, 2 * LONG),
-                late: late(1, 2),
+                late: 1,
                 split: vec![Kind::Grant],
                 ..faults(max(1, 2), &[Drain, Leave, Cut, Crash])
             },
@@ -124,13 +126,39 @@ pub fn all(large: bool) -> Vec<(&'static str, Bound)> {
             },
         ),
         (
+            "the store is away for a while",
+            Bound {
+                end: end(LONG, 3 * LONG),
+                late: late(0, 1),
+                ..faults(max(1, 2), &[Outage, Cut, Kill])
+            },
+        ),
+        (
+            "a process copied, a job removed",
+            Bound {
+                end: LONG,
+                late: late(0, 1),
+                ..faults(max(1, 2), &[Copy, Purge, Cut])
+            },
+        ),
+        (
+            "three callers with one key",
+            Bound {
+                jobs: if large { 3 } else { 2 },
+                enqueue: true,
+                keyed: true,
+                split: vec![Kind::Enqueue],
+                ..faults(max(1, 2), &[Lose, Crash, Purge])
+            },
+        ),
+        (
             "two jobs in two slots",
             Bound {
                 jobs: 2,
                 slots: 2,
                 end: end(Duration::ZERO, LONG),
                 late: 1,
-                ..faults(1, &[Cut, Crash, Cancel])
+                ..faults(max(1, 2), &[Cut, Crash, Cancel])
             },
         ),
         (
@@ -189,5 +217,17 @@ pub fn for_rule(rule: Rule) -> Bound {
         Rule::SessionInherited => bound(1, &[Fault::Kill], &[]),
         Rule::CancelUntold => bound(0, &[Fault::Cancel], &[]),
         Rule::NoTakeBack => bound(3, &[Fault::Kill], &[]),
+        Rule::AttachRenewsNothing => bound(3, &[], &[]),
+        Rule::KeyCheckedApart | Rule::KeyIgnoresRequest => Bound {
+            jobs: 3,
+            enqueue: true,
+            keyed: true,
+            ..bound(0, &[], &[Kind::Enqueue])
+        },
+        Rule::PurgedIsStale => bound(1, &[Fault::Cut, Fault::Purge], &[]),
+        Rule::PurgedUnseen => bound(0, &[Fault::Cancel, Fault::Retry, Fault::Purge], &[]),
+        Rule::DoubtIsStale => bound(0, &[Fault::Lose], &[Kind::Record]),
+        Rule::DoubtIsRecorded => bound(0, &[Fault::Outage], &[]),
+        Rule::CopyComesBack => bound(1, &[Fault::Copy], &[]),
     }
 }

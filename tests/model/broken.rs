@@ -49,6 +49,22 @@ pub enum Rule {
     SessionInherited,
     /// Nobody is told of a cancel.
     CancelUntold,
+    /// A move does not renew its session, and the worker counts on it.
+    AttachRenewsNothing,
+    /// The key is looked for, and the job inserted by another statement.
+    KeyCheckedApart,
+    /// Whoever comes with a known key is given its job, whatever was asked.
+    KeyIgnoresRequest,
+    /// A result of a job that retention removed is judged as a late one.
+    PurgedIsStale,
+    /// Retention follows its log and does not look at the job, which was retried by hand.
+    PurgedUnseen,
+    /// A worker whose session was moved by a copy of its process comes back with the same token.
+    CopyComesBack,
+    /// What a call without an answer was to record is answered STALE.
+    DoubtIsStale,
+    /// What a call without an answer was to record is answered RECORDED.
+    DoubtIsRecorded,
     /// A Hello may lose the jobs of dead sessions: the sweeper leaves them.
     NoTakeBack,
 }
@@ -58,11 +74,15 @@ impl Rule {
     pub fn breaks_a_promise(self) -> bool {
         matches!(
             self,
-            Self::NoReconcile | Self::CancelUntold | Self::NoTakeBack
+            Self::NoReconcile
+                | Self::CancelUntold
+                | Self::NoTakeBack
+                | Self::PurgedUnseen
+                | Self::CopyComesBack
         )
     }
 
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 31] = [
         Self::AcceptBeforeCommit,
         Self::ReceiptBeforeCommit,
         Self::FrameBeforeCommit,
@@ -86,5 +106,13 @@ impl Rule {
         Self::SessionInherited,
         Self::CancelUntold,
         Self::NoTakeBack,
+        Self::AttachRenewsNothing,
+        Self::KeyCheckedApart,
+        Self::KeyIgnoresRequest,
+        Self::PurgedIsStale,
+        Self::PurgedUnseen,
+        Self::CopyComesBack,
+        Self::DoubtIsStale,
+        Self::DoubtIsRecorded,
     ];
 }

@@ -6,8 +6,9 @@
 
 use leasehold::job::JobState;
 
+use super::calls::Phase;
 use super::steps::{End, Step};
-use super::world::{Bound, Phase, Server, World};
+use super::world::{Bound, Named, Server, World};
 
 /// Long steps of the clock until all must be done.
 const STEPS_MAX: usize = 60;
@@ -24,7 +25,10 @@ impl World {
                 return Some(fault);
             }
             if world.is_done() {
-                return None;
+                return match world.copied {
+                    true => world.takes_turns(bound),
+                    false => None,
+                };
             }
             world.take(Step::Time(true), bound);
         }
@@ -34,9 +38,27 @@ impl World {
         })
     }
 
+    /// Two copies of a process each have a session of their own soon, and keep it.
+    fn takes_turns(&mut self, bound: &Bound) -> Option<&'static str> {
+        let mut opened = Vec::new();
+        for _ in 0..20 {
+            self.take(Step::Time(true), bound);
+            if let Err(fault) = self.work(bound) {
+                return Some(fault);
+            }
+            opened.push(self.streams.iter().map(|s| s.no.0).sum::<u64>());
+        }
+        (opened[10] != opened[19]).then_some("I9: two copies of a process do not take turns")
+    }
+
     fn is_settled(&self) -> bool {
-        (0..self.accepted.len())
-            .all(|job| self.store.jobs[job].state.is_some() && self.store.is_final(job))
+        self.accepted.iter().all(|named| match named {
+            Some(Named::Job(job)) => {
+                self.store.jobs[*job].state.is_some() && self.store.is_final(*job)
+            }
+            Some(Named::Clash) => true,
+            None => false,
+        })
     }
 
     fn is_done(&self) -> bool {
@@ -46,10 +68,9 @@ impl World {
 
     /// The end of all faults: what stood still goes on, what left is there again, and what no real stream survives is cut.
     fn calm(&mut self, bound: &Bound) {
-        for at in 0..self.workers.len() {
-            if self.workers[at].paused {
-                self.take(Step::Wake(at), bound);
-            }
+        self.away = false;
+        while let Some(at) = self.workers.iter().position(|worker| worker.paused) {
+            self.take(Step::Wake(at), bound);
         }
         for node in 0..2 {
             if self.draining[node] {

@@ -7,14 +7,17 @@ use leasehold::session::Event;
 use worker_sdk::session::Event as Heard;
 
 use super::broken::Rule;
+use super::calls::By;
 use super::steps::{End, Step};
-use super::world::{Bound, By, Fault, LONG, Server, Stream, World, fresh};
+use super::world::{Bound, Fault, LONG, Server, Stream, World, fresh};
 
 impl World {
     /// What may go wrong now.
     pub fn faults(&self, steps: &mut Vec<Step>) {
         for (fault, left) in &self.left {
-            if *left == 0 {
+            // These are done in the store.
+            let stored = matches!(fault, Fault::Cancel | Fault::Retry | Fault::Purge);
+            if *left == 0 || (stored && self.away) {
                 continue;
             }
             let streams = || self.streams.iter().enumerate();
@@ -53,7 +56,8 @@ impl World {
                 Fault::Retry => (0..self.hints.len())
                     .filter(|job| {
                         let state = self.store.jobs[*job].state;
-                        matches!(state, Some(JobState::Failed | JobState::Cancelled))
+                        let is_gone = self.store.jobs[*job].gone;
+                        matches!(state, Some(JobState::Failed | JobState::Cancelled)) && !is_gone
                     })
                     .collect(),
                 Fault::Fail => (0..self.workers.len())
@@ -64,6 +68,14 @@ impl World {
                     .collect(),
                 Fault::Lose => (0..self.calls.len())
                     .filter(|at| self.calls[*at].by != By::Nobody)
+                    .collect(),
+                Fault::Purge => (0..self.hints.len())
+                    .filter(|job| self.store.can_purge(*job))
+                    .collect(),
+                Fault::Outage => (0..1).filter(|_| !self.away).collect(),
+                Fault::Copy => (0..1)
+                    .filter(|at| self.workers.len() == 1 && !self.workers[*at].over)
+                    .filter(|at| !self.workers[*at].paused)
                     .collect(),
                 // Down and up take turns: twice the number, and one more for up.
                 Fault::Repeat | Fault::Miss => streams()
@@ -116,11 +128,14 @@ impl World {
                 }
             }
             Fault::Lose => self.lose(at, bound),
+            Fault::Purge => self.store.purge(at),
+            Fault::Outage => self.away = true,
+            Fault::Copy => self.copy(at),
             Fault::Repeat | Fault::Miss => {
                 let stream = &mut self.streams[at / 2];
                 let is_miss = fault == Fault::Miss;
                 stream.holed |= is_miss;
-                match (at % 2 == 0, is_miss) {
+                match (at.is_multiple_of(2), is_miss) {
                     (true, true) => drop(stream.down.pop_front()),
                     (false, true) => drop(stream.up.pop_front()),
                     (true, false) => stream.down.extend(stream.down.front().cloned()),
@@ -136,6 +151,30 @@ impl World {
         stream.down.clear();
         let (worker, no) = (stream.worker, stream.no);
         self.hears(worker, Heard::Ended(no, Default::default()), None);
+    }
+
+    /// The copy has no connection of its own.
+    fn copy(&mut self, at: usize) {
+        let copy = self.workers[at].clone();
+        self.copied = true;
+        self.workers.push(copy);
+        let of = |s: &&Stream| s.worker == at && s.client;
+        let streams: Vec<_> = self.streams.iter().filter(of).map(|s| s.no).collect();
+        for no in streams {
+            self.hears(
+                self.workers.len() - 1,
+                Heard::Ended(no, Default::default()),
+                None,
+            );
+        }
+        let calls: Vec<_> = self.calls.iter().map(|call| call.by).collect();
+        for by in calls {
+            if let By::Unary(worker, _, no) = by
+                && worker == at
+            {
+                self.hears(self.workers.len() - 1, Heard::Reported(no, Err(())), None);
+            }
+        }
     }
 
     pub fn crash(&mut self, node: usize) {
@@ -162,6 +201,7 @@ impl World {
         worker.handlers.clear();
         worker.paused = false;
         worker.over = false;
+        worker.owed.clear();
         worker.before.clear();
         for stream in &mut self.streams {
             if stream.worker == at && stream.life == life {

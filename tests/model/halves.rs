@@ -10,11 +10,10 @@ use leasehold::session::{Action as Do, Event, Session};
 use worker_sdk::session::{Action, Event as Heard, Note};
 
 use super::broken::Rule;
+use super::calls::{Answer, By, Call, Op, Phase};
 use super::store::{Granted, State};
 use super::wire::{self, Down, Id, Said, TTL, Told, Up};
-use super::world::{
-    Answer, Bound, By, Call, Handler, Op, Phase, QUEUE, Server, Stream, World, queue,
-};
+use super::world::{Bound, Handler, QUEUE, Server, Stream, World, queue};
 
 impl World {
     /// An event for a worker's half; `session`: of the stream that it came on.
@@ -98,7 +97,8 @@ impl World {
                 self.store
                     .law(own, "I8: what runs was granted, and to this session");
                 let first = self.ran.insert(lease);
-                self.store.law(first, "I5: an attempt is run once");
+                self.store
+                    .law(first || self.copied, "I5: an attempt is run once");
             }
             Action::Stop(ticket, ..) => {
                 if let Some(handler) = worker.handlers.get_mut(&ticket) {
@@ -112,11 +112,12 @@ impl World {
             }),
             Action::Note(Note::Copied) => self
                 .store
-                .law(false, "a worker without a copy keeps its session"),
+                .law(self.copied, "I5: a worker without a copy keeps its session"),
             Action::Note(_) | Action::Saved(..) => {}
             Action::End(_) => {
                 worker.over = true;
                 worker.handlers.clear();
+                worker.owed.clear();
             }
         }
         None
@@ -133,10 +134,15 @@ impl World {
             Down::End(moved) => {
                 stream.client = false;
                 let end = worker_sdk::session::End {
-                    moved: *moved,
+                    moved: *moved && self.store.rule != Rule::CopyComesBack,
                     ..Default::default()
                 };
                 return self.hears(worker, Heard::Ended(no, end), None);
+            }
+            Down::Receipts(receipts) => {
+                for (lease, _) in receipts {
+                    self.workers[worker].owed.remove(lease);
+                }
             }
             Down::Jobs(..) if self.store.rule == Rule::HeldReadApart => {
                 let held = self.workers[worker].handlers.values();
@@ -301,8 +307,8 @@ impl World {
         match call.by {
             By::Nobody => {}
             By::Client => {
-                if let Op::Enqueue(job) = call.op {
-                    self.accepted[job] = true;
+                if let (Op::Enqueue(job), Answer::Named(named)) = (call.op, answer) {
+                    self.accepted[job] = Some(named);
                 }
             }
             By::Unary(worker, life, no) => {
@@ -313,6 +319,7 @@ impl World {
                     for ((lease, said), told) in results.into_iter().zip(told) {
                         self.store.tells(lease, session, said, told);
                         receipts.push(wire::receipt(lease, told));
+                        self.workers[worker].owed.remove(&lease);
                     }
                     self.hears(worker, Heard::Reported(no, Ok(receipts)), None);
                 }
@@ -438,6 +445,7 @@ impl World {
         let call = self.calls[at].clone();
         match call.phase {
             Phase::Done(_) => drop(self.calls.remove(at)),
+            _ if self.away => drop(self.calls.remove(at)),
             _ => self.calls[at].by = By::Nobody,
         }
         if let By::Unary(worker, _, no) = call.by {
@@ -458,6 +466,20 @@ impl World {
                 self.hints[job] += 1;
                 let (jobs, missed) = (Vec::new(), vec![queue().clone()]);
                 self.node_hears(stream, Event::Granted { jobs, missed }, bound);
+            }
+            Op::Record(session, results)
+                if matches!(self.store.rule, Rule::DoubtIsStale | Rule::DoubtIsRecorded) =>
+            {
+                let told = match self.store.rule {
+                    Rule::DoubtIsStale => Told::Stale,
+                    _ => Told::Recorded,
+                };
+                let mut verdicts = Vec::new();
+                for (lease, said) in results {
+                    self.store.tells(lease, session, said, told);
+                    verdicts.push((lease, wire::verdict(told)));
+                }
+                self.node_hears(stream, Event::Verdicts(verdicts), bound);
             }
             Op::Record(_, results) => {
                 let leases = results.iter().map(|(lease, _)| *lease).collect();

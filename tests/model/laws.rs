@@ -1,11 +1,11 @@
-//! The laws: I1 to I5 and I8 of the map in `src/lib.rs`, as they can be judged here. What needs waiting for is in `fair`.
+//! The laws: I1 to I6 and I8 of the map in `src/lib.rs`, as they can be judged here. What needs waiting for is in `fair`.
 
 use leasehold::job::state::Cause;
 use leasehold::job::{AttemptOutcome, Lease, Outcome};
 
 use super::store::{Job, Store};
 use super::wire::{Id, Said, Told, job_of};
-use super::world::{Bound, Handler, World};
+use super::world::{Bound, Handler, Named, World};
 
 impl Store {
     /// Remembers the first law that was broken.
@@ -76,9 +76,14 @@ impl Store {
                 self.law(!recorded, "I2: what is told STALE is not recorded");
                 self.stale.insert((lease, session, said));
             }
-            Told::Rejected | Told::Unknown => {
-                self.law(false, "no verdict is UNKNOWN while the job's row is there")
+            Told::Unknown => {
+                let gone = self.jobs[job_of(lease)].gone;
+                self.law(
+                    gone,
+                    "I2: no verdict is UNKNOWN while the job's row is there",
+                );
             }
+            Told::Rejected => self.law(false, "I2: a result that may be recorded is not refused"),
         }
     }
 
@@ -103,7 +108,8 @@ impl World {
     /// What must hold in every state.
     pub fn judge(&mut self, bound: &Bound) {
         let mut faults = Vec::new();
-        for worker in &self.workers {
+        // Copies of a process have handlers of the same leases. Only their results are judged.
+        for worker in self.workers.iter().filter(|_| !self.copied) {
             if worker.handlers.len() > bound.slots {
                 faults.push("I9: a worker runs no more handlers than it has slots");
             }
@@ -124,9 +130,34 @@ impl World {
         if self.store.lives_again() {
             faults.push("I3: a dead session is dead for ever");
         }
-        let lost = |job: usize| self.accepted[job] && self.store.jobs[job].state.is_none();
-        if (0..bound.jobs).any(lost) {
+        let mut named = Vec::new();
+        for caller in 0..bound.jobs {
+            match self.accepted[caller] {
+                Some(Named::Job(job)) => named.push((caller, job)),
+                Some(Named::Clash) => {
+                    let other = |job: usize| {
+                        let is_there = self.store.jobs[job].state.is_some();
+                        is_there && self.store.request(job) != self.store.request(caller)
+                    };
+                    if !(0..bound.jobs).any(other) {
+                        faults.push("I6: the same request is no error");
+                    }
+                }
+                None => {}
+            }
+        }
+        if named
+            .iter()
+            .any(|(_, job)| self.store.jobs[*job].state.is_none())
+        {
             faults.push("I1: what was answered OK has a row");
+        }
+        let other = |(caller, job): &(usize, usize)| {
+            bound.keyed
+                && (*job != named[0].1 || self.store.request(*caller) != self.store.request(*job))
+        };
+        if named.iter().any(other) {
+            faults.push("I6: one key names one job, and one request");
         }
         for fault in faults {
             self.store.law(false, fault);

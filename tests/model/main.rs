@@ -12,10 +12,12 @@
 //! | file | holds |
 //! |---|---|
 //! | `world` | the state: two nodes, two workers, the store, and all that is on its way |
-//! | `store` | the rules of the store |
+//! | `calls` | what the store is asked, statement by statement |
+//! | `store`, `keep` | the rules of the store |
 //! | `laws` | what must hold: about every change of a job, every verdict, and every state |
 //! | `halves` | the adapter: events into the two halves, their actions carried out |
 //! | `steps`, `faults` | what may happen next |
+//! | `names` | what is the same state under another name |
 //! | `fair` | what must come in the end, once nothing fails any more |
 //! | `wire` | messages, and their translation for either half |
 //! | `bounds` | how far is explored |
@@ -30,10 +32,13 @@
 
 mod bounds;
 mod broken;
+mod calls;
 mod fair;
 mod faults;
 mod halves;
+mod keep;
 mod laws;
+mod names;
 mod steps;
 mod store;
 mod wire;
@@ -88,7 +93,7 @@ impl Explored {
     fn asks(&self, world: &World) -> bool {
         let mut hasher = DefaultHasher::new();
         (&world.store, &world.calls, &world.now, world.streams.len()).hash(&mut hasher);
-        hasher.finish() % self.ask_every == 0
+        hasher.finish().is_multiple_of(self.ask_every)
     }
 }
 
@@ -103,7 +108,7 @@ fn exhaust(name: &str, bound: Bound, ask_every: u64) -> usize {
         true => checker.report(&mut WriteReporter::new(&mut std::io::stdout())),
         false => checker.join(),
     };
-    for (property, path) in checker.discoveries() {
+    if let Some((property, path)) = checker.discoveries().into_iter().next() {
         let world = path.last_state();
         let why = world
             .store

@@ -9,9 +9,8 @@ use worker_sdk::proto;
 use worker_sdk::session::{Event as Heard, Outcome, Ticket};
 
 use super::broken::Rule;
-use super::world::{
-    Bound, By, Call, Fault, LONG, Op, Phase, SHORT, Server, Stream, Worker, World, queue,
-};
+use super::calls::{By, Call, Op, Phase};
+use super::world::{Bound, Fault, LONG, Named, SHORT, Server, Stream, Worker, World, queue};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Step {
@@ -36,6 +35,8 @@ pub enum Step {
     Reconcile(usize),
     Signal(usize),
     Wake(usize),
+    /// The store is there again.
+    Return,
     Fault(Fault, usize),
 }
 
@@ -51,7 +52,7 @@ pub enum End {
 impl World {
     pub fn steps(&self, bound: &Bound) -> Vec<Step> {
         let mut steps = Vec::new();
-        if self.store.fault.is_some() {
+        if self.store.fault.is_some() || self.is_idle() {
             return steps;
         }
         self.life(bound, &mut steps);
@@ -91,7 +92,8 @@ impl World {
                 && let Some(half) = &stream.half
             {
                 if !self.draining[stream.node as usize] && half.free(self.now, queue()) > 0 {
-                    let hinted = (0..bound.jobs).filter(|job| self.hints[*job] > 0);
+                    let hinted =
+                        (0..bound.jobs).filter(|job| self.hints[*job] > 0 && self.is_first(*job));
                     steps.extend(hinted.map(|job| Step::Dispatch(i, job)));
                 }
                 let by = By::Stream(stream.worker, stream.life, stream.no);
@@ -113,17 +115,27 @@ impl World {
                 }
             }
         }
+        self.store_life(bound, steps);
+    }
+
+    /// What nodes do with the store, whoever is connected.
+    fn store_life(&self, bound: &Bound, steps: &mut Vec<Step>) {
+        if self.away {
+            return steps.push(Step::Return);
+        }
         for job in 0..bound.jobs {
             let row = &self.store.jobs[job];
             let under_way = |call: &Call| call.op == Op::Enqueue(job) && call.by == By::Client;
-            if !self.accepted[job] && !self.calls.iter().any(under_way) {
+            if self.accepted[job].is_none() && !self.calls.iter().any(under_way) {
                 steps.push(Step::Enqueue(job));
             }
-            let is_queued = row.state == Some(JobState::Queued);
-            if is_queued && self.hints[job] == 0 && self.store.rule != Rule::NoReconcile {
+            if self.store.is_queued(job)
+                && self.hints[job] == 0
+                && self.store.rule != Rule::NoReconcile
+            {
                 steps.push(Step::Reconcile(job));
             }
-            if row.state == Some(JobState::Scheduled) {
+            if row.state == Some(JobState::Scheduled) && row.due <= self.now && !row.gone {
                 steps.push(Step::Promote(job));
             }
             let rescues = |call: &Call| call.op == Op::TakeBack(job);
@@ -156,7 +168,7 @@ impl World {
         // Only where a worker waits to come back, and once.
         let soon = |deadline: Duration| deadline > self.now && deadline <= self.after(false);
         let waits = |worker: &Worker| worker.half.deadline().is_some_and(soon);
-        let is_round = self.now.as_secs() % LONG.as_secs() == 0;
+        let is_round = self.now.as_secs().is_multiple_of(LONG.as_secs());
         let fits = bound.short && is_round && self.after(false) <= bound.end;
         if fits && self.workers.iter().any(waits) {
             steps.push(Step::Time(false));
@@ -179,19 +191,33 @@ impl World {
         !self.draining[node] && !self.streams.iter().any(has) && !self.doubts.iter().any(doubts)
     }
 
+    /// Of jobs of which nothing was ever different, only the first goes.
+    fn is_first(&self, job: usize) -> bool {
+        let same = |other: usize| {
+            let of = |at: usize| (&self.store.jobs[at], self.hints[at], self.accepted[at]);
+            let asked = |call: &Call| matches!(call.op, Op::Grant { job, .. } if job == other);
+            of(other) == of(job)
+                && !self.calls.iter().any(asked)
+                && !self.doubts.iter().any(|(_, doubted, _)| *doubted == other)
+        };
+        self.store.jobs[job].attempt > 0 || !(0..job).any(same)
+    }
+
     /// One step, and what follows at once from it.
     pub fn take(&mut self, step: Step, bound: &Bound) {
         match step {
             Step::Enqueue(job) => {
                 let early = self.store.rule == Rule::AcceptBeforeCommit;
-                self.accepted[job] |= early;
+                if early {
+                    self.accepted[job] = Some(Named::Job(job));
+                }
                 self.calls.push(Call {
                     by: if early { By::Nobody } else { By::Client },
                     op: Op::Enqueue(job),
                     phase: Phase::Asked,
                 });
             }
-            Step::Serve(at) => self.serve(at),
+            Step::Serve(at) => self.serve(at, bound),
             Step::Answer(at) => self.answer(at, bound),
             Step::Up(at, node) => self.deliver_up(at, node, bound),
             Step::Down(at) => self.deliver_down(at),
@@ -228,6 +254,7 @@ impl World {
                 self.workers[at].paused = false;
                 self.hears(at, Heard::Tick, None);
             }
+            Step::Return => self.away = false,
             Step::Fault(fault, at) => {
                 *self.left.get_mut(&fault).unwrap() -= 1;
                 self.faults_left -= 1;
@@ -236,6 +263,7 @@ impl World {
         }
         self.at_once(bound);
         self.judge(bound);
+        self.rename(bound);
     }
 
     fn orphan_call(&mut self, op: Op) {
@@ -252,7 +280,7 @@ impl World {
         while let Some(at) = self.calls.iter().position(whole) {
             match self.calls[at].phase {
                 Phase::Done(_) => self.answer(at, bound),
-                _ => self.serve(at),
+                _ => self.serve(at, bound),
             }
         }
         let over = |s: &Stream| !s.client && s.server == Server::Gone;
@@ -265,7 +293,9 @@ impl World {
 
     /// A handler ends.
     pub fn finish(&mut self, at: usize, ticket: Ticket, end: End) {
-        self.workers[at].handlers.remove(&ticket);
+        if let Some(handler) = self.workers[at].handlers.remove(&ticket) {
+            self.workers[at].owed.insert(handler.lease);
+        }
         let outcome = match end {
             End::Success => Outcome::Success(proto::Payload::default()),
             End::Failure => Outcome::Failure(proto::Failure::default()),
@@ -278,9 +308,8 @@ impl World {
         self.now = self.after(long);
         // Workers first: each stops what it must by its own clock, before anybody can take it.
         for at in 0..self.workers.len() {
-            let worker = &self.workers[at];
-            let is_due = worker.half.deadline().is_some_and(|due| due <= self.now);
-            if is_due && !worker.paused {
+            // Also of those for which nothing is due: what time it was when they last heard of something is no difference.
+            if !self.workers[at].paused {
                 self.hears(at, Heard::Tick, None);
             }
         }

@@ -26,23 +26,26 @@ pub struct Job {
     pub state: Option<JobState>,
     pub attempt: u32,
     pub session: Option<Id>,
-    granted_at: Duration,
+    pub granted_at: Duration,
     failures: u8,
     lost: u8,
     releases: u8,
+    /// When a SCHEDULED job is due.
+    pub due: Duration,
     /// The rows of `attempts`.
     pub ended: Vec<(u32, Id, AttemptOutcome)>,
     /// Whose each attempt was.
     grants: Vec<Id>,
     /// The result that was recorded.
     pub result: Option<(u32, Id)>,
+    /// Retention has removed it.
+    pub gone: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Row {
     pub attach: u64,
-    pub node: u8,
-    expires: Duration,
+    pub expires: Duration,
     pub dead: bool,
     /// It was dead once.
     pub died: bool,
@@ -51,6 +54,8 @@ pub struct Row {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Store {
     pub rule: Rule,
+    /// All jobs are asked for under one key.
+    pub has_key: bool,
     pub jobs: Vec<Job>,
     /// `None`: tidied away.
     pub sessions: Vec<Option<Row>>,
@@ -99,7 +104,7 @@ fn uuid(session: Id) -> SessionId {
 }
 
 impl Store {
-    pub fn new(rule: Rule, jobs: usize, accepted: bool) -> Self {
+    pub fn new(rule: Rule, jobs: usize, accepted: bool, has_key: bool) -> Self {
         let job = Job {
             state: accepted.then_some(JobState::Queued),
             attempt: 0,
@@ -108,12 +113,15 @@ impl Store {
             failures: 0,
             lost: 0,
             releases: 0,
+            due: Duration::ZERO,
             ended: Vec::new(),
             grants: Vec::new(),
             result: None,
+            gone: false,
         };
         Self {
             rule,
+            has_key,
             jobs: vec![job; jobs],
             sessions: Vec::new(),
             stale: BTreeSet::new(),
@@ -126,18 +134,12 @@ impl Store {
     }
 
     pub fn is_queued(&self, job: usize) -> bool {
-        self.jobs[job].state == Some(JobState::Queued)
+        self.jobs[job].state == Some(JobState::Queued) && !self.jobs[job].gone
     }
 
-    pub fn enqueue(&mut self, job: usize) {
-        let row = &mut self.jobs[job];
-        row.state.get_or_insert(JobState::Queued);
-    }
-
-    pub fn open_session(&mut self, node: u8, now: Duration) -> Id {
+    pub fn open_session(&mut self, now: Duration) -> Id {
         self.sessions.push(Some(Row {
             attach: 1,
-            node,
             expires: now + TTL,
             dead: false,
             died: false,
@@ -149,14 +151,14 @@ impl Store {
         self.sessions[session as usize].as_ref()
     }
 
-    pub fn attach(&mut self, session: Id, attach: u64, node: u8, now: Duration) -> Attaching {
+    pub fn attach(&mut self, session: Id, attach: u64, now: Duration) -> Attaching {
         let any = self.rule == Rule::AttachAnyNumber;
+        let renews = self.rule != Rule::AttachRenewsNothing;
         match &mut self.sessions[session as usize] {
             Some(row) if !row.dead && (row.attach < attach || any) => {
                 *row = Row {
                     attach,
-                    node,
-                    expires: now + TTL,
+                    expires: if renews { now + TTL } else { row.expires },
                     dead: false,
                     died: row.died,
                 };
@@ -243,6 +245,7 @@ impl Store {
     pub fn holds(&self, lease: Lease, session: Id) -> bool {
         let job = &self.jobs[job_of(lease)];
         job.state == Some(JobState::Running)
+            && !job.gone
             && job.attempt == lease.attempt
             && job.session == Some(session)
     }
@@ -284,12 +287,18 @@ impl Store {
         (self.jobs[job_of(lease)].granted_at + timeout).saturating_sub(now)
     }
 
-    pub fn finish(&mut self, lease: Lease, session: Id, ending: &Outcome) -> Told {
+    pub fn finish(&mut self, lease: Lease, session: Id, ending: &Outcome, now: Duration) -> Told {
         let row = &self.jobs[job_of(lease)];
         let Some(state) = row.state else {
             return Told::Unknown;
         };
         let rule = self.rule;
+        if row.gone && rule != Rule::PurgedIsStale {
+            return Told::Unknown;
+        }
+        if row.gone {
+            return Told::Stale;
+        }
         let recorded = row.ended.iter().rev().find(|(a, ..)| *a == lease.attempt);
         let standing = Standing {
             state,
@@ -305,17 +314,16 @@ impl Store {
         };
         let unfenced = rule == Rule::NoFence && state == JobState::Running;
         if standing.lets_in(&asked) || unfenced {
-            self.record(lease, session, ending);
+            self.record(lease, session, ending, now);
             return Told::Recorded;
         }
-        let verdict = match standing.verdict(&asked) {
+        match standing.verdict(&asked) {
             Verdict::Recorded(_) if rule == Rule::CopyIsStale => Told::Stale,
             verdict => told(&verdict),
-        };
-        verdict
+        }
     }
 
-    fn record(&mut self, lease: Lease, session: Id, ending: &Outcome) {
+    fn record(&mut self, lease: Lease, session: Id, ending: &Outcome, now: Duration) {
         let job = job_of(lease);
         let is_salvage = self.judge_record(lease, session, ending);
         let cause = match (ending, is_salvage) {
@@ -339,10 +347,11 @@ impl Store {
             }
             Outcome::Forgotten => row.lose(session, AttemptOutcome::Forgotten, false),
             Outcome::Release { .. } => {
-                row.state = Some(match row.releases {
-                    0 => JobState::Queued,
-                    _ => JobState::Scheduled,
-                });
+                // From the second on they wait: else they would go round without end while the clock stands still.
+                (row.state, row.due) = match row.releases {
+                    0 => (Some(JobState::Queued), Duration::ZERO),
+                    _ => (Some(JobState::Scheduled), now + OLD),
+                };
                 row.releases = (row.releases + 1).min(2);
                 row.session = None;
                 row.ended
@@ -377,7 +386,8 @@ impl Store {
     /// A RUNNING job whose session is dead.
     pub fn is_lost(&self, job: usize) -> bool {
         let row = &self.jobs[job];
-        row.state == Some(JobState::Running) && row.session.is_some_and(|id| self.is_dead(id))
+        let runs = row.state == Some(JobState::Running) && !row.gone;
+        runs && row.session.is_some_and(|id| self.is_dead(id))
     }
 
     pub fn can_drop(&self, session: Id) -> bool {
@@ -395,7 +405,10 @@ impl Store {
     }
 
     pub fn promote(&mut self, job: usize) {
-        self.change(job, Cause::Due, |row| row.state = Some(JobState::Queued));
+        self.change(job, Cause::Due, |row| {
+            row.state = Some(JobState::Queued);
+            row.due = Duration::ZERO;
+        });
     }
 
     /// The lease that it was running under, to be told of.
@@ -410,6 +423,7 @@ impl Store {
                     .push((lease.attempt, session, AttemptOutcome::Cancelled));
             }
             row.state = Some(JobState::Cancelled);
+            row.due = Duration::ZERO;
             row.session = None;
         });
         running

@@ -7,15 +7,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use leasehold::job::{Lease, Outcome, QueueName};
+use leasehold::job::{Lease, QueueName};
 use leasehold::session::Session;
-use worker_sdk::session::{
-    Config as WorkerConfig, Event as Heard, SessionNo, Sessions, StreamNo, Ticket,
-};
+use worker_sdk::session::{Config as WorkerConfig, Event as Heard, Sessions, StreamNo, Ticket};
 
 use super::broken::Rule;
-use super::store::{Attaching, Granted, State, Store};
-use super::wire::{Down, Id, Said, Told, Up, job_of};
+use super::calls::{By, Call, Kind};
+use super::store::Store;
+use super::wire::{Down, Id, Up};
 
 pub const LONG: Duration = Duration::from_secs(5);
 pub const SHORT: Duration = Duration::from_secs(2);
@@ -56,6 +55,12 @@ pub enum Fault {
     Repeat,
     /// A message is lost on a stream that goes on.
     Miss,
+    /// Retention removes a job that is final.
+    Purge,
+    /// The store is away for a while, and carries out nothing.
+    Outage,
+    /// A worker's process is there twice, with its token and its handlers.
+    Copy,
 }
 
 /// The bounds of one exploration.
@@ -67,6 +72,8 @@ pub struct Bound {
     pub slots: usize,
     /// Jobs are accepted on the way, not before.
     pub enqueue: bool,
+    /// All are asked for under one key, the third by another request than the first two.
+    pub keyed: bool,
     /// Of an attempt.
     pub timeout: Option<Duration>,
     /// The clock stands still from then on.
@@ -83,23 +90,6 @@ pub struct Bound {
     pub split: Vec<Kind>,
     /// Nodes look at the store.
     pub looks: bool,
-}
-
-/// The kinds of calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    Enqueue,
-    Open,
-    Attach,
-    Renew,
-    Grant,
-    Record,
-    Own,
-    Find,
-    Look,
-    End,
-    Report,
-    Sweep,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -119,8 +109,21 @@ pub struct World {
     pub faults_left: u8,
     /// Attempts that were run, by whomever.
     pub ran: BTreeSet<Lease>,
-    /// Jobs whose enqueue was answered OK.
-    pub accepted: Vec<bool>,
+    /// What each enqueue was answered.
+    pub accepted: Vec<Option<Named>>,
+    /// Whether a worker was copied.
+    pub copied: bool,
+    /// The store is away.
+    pub away: bool,
+}
+
+/// The answer to an enqueue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Named {
+    /// OK, with this job.
+    Job(usize),
+    /// The key has another request.
+    Clash,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -132,6 +135,8 @@ pub struct Worker {
     pub paused: bool,
     /// It has left in order.
     pub over: bool,
+    /// Attempts whose handlers have ended, and of which no verdict has come.
+    pub owed: BTreeSet<Lease>,
     /// For [`Rule::HeldReadApart`]: what it held before the newest frame.
     pub before: Vec<Lease>,
     /// For [`Rule::SessionInherited`].
@@ -174,93 +179,6 @@ pub enum Server {
     Gone,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Call {
-    pub by: By,
-    pub op: Op,
-    pub phase: Phase,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum By {
-    Client,
-    Stream(usize, u8, StreamNo),
-    Unary(usize, u8, SessionNo),
-    /// Whoever asked is gone.
-    Nobody,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Op {
-    Enqueue(usize),
-    Open {
-        node: u8,
-    },
-    Attach {
-        session: Id,
-        number: u64,
-        node: u8,
-    },
-    Renew(Id, u64),
-    Grant {
-        job: usize,
-        session: Id,
-        attach: u64,
-    },
-    Record(Id, Vec<(Lease, Said)>),
-    Own(Id, Lease, Outcome),
-    Find(Id, Vec<Lease>),
-    Look {
-        session: Id,
-        attach: u64,
-        running: Vec<Lease>,
-    },
-    End(Id, u64),
-    Report(Id, Vec<(Lease, Said)>),
-    Bury(Id),
-    TakeBack(usize),
-}
-
-impl Op {
-    pub fn kind(&self) -> Kind {
-        match self {
-            Self::Enqueue(_) => Kind::Enqueue,
-            Self::Open { .. } => Kind::Open,
-            Self::Attach { .. } => Kind::Attach,
-            Self::Renew(..) => Kind::Renew,
-            Self::Grant { .. } => Kind::Grant,
-            Self::Record(..) => Kind::Record,
-            Self::Own(..) => Kind::Own,
-            Self::Find(..) => Kind::Find,
-            Self::Look { .. } => Kind::Look,
-            Self::End(..) => Kind::End,
-            Self::Report(..) => Kind::Report,
-            Self::Bury(_) | Self::TakeBack(_) => Kind::Sweep,
-        }
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Phase {
-    Asked,
-    /// The first of two statements is done. The leases, if they were read by it.
-    Between(Vec<Lease>),
-    Done(Answer),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Answer {
-    Nothing,
-    Opened(Id),
-    Attached(Id, u64, Vec<Lease>),
-    Moved,
-    State(State),
-    Granted(Granted),
-    Told(Vec<Told>),
-    Found(Vec<Lease>, Vec<Lease>),
-    Looked(Option<(Vec<Lease>, Vec<Lease>)>),
-}
-
 impl World {
     pub fn new(bound: &Bound) -> Self {
         let worker = || Worker {
@@ -269,12 +187,13 @@ impl World {
             handlers: BTreeMap::new(),
             paused: false,
             over: false,
+            owed: BTreeSet::new(),
             before: Vec::new(),
             session: None,
         };
         let mut world = Self {
             now: Duration::ZERO,
-            store: Store::new(bound.rule, bound.jobs, !bound.enqueue),
+            store: Store::new(bound.rule, bound.jobs, !bound.enqueue, bound.keyed),
             workers: (0..bound.workers).map(|_| worker()).collect(),
             streams: Vec::new(),
             calls: Vec::new(),
@@ -285,158 +204,16 @@ impl World {
             left: bound.faults.iter().copied().collect(),
             faults_left: bound.faults_max,
             ran: BTreeSet::new(),
-            accepted: vec![!bound.enqueue; bound.jobs],
+            accepted: (0..bound.jobs)
+                .map(|job| (!bound.enqueue).then_some(Named::Job(job)))
+                .collect(),
+            copied: false,
+            away: false,
         };
         for worker in 0..bound.workers {
             world.hears(worker, Heard::Tick, None);
         }
         world
-    }
-
-    /// Carries out a call's next statement.
-    pub fn serve(&mut self, at: usize) {
-        let now = self.now;
-        let store = &mut self.store;
-        let rule = store.rule;
-        let call = &mut self.calls[at];
-        let phase = std::mem::replace(&mut call.phase, Phase::Done(Answer::Nothing));
-        let read = match &phase {
-            Phase::Between(leases) => Some(leases.clone()),
-            _ => None,
-        };
-        call.phase = match &call.op {
-            Op::Enqueue(job) => {
-                if store.jobs[*job].state.is_none() {
-                    self.hints[*job] += 1;
-                }
-                store.enqueue(*job);
-                Phase::Done(Answer::Nothing)
-            }
-            Op::Open { node } => Phase::Done(Answer::Opened(store.open_session(*node, now))),
-            Op::Attach {
-                session,
-                number,
-                node,
-            } => match (read, rule == Rule::LeasesBeforeAttach) {
-                (None, true) => Phase::Between(store.leases_of(*session)),
-                (Some(leases), true) => match store.attach(*session, *number, *node, now) {
-                    Attaching::Resumed => Phase::Done(Answer::Attached(*session, *number, leases)),
-                    Attaching::Superseded => Phase::Done(Answer::Moved),
-                    Attaching::Gone => Phase::Done(Answer::Opened(store.open_session(*node, now))),
-                },
-                (None, false) => match store.attach(*session, *number, *node, now) {
-                    Attaching::Resumed => Phase::Between(Vec::new()),
-                    Attaching::Superseded => Phase::Done(Answer::Moved),
-                    Attaching::Gone => {
-                        call.op = Op::Open { node: *node };
-                        Phase::Asked
-                    }
-                },
-                (Some(_), false) => Phase::Done(match store.leases(*session, *number) {
-                    Some(leases) => Answer::Attached(*session, *number, leases),
-                    None => Answer::Moved,
-                }),
-            },
-            Op::Renew(session, attach) => {
-                Phase::Done(Answer::State(store.renew(*session, *attach, now)))
-            }
-            Op::Grant {
-                job,
-                session,
-                attach,
-            } => {
-                let granted = match (rule, read) {
-                    (Rule::GrantUnlocked, None) => match store.state(*session, *attach, now) {
-                        State::Alive => None,
-                        refused => Some(Granted::Refused(refused)),
-                    },
-                    (Rule::GrantUnlocked, Some(_)) => Some(store.hand_out(*job, *session, now)),
-                    _ => Some(store.grant(*job, *session, *attach, now)),
-                };
-                if let Some(Granted::Lease(_)) = granted {
-                    store.granted_to(*session, *attach);
-                }
-                match granted {
-                    None => Phase::Between(Vec::new()),
-                    Some(granted) => Phase::Done(Answer::Granted(granted)),
-                }
-            }
-            Op::Record(session, results) | Op::Report(session, results) => {
-                let finish = |(lease, said): &(Lease, Said)| {
-                    store.finish(*lease, *session, &super::wire::outcome(*said))
-                };
-                Phase::Done(Answer::Told(results.iter().map(finish).collect()))
-            }
-            Op::Own(session, lease, outcome) => {
-                if *outcome == Outcome::Forgotten && store.holds(*lease, *session) {
-                    let runs = |worker: &Worker| {
-                        let mut handlers = worker.handlers.values();
-                        handlers.any(|h| h.lease == *lease && h.session == *session)
-                    };
-                    let runs = self.workers.iter().any(runs);
-                    store.law(!runs, "I5: no lease is taken back whose handler runs");
-                }
-                store.finish(*lease, *session, outcome);
-                Phase::Done(Answer::Nothing)
-            }
-            Op::Find(session, leases) => {
-                let held = |lease: &&Lease| store.holds(**lease, *session);
-                let (jobs, gone): (Vec<_>, Vec<_>) = leases.iter().partition(held);
-                Phase::Done(Answer::Found(jobs, gone))
-            }
-            Op::Look {
-                session,
-                attach,
-                running,
-            } => {
-                let (session, attach) = (*session, *attach);
-                let doubted = self.doubts.iter().filter(|(_, _, id)| *id == session);
-                let asked = running.iter().map(|lease| job_of(*lease));
-                let mut known: Vec<Lease> = asked
-                    .chain(doubted.map(|(_, job, _)| *job))
-                    .filter_map(|job| store.running(job, session))
-                    .collect();
-                let old = store.old_leases(session, attach, now);
-                Phase::Done(Answer::Looked(old.map(|old| {
-                    let is_gone = |lease: &&Lease| !known.contains(lease);
-                    let mut vanished: Vec<Lease> =
-                        running.iter().filter(is_gone).copied().collect();
-                    if rule == Rule::CancelUntold {
-                        vanished.clear();
-                    }
-                    known.extend(old);
-                    known.sort_unstable();
-                    known.dedup();
-                    (known, vanished)
-                })))
-            }
-            Op::End(session, attach) => {
-                store.close_session(*session, *attach);
-                Phase::Done(Answer::Nothing)
-            }
-            Op::Bury(session) => {
-                store.bury(*session);
-                Phase::Done(Answer::Nothing)
-            }
-            Op::TakeBack(job) => {
-                store.take_back(*job);
-                Phase::Done(Answer::Nothing)
-            }
-        };
-        if call.by == By::Nobody && matches!(call.phase, Phase::Done(_)) {
-            self.calls.remove(at);
-        }
-    }
-
-    /// Whoever asked is gone: what is under way may be carried out all the same.
-    pub fn orphan(&mut self, is_gone: impl Fn(&By) -> bool) {
-        for call in &mut self.calls {
-            if is_gone(&call.by) {
-                call.by = By::Nobody;
-            }
-        }
-        self.calls
-            .retain(|call| call.by != By::Nobody || !matches!(call.phase, Phase::Done(_)));
     }
 
     pub fn stream(&self, by: By) -> Option<usize> {

@@ -271,11 +271,10 @@ async fn a_frame_that_comes_late_runs_nothing() {
     let client = client(&nodes[1].url());
     let id = client.enqueue(echo(1)).await.unwrap().job.id;
     let late = client.wait(&id, SOON).await.unwrap();
-    // A worker that comes back in the last second of its lease may give the job back rather than run it unrenewed.
-    let given_back = late.releases;
+    // Also if the worker came back in the last second of its lease: a resume renews it.
     assert_eq!(
-        (late.state(), late.attempt, late.lost_leases),
-        (JobState::Succeeded, 1 + given_back, 0)
+        (late.state(), late.attempt, late.lost_leases, late.releases),
+        (JobState::Succeeded, 1, 0, 0)
     );
     nodes[0].process.signal("CONT");
     until(SOON, "the node that was stopped answers", async || {
@@ -295,8 +294,7 @@ async fn a_frame_that_comes_late_runs_nothing() {
     }
     let runs = runs(&log);
     assert_eq!(runs.len(), 21);
-    assert!(runs[&id] <= 1 + given_back as usize, "{runs:?}");
-    assert!(more.iter().all(|id| runs[id] == 1), "{runs:?}");
+    assert!(runs.values().all(|times| *times == 1), "{runs:?}");
     worker.stop().await;
 }
 

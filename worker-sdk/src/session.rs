@@ -192,9 +192,9 @@ impl Sessions {
         if self.over { None } else { self.timers.next() }
     }
 
-    /// When the heartbeat was sent that was acknowledged last, in the session
-    /// that takes new jobs, with or without a stream just now. `None`: there is
-    /// no such session.
+    /// When the heartbeat that was acknowledged last was sent, or the Hello that
+    /// was welcome last if that was later, in the session that takes new jobs,
+    /// with or without a stream just now. `None`: there is no such session.
     pub fn renewed(&self) -> Option<Duration> {
         let session = self.sessions.get(&self.current?)?;
         (session.begun && !session.over).then_some(session.renewed)

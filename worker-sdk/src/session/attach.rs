@@ -104,7 +104,7 @@ impl Sessions {
             return;
         };
         if resumed {
-            session.go_on(&welcome);
+            session.go_on(&welcome, stream.asked_at);
         } else {
             session.begin(welcome, stream.asked_at);
         }

@@ -125,7 +125,7 @@ impl Sessions {
         let refusal = if self.leaving {
             Some(outcome::release(Duration::ZERO, "DRAIN"))
         } else if unrenewed {
-            // Resumed late, and nothing was acknowledged since.
+            // Welcome was too long on its way, and nothing was acknowledged since.
             Some(outcome::release(Duration::ZERO, "LEASE_UNRENEWED"))
         } else if !self.config.kinds.contains(&job.kind) {
             let delay = self.unknown_kind(&job.kind);

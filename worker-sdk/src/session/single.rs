@@ -37,7 +37,9 @@ pub(super) struct Session {
     pub(super) outbox: VecDeque<Ticket>,
     /// Attempts with a report to be sent.
     pub(super) progress: VecDeque<Ticket>,
-    /// When the heartbeat was sent that was acknowledged last, on any stream.
+    /// When the newest message was sent of which the server said that it renewed
+    /// the session: a heartbeat that was acknowledged, or a Hello that was
+    /// welcome, on any stream.
     pub(super) renewed: Duration,
     pub(super) ttl: Duration,
     pub(super) interval: Duration,
@@ -96,15 +98,16 @@ impl Session {
         self.begun = true;
         self.attaches = 1;
         self.renewed = asked_at;
-        self.renew_for(welcome.lease_ttl);
-        self.go_on(&welcome);
+        self.go_on(&welcome, asked_at);
         self.token = welcome.resume_token;
     }
 
-    /// Takes over what the node says to which the session has moved. That is no
-    /// renewal: only an acknowledged heartbeat moves the expiry. Absurd times
-    /// are bounded, so that no server can make the worker spin.
-    pub(super) fn go_on(&mut self, welcome: &proto::Welcome) {
+    /// Takes over what the node says to which the session has moved. The move
+    /// renewed it, in the same transaction: what counts is when its Hello was
+    /// sent, as for a heartbeat. Absurd times are bounded, so that no server can
+    /// make the worker spin.
+    pub(super) fn go_on(&mut self, welcome: &proto::Welcome, asked_at: Duration) {
+        self.renew(asked_at, welcome.lease_ttl);
         let interval = duration(welcome.heartbeat_interval).unwrap_or(self.ttl / 3);
         self.interval = interval.clamp(Duration::from_millis(100), self.ttl / 2);
         if welcome.max_output_bytes > 0 {
@@ -115,14 +118,10 @@ impl Session {
         }
     }
 
-    /// Counts a renewal from the moment its heartbeat was *sent*: the server
-    /// cannot have read it earlier.
+    /// Counts a renewal from the moment its heartbeat or Hello was *sent*: the
+    /// server cannot have read it earlier.
     pub(super) fn renew(&mut self, sent: Duration, ttl: Option<prost_types::Duration>) {
         self.renewed = self.renewed.max(sent);
-        self.renew_for(ttl);
-    }
-
-    fn renew_for(&mut self, ttl: Option<prost_types::Duration>) {
         if let Some(ttl) = duration(ttl) {
             self.ttl = ttl.max(Duration::from_secs(1));
         }

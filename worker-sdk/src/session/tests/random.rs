@@ -9,7 +9,7 @@ use crate::proto;
 
 mod server;
 
-/// From the sending of a heartbeat that was acknowledged to the stop: TTL less margin.
+/// From the sending of a heartbeat that was acknowledged, or of a Hello that was welcome, to the stop: TTL less margin.
 const RELIABLE: Duration = Duration::from_secs(25);
 
 pub(super) struct Random(u64);
@@ -163,10 +163,13 @@ impl World {
                         "never more handlers than slots"
                     );
                 }
-                Action::Stop(ticket, ..) => {
+                Action::Stop(ticket, why, _) => {
+                    let job = self.running.get(&ticket);
+                    let job = job.expect("only running handlers are stopped");
+                    let renewed = self.served[&self.leased_in[job]].renewed;
                     assert!(
-                        self.running.contains_key(&ticket),
-                        "only running handlers are stopped"
+                        why != StopReason::Unrenewed || self.now >= renewed + RELIABLE,
+                        "{job} is stopped although its lease was renewed"
                     );
                     self.told.insert(ticket);
                 }

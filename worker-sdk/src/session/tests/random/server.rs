@@ -101,6 +101,8 @@ impl World {
             && (!moody || self.random.below(5) > 0)
         {
             peer.session = Some(token);
+            let served = self.served.get_mut(&token).unwrap();
+            served.renewed = served.renewed.max(asked_at);
             self.hears(no, resumed());
             return "resumed";
         }
