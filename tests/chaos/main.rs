@@ -6,12 +6,12 @@
 //!    └─ a ledger of their own: what they did, and what they were told
 //! ```
 //!
-//! `./scripts/chaos` runs it at any size; the default run has a small one. These say how large it is:
+//! `./scripts/chaos` runs it at any size; the default run takes five minutes. These say how large it is:
 //!
 //! | variable | what | default |
 //! |---|---|---|
-//! | `CHAOS_KILLS` | kill -9; other faults come with them | 15 |
-//! | `CHAOS_JOBS` | jobs that clients enqueue meanwhile | 3000 |
+//! | `CHAOS_KILLS` | kill -9; other faults come with them | 100 |
+//! | `CHAOS_JOBS` | jobs that clients enqueue meanwhile | 50000 |
 //! | `CHAOS_SEED` | chooses faults and jobs | one that is printed |
 //! | `CHAOS_SECONDS` | how long faults go on | 1.2 a kill |
 //! | `CHAOS_KEEP` | a folder where the ledger and a timeline of faults are left | none |
@@ -71,8 +71,8 @@ fn given<T: FromStr>(name: &str) -> Option<T> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_promise_is_broken_whatever_is_killed_stopped_wiped_cut_and_slowed() {
-    let kills = given("CHAOS_KILLS").unwrap_or(15);
-    let jobs = given("CHAOS_JOBS").unwrap_or(3_000);
+    let kills = given("CHAOS_KILLS").unwrap_or(100);
+    let jobs = given("CHAOS_JOBS").unwrap_or(50_000);
     let seed = given("CHAOS_SEED").unwrap_or_else(|| rand::random_range(0..1_000_000));
     let seconds = given("CHAOS_SECONDS").unwrap_or(kills as f64 * 1.2);
     let within = Duration::from_secs_f64(seconds);
