@@ -13,8 +13,8 @@ mod support;
 
 mod adversity;
 mod balancer;
-mod blackhole;
 mod bench;
+mod blackhole;
 mod cases;
 mod clients;
 mod crash;
