@@ -60,11 +60,14 @@ impl Doubts {
         self.looks_at_all.store(LOOKS_AT_ALL, Ordering::Relaxed);
     }
 
-    /// How old leases must be that the next look asks for.
+    /// How old leases must be that a look asks for which begins now. One that fails has had its turn all the same: a
+    /// store that is too slow to show all leases must not keep the old ones from being looked at.
     fn age(&self) -> Duration {
-        match self.looks_at_all.load(Ordering::Relaxed) {
-            0 => OLD,
-            _ => Duration::ZERO,
+        let less = |left: u32| left.checked_sub(1);
+        let order = Ordering::Relaxed;
+        match self.looks_at_all.fetch_update(order, order, less) {
+            Ok(_) => Duration::ZERO,
+            Err(_) => OLD,
         }
     }
 
@@ -76,11 +79,6 @@ impl Doubts {
     /// After a look that began `at` this moment.
     fn looked(&self, at: Instant) {
         self.lock().retain(|(since, ..)| *since + DOUBT_FOR > at);
-        // One less, and never below none.
-        let less = |left: u32| left.checked_sub(1);
-        let _ = self
-            .looks_at_all
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<(Instant, JobId, SessionId)>> {
@@ -93,14 +91,20 @@ pub async fn look(core: Arc<Core>, _: Offers) -> Result<bool> {
     let sessions = core.sessions.all();
     let begun = Instant::now();
     let doubts = core.doubts.all();
+    let age = core.doubts.age();
     for batch in sessions.chunks(BATCH_MAX) {
-        look_at(&core, batch, &doubts).await?;
+        look_at(&core, batch, &doubts, age).await?;
     }
     core.doubts.looked(begun);
     Ok(false)
 }
 
-async fn look_at(core: &Core, sessions: &[Arc<Live>], doubts: &[(JobId, SessionId)]) -> Result<()> {
+async fn look_at(
+    core: &Core,
+    sessions: &[Arc<Live>],
+    doubts: &[(JobId, SessionId)],
+    age: Duration,
+) -> Result<()> {
     let ids: HashMap<SessionId, usize> = sessions
         .iter()
         .enumerate()
@@ -122,7 +126,7 @@ async fn look_at(core: &Core, sessions: &[Arc<Live>], doubts: &[(JobId, SessionI
         }
     }
     let attached = sessions.iter().map(|live| live.attached()).collect();
-    let old = core.store.leases(attached, core.doubts.age()).await?;
+    let old = core.store.leases(attached, age).await?;
     for ((live, look), old) in sessions.iter().zip(looks).zip(old) {
         // A session that is not this stream's any more is told so by its next renewal.
         if let Some(old) = old {

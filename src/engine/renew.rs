@@ -11,7 +11,7 @@ use super::sessions::Live;
 use super::tasks::Tasks;
 use crate::job::limits::{BATCH_MAX, STREAMS_MAX};
 use crate::session::Event;
-use crate::store::{Attach, Attached, Attaching, SessionState};
+use crate::store::{Attach, Attaching, SessionState};
 
 /// Where heartbeats go.
 #[derive(Debug, Clone)]
@@ -44,15 +44,20 @@ impl Renewals {
 }
 
 async fn flush(core: Arc<Core>, batch: Vec<Arc<Live>>) {
-    let sessions: Vec<Attached> = batch.iter().map(|live| live.attached()).collect();
-    match core.store.renew(sessions.clone()).await {
-        Ok(mut states) => {
-            catch_up(&core, &sessions, &mut states).await;
-            for (live, state) in batch.into_iter().zip(states) {
-                live.feed(match state {
-                    SessionState::Lapsed | SessionState::Behind => Event::RenewFailed,
-                    state => refused(state).unwrap_or(Event::Renewed),
-                });
+    let sessions = batch.iter().map(|live| live.attached()).collect();
+    match core.store.renew(sessions).await {
+        Ok(states) => {
+            let (behind, others): (Vec<_>, Vec<_>) = batch
+                .into_iter()
+                .zip(states)
+                .partition(|(_, state)| *state == SessionState::Behind);
+            for (live, state) in others {
+                tell(&live, state);
+            }
+            if !behind.is_empty() {
+                // It may wait for locks, and the heartbeats of all others must not. It ends by itself, as its call does.
+                let behind = behind.into_iter().map(|(live, _)| live).collect();
+                tokio::spawn(catch_up(core, behind));
             }
         }
         Err(error) => {
@@ -65,38 +70,50 @@ async fn flush(core: Arc<Core>, batch: Vec<Arc<Live>>) {
     }
 }
 
+fn tell(live: &Arc<Live>, state: SessionState) {
+    live.feed(match state {
+        SessionState::Lapsed | SessionState::Behind => Event::RenewFailed,
+        state => refused(state).unwrap_or(Event::Renewed),
+    });
+}
+
 /// Sessions whose move to this node the store has lost move here once more. It is for the number to say who has a
 /// session: if a newer stream has begun meanwhile, that one keeps it. Else their workers would take themselves for
 /// copies of one that goes on with their session, and leave it to nobody.
-async fn catch_up(core: &Core, sessions: &[Attached], states: &mut [SessionState]) {
-    let behind = sessions.iter().zip(states.iter_mut());
-    let (moves, states): (Vec<Attach>, Vec<&mut SessionState>) = behind
-        .filter(|(_, state)| **state == SessionState::Behind)
-        .map(|(to, state)| {
-            let node = core.node;
-            (Attach { to: *to, node }, state)
-        })
-        .unzip();
-    if moves.is_empty() {
-        return;
-    }
+async fn catch_up(core: Arc<Core>, behind: Vec<Arc<Live>>) {
     core.doubts.store_failed();
     warn!(
-        sessions = moves.len(),
+        sessions = behind.len(),
         "the store has lost what it had committed: it knows older streams of these sessions"
     );
-    match core.store.attach(moves).await {
-        Ok(answers) => {
-            for (state, answer) in states.into_iter().zip(answers) {
-                *state = match answer {
-                    Attaching::Resumed(_) => SessionState::Alive,
-                    Attaching::Superseded => SessionState::Moved,
-                    Attaching::Gone => SessionState::Dead,
-                    Attaching::Later => SessionState::Lapsed,
-                };
-            }
+    let move_here = |live: &Arc<Live>| Attach {
+        to: live.attached(),
+        node: core.node,
+    };
+    let answers = match core
+        .store
+        .attach(behind.iter().map(move_here).collect())
+        .await
+    {
+        Ok(answers) => answers,
+        Err(error) => {
+            warn!(%error, "sessions not moved again");
+            // They are tried again.
+            return behind
+                .iter()
+                .for_each(|live| tell(live, SessionState::Lapsed));
         }
-        // They are tried again.
-        Err(error) => warn!(%error, "sessions not moved again"),
+    };
+    for (live, answer) in behind.iter().zip(answers) {
+        tell(
+            live,
+            match answer {
+                Attaching::Resumed(_) => SessionState::Alive,
+                // By a newer stream, or by this one: a try without an answer may have come to pass. The next renewal
+                // tells which.
+                Attaching::Superseded | Attaching::Later => SessionState::Lapsed,
+                Attaching::Gone => SessionState::Dead,
+            },
+        );
     }
 }

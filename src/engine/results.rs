@@ -202,11 +202,5 @@ pub fn ending(lease: Lease, session: SessionId, outcome: Outcome) -> Ending {
 }
 
 fn size(request: &RecordRequest) -> usize {
-    let outcome = |outcome: &Outcome| match outcome {
-        Outcome::Success(output) => output.as_ref().map_or(0, |o| o.data.len()),
-        Outcome::Failure(failure) => failure.message.len() + failure.detail.len(),
-        Outcome::Release { reason, .. } => reason.len(),
-        Outcome::TimedOut | Outcome::Forgotten => 0,
-    };
-    request.endings.iter().map(|(_, o)| outcome(o) + 64).sum()
+    request.endings.iter().map(|(_, o)| o.size()).sum()
 }

@@ -104,6 +104,18 @@ pub enum Outcome {
     },
 }
 
+impl Outcome {
+    /// About how many bytes it takes.
+    pub fn size(&self) -> usize {
+        64 + match self {
+            Self::Success(output) => output.as_ref().map_or(0, |o| o.data.len()),
+            Self::Failure(failure) => failure.message.len() + failure.detail.len(),
+            Self::Release { reason, .. } => reason.len(),
+            Self::TimedOut | Self::Forgotten => 0,
+        }
+    }
+}
+
 /// An attempt's end, asked to be recorded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ending {

@@ -14,14 +14,19 @@ use crate::job::{AttemptOutcome, Lease, Outcome, Verdict};
 /// Results of one worker that are being recorded at once; more are to be sent again later.
 const RECORDING_MAX: usize = HELD_MAX;
 
+/// A late result that is larger is not kept until its attempt's timeout is recorded: many attempts may time out at once.
+const LATE_BYTES_MAX: usize = 4 * 1024;
+
 /// Endings on their way to the store.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(super) struct Recording {
     /// Results of the worker.
     results: usize,
-    /// What the session found, each with the result that the worker sent for it meanwhile: too late, so it goes to the
-    /// store only after it, and cannot overtake it there.
-    own: BTreeMap<Lease, Option<Outcome>>,
+    /// What the session found.
+    own: usize,
+    /// Attempts whose timeout is not recorded yet, each with the result that the worker sent for it meanwhile: too
+    /// late, so it goes to the store only after that, and cannot overtake it there.
+    late: BTreeMap<Lease, Option<Outcome>>,
     /// What the session found and could not have recorded, and when to try again.
     again: BTreeMap<(Duration, Lease), Outcome>,
 }
@@ -29,7 +34,7 @@ pub(super) struct Recording {
 impl Recording {
     /// Nothing is being recorded.
     pub(super) fn is_empty(&self) -> bool {
-        self.results == 0 && self.own.is_empty()
+        self.results == 0 && self.own == 0
     }
 
     pub(super) fn next_try(&self) -> Option<Duration> {
@@ -67,9 +72,11 @@ impl Session {
         let mut refused = Vec::new();
         for (lease, reported) in results {
             match (reported, self.held.phase(lease)) {
-                (Reported::Ended(outcome), _) => match self.recording.own.get_mut(&lease) {
-                    Some(late) => *late = Some(outcome),
+                (Reported::Ended(outcome), _) => match self.recording.late.get_mut(&lease) {
                     None => record.push((lease, outcome)),
+                    Some(late) if outcome.size() <= LATE_BYTES_MAX => *late = Some(outcome),
+                    // It is sent again.
+                    Some(_) => self.held.unanswered(lease),
                 },
                 (Reported::Unacceptable(violation), _) => {
                     // The lease stands, with its slot and its timeout, until another outcome comes.
@@ -158,19 +165,18 @@ impl Session {
         recorded: bool,
         out: &mut Vec<Action>,
     ) {
-        let late = self.recording.own.remove(&lease).flatten();
-        if recorded {
-            let ended = Some(attempt_outcome(&outcome));
-            out.extend(self.held.ended(now, lease, ended).map(Action::Ended));
-            // One that timed out keeps its slot until the worker says that its handler has ended.
-            if outcome != Outcome::TimedOut {
-                self.held.remove(lease);
-                out.push(Action::LookForJobs);
-            }
-        } else {
+        self.recording.own = self.recording.own.saturating_sub(1);
+        if !recorded {
             self.recording.again.insert((now + AGAIN, lease), outcome);
+            return;
         }
-        if let Some(late) = late {
+        let ended = Some(attempt_outcome(&outcome));
+        out.extend(self.held.ended(now, lease, ended).map(Action::Ended));
+        // One that timed out keeps its slot until the worker says that its handler has ended.
+        if outcome != Outcome::TimedOut {
+            self.held.remove(lease);
+            out.push(Action::LookForJobs);
+        } else if let Some(late) = self.recording.late.remove(&lease).flatten() {
             self.record(vec![(lease, late)], out);
             out.push(Action::LookForJobs);
         }
@@ -188,7 +194,10 @@ impl Session {
     }
 
     fn record_own(&mut self, lease: Lease, outcome: Outcome, out: &mut Vec<Action>) {
-        self.recording.own.entry(lease).or_default();
+        self.recording.own += 1;
+        if outcome == Outcome::TimedOut {
+            self.recording.late.entry(lease).or_default();
+        }
         out.push(Action::RecordOwn(lease, outcome));
     }
 }

@@ -216,7 +216,7 @@ impl Sessions {
             Timer::Heartbeat => {
                 let session = self.current.and_then(|no| self.sessions.get(&no));
                 if let (Some(stream), Some(session)) = (self.link.used.as_mut(), session) {
-                    stream.heartbeat_due = true;
+                    stream.heartbeat_due.get_or_insert(self.now);
                     self.timers.set(timer, self.now + session.interval);
                 }
             }

@@ -109,7 +109,7 @@ impl Sessions {
             session.begin(welcome, stream.asked_at);
         }
         // The first heartbeat is written when this event is done.
-        stream.heartbeat_due = true;
+        stream.heartbeat_due = Some(self.now);
         stream.heard = self.now;
         if self.leaving {
             stream.goodbye = Goodbye::Due;

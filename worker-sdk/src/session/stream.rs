@@ -74,7 +74,7 @@ pub(super) struct Stream {
     pub(super) goodbye: Goodbye,
     /// The writer has a message that it has not passed on.
     pub(super) busy: bool,
-    pub(super) heartbeat_due: bool,
+    pub(super) heartbeat_due: Option<Duration>,
     /// The highest frame taken.
     pub(super) last_frame: u64,
     /// When the heartbeat was sent that was acknowledged last; before the first,
@@ -100,7 +100,7 @@ impl Stream {
             closing: false,
             goodbye: Goodbye::No,
             busy: true,
-            heartbeat_due: false,
+            heartbeat_due: None,
             last_frame: 0,
             heard: now,
             window,
@@ -116,9 +116,11 @@ impl Stream {
         self.stopped.clear();
     }
 
-    /// When the oldest heartbeat was sent that has no answer.
+    /// Since when a heartbeat has no answer: sent, or not even that, as the
+    /// connection takes nothing more.
     pub(super) fn unanswered(&self) -> Option<Duration> {
-        self.beats.front().map(|(_, sent)| *sent)
+        let sent = self.beats.front().map(|(_, sent)| *sent);
+        sent.or(self.heartbeat_due)
     }
 
     /// When the acknowledged heartbeat was sent, if this stream sent it.
@@ -146,8 +148,7 @@ impl Stream {
         now: Duration,
         window: u32,
     ) -> Option<(Request, Vec<Ticket>)> {
-        if self.heartbeat_due {
-            self.heartbeat_due = false;
+        if self.heartbeat_due.take().is_some() {
             self.sequence += 1;
             self.beats.push_back((self.sequence, now));
             if self.beats.len() > BEATS_MAX {

@@ -31,7 +31,9 @@ impl Sessions {
         let used = self.link.used.as_ref();
         possible
             && self.link.asked.is_none()
-            && used.is_none_or(|used| used.doubted || (used.draining && !self.leaving))
+            && used.is_none_or(|used| {
+                (used.doubted && !used.closing) || (used.draining && !self.leaving)
+            })
     }
 
     /// Gives the writer in use its next message, if it is free. A stream that
