@@ -216,14 +216,9 @@ async fn apart(pool: &Pool, endings: Vec<&Ending>) -> Result<Vec<PgRow>> {
     Ok(rows)
 }
 
-fn success_statement<'q>(endings: &[&Ending]) -> Statement<'q> {
-    let output = |ending: &&Ending| match &ending.outcome {
-        Outcome::Success(body) => body.clone(),
-        _ => None,
-    };
-    let outputs: Vec<Option<Payload>> = endings.iter().map(output).collect();
-    let each = || outputs.iter().map(Option::as_ref);
-    sqlx::query(SUCCEED)
+/// `text` with the fences of the endings as its first three parameters: job, attempt, session.
+fn fenced<'q>(text: &'static str, endings: &[&Ending]) -> Statement<'q> {
+    sqlx::query(text)
         .bind(
             endings
                 .iter()
@@ -237,6 +232,16 @@ fn success_statement<'q>(endings: &[&Ending]) -> Statement<'q> {
                 .collect::<Vec<_>>(),
         )
         .bind(endings.iter().map(|e| e.session.uuid()).collect::<Vec<_>>())
+}
+
+fn success_statement<'q>(endings: &[&Ending]) -> Statement<'q> {
+    let output = |ending: &&Ending| match &ending.outcome {
+        Outcome::Success(body) => body.clone(),
+        _ => None,
+    };
+    let outputs: Vec<Option<Payload>> = endings.iter().map(output).collect();
+    let each = || outputs.iter().map(Option::as_ref);
+    fenced(SUCCEED, endings)
         .bind(
             each()
                 .map(|o| o.map(|o| o.data.to_vec()))
@@ -299,20 +304,7 @@ fn statement<'q>(endings: &[&Ending]) -> Statement<'q> {
         permanent.push(is_permanent);
         delays.push(delay);
     }
-    sqlx::query(FINISH)
-        .bind(
-            endings
-                .iter()
-                .map(|e| e.lease.job.uuid())
-                .collect::<Vec<_>>(),
-        )
-        .bind(
-            endings
-                .iter()
-                .map(|e| int(e.lease.attempt))
-                .collect::<Vec<_>>(),
-        )
-        .bind(endings.iter().map(|e| e.session.uuid()).collect::<Vec<_>>())
+    fenced(FINISH, endings)
         .bind(outcomes)
         .bind(outputs)
         .bind(types)
