@@ -40,6 +40,8 @@ impl Attaches {
     pub(super) fn start(tasks: &Tasks, core: Arc<Core>) -> Self {
         let bounds = Bounds {
             lanes: 1,
+            beside: 1,
+            linger: Duration::ZERO,
             waiting: 10 * BATCH_MAX,
             items: BATCH_MAX,
             bytes: usize::MAX,

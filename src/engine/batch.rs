@@ -1,9 +1,11 @@
-//! Group commit without a timer: whatever arrives while all flushes are under way forms the next batch.
+//! Group commit without a timer: whatever arrives while a flush is under way forms the next batch.
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, Notify, mpsc};
 
 use super::tasks::Tasks;
 
@@ -27,6 +29,11 @@ impl<T> Clone for Batcher<T> {
 pub struct Bounds {
     /// Flushes under way at once.
     pub lanes: usize,
+    /// A batch of fewer items does not begin beside a flush that is under way: it gathers until that has ended. What a
+    /// flush costs by itself is then paid for many.
+    pub beside: usize,
+    /// How long the first item of a batch waits for others; zero where somebody waits for the answer.
+    pub linger: Duration,
     /// Items that may wait.
     pub waiting: usize,
     /// Items in one batch.
@@ -48,8 +55,15 @@ impl<T: Send + 'static> Batcher<T> {
             held_over: None,
         }));
         let flush = Arc::new(flush);
+        let under_way = Arc::new(UnderWay::default());
         for _ in 0..bounds.lanes {
-            tasks.flusher(lane(inbox.clone(), bounds, size, flush.clone()));
+            let lane = Lane {
+                inbox: inbox.clone(),
+                under_way: under_way.clone(),
+                bounds,
+                size,
+            };
+            tasks.flusher(lane.run(flush.clone()));
         }
         Self { queue }
     }
@@ -68,72 +82,170 @@ struct Inbox<T> {
     held_over: Option<T>,
 }
 
-async fn lane<T, F, Fut>(
-    inbox: Arc<Mutex<Inbox<T>>>,
-    bounds: Bounds,
-    size: fn(&T) -> usize,
-    flush: Arc<F>,
-) where
-    F: Fn(Vec<T>) -> Fut,
-    Fut: Future<Output = ()>,
-{
-    loop {
-        // The lock is held over the await on purpose: it is the turn of the one lane that waits for the next item. It
-        // must be gone before the flush, or all lanes are one: so not in the head of a `while let`.
-        let batch = {
-            let mut turn = inbox.lock().await;
-            next_batch(&mut turn, bounds, size).await
-        };
-        match batch {
-            Some(batch) => flush(batch).await,
-            None => return,
-        }
+/// Flushes of a batcher that are under way.
+#[derive(Default)]
+struct UnderWay {
+    count: AtomicUsize,
+    ended: Notify,
+}
+
+/// One of them. It counts until it is dropped, so that one that panics is not waited for.
+struct OneMore(Arc<UnderWay>);
+
+impl OneMore {
+    fn of(all: &Arc<UnderWay>) -> Self {
+        all.count.fetch_add(1, Ordering::AcqRel);
+        Self(all.clone())
     }
 }
 
-async fn next_batch<T>(
-    inbox: &mut Inbox<T>,
+impl Drop for OneMore {
+    fn drop(&mut self) {
+        self.0.count.fetch_sub(1, Ordering::AcqRel);
+        self.0.ended.notify_one();
+    }
+}
+
+struct Lane<T> {
+    inbox: Arc<Mutex<Inbox<T>>>,
+    under_way: Arc<UnderWay>,
     bounds: Bounds,
     size: fn(&T) -> usize,
-) -> Option<Vec<T>> {
-    let first = match inbox.held_over.take() {
-        Some(item) => item,
-        None => inbox.queue.recv().await?,
-    };
-    let mut bytes = size(&first);
-    let mut batch = vec![first];
-    while batch.len() < bounds.items {
-        let Ok(item) = inbox.queue.try_recv() else {
-            break;
-        };
-        bytes += size(&item);
-        if bytes > bounds.bytes {
-            inbox.held_over = Some(item);
-            break;
+}
+
+impl<T> Lane<T> {
+    async fn run<F, Fut>(self, flush: Arc<F>)
+    where
+        F: Fn(Vec<T>) -> Fut,
+        Fut: Future<Output = ()>,
+    {
+        loop {
+            // The lock is held over the await on purpose: it is the turn of the one lane that waits for the next item.
+            // It must be gone before the flush, or all lanes are one: so not in the head of a `while let`.
+            let batch = {
+                let mut turn = self.inbox.lock().await;
+                self.next_batch(&mut turn).await
+            };
+            let Some((batch, under_way)) = batch else {
+                return;
+            };
+            flush(batch).await;
+            drop(under_way);
         }
-        batch.push(item);
     }
-    Some(batch)
+
+    async fn next_batch(&self, inbox: &mut Inbox<T>) -> Option<(Vec<T>, OneMore)> {
+        let first = match inbox.held_over.take() {
+            Some(item) => item,
+            None => inbox.queue.recv().await?,
+        };
+        let mut batch = Filling {
+            bytes: (self.size)(&first),
+            items: vec![first],
+        };
+        if !self.bounds.linger.is_zero() {
+            // Cancel safe: an item that is received goes into the batch in the same step.
+            let linger = tokio::time::timeout(self.bounds.linger, async {
+                while self.add(&mut batch, inbox, self.bounds.items).await {}
+            });
+            // It is over, or the batch is full, or there will be no more: all the same.
+            let _ = linger.await;
+        }
+        loop {
+            let ended = self.under_way.ended.notified();
+            if self.under_way.count.load(Ordering::Acquire) == 0
+                || batch.items.len() >= self.bounds.beside
+            {
+                break;
+            }
+            // Cancel safe: an item that is received goes into the batch in the same step.
+            tokio::select! {
+                () = ended => {}
+                more = self.add(&mut batch, inbox, self.bounds.beside) => if !more { break },
+            }
+        }
+        while batch.items.len() < self.bounds.items {
+            let Ok(item) = inbox.queue.try_recv() else {
+                break;
+            };
+            if !self.fits(&mut batch, inbox, item) {
+                break;
+            }
+        }
+        Some((batch.items, OneMore::of(&self.under_way)))
+    }
+
+    /// Waits for one more item. `false`: the batch is to go.
+    async fn add(&self, batch: &mut Filling<T>, inbox: &mut Inbox<T>, most: usize) -> bool {
+        if inbox.held_over.is_some() || batch.items.len() >= most.min(self.bounds.items) {
+            return false;
+        }
+        match inbox.queue.recv().await {
+            Some(item) => self.fits(batch, inbox, item),
+            None => false,
+        }
+    }
+
+    fn fits(&self, batch: &mut Filling<T>, inbox: &mut Inbox<T>, item: T) -> bool {
+        batch.bytes += (self.size)(&item);
+        match batch.bytes <= self.bounds.bytes {
+            true => batch.items.push(item),
+            false => inbox.held_over = Some(item),
+        }
+        inbox.held_over.is_none()
+    }
+}
+
+struct Filling<T> {
+    items: Vec<T>,
+    bytes: usize,
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::sync::Barrier;
 
     use super::*;
 
+    fn bounds(lanes: usize, beside: usize, linger: Duration) -> Bounds {
+        Bounds {
+            lanes,
+            beside,
+            linger,
+            waiting: 10,
+            items: 3,
+            bytes: usize::MAX,
+        }
+    }
+
+    async fn within<T>(what: &str, wait: impl Future<Output = T>) -> T {
+        match tokio::time::timeout(Duration::from_secs(10), wait).await {
+            Ok(done) => done,
+            Err(_) => panic!("{what}"),
+        }
+    }
+
+    /// A batcher whose flushes say what they got and then wait to be let go.
+    fn held(bounds: Bounds) -> (Batcher<u8>, mpsc::UnboundedReceiver<Vec<u8>>, Arc<Notify>) {
+        let (told, flushes) = mpsc::unbounded_channel();
+        let go = Arc::new(Notify::new());
+        let flush = {
+            let go = go.clone();
+            move |batch| {
+                let (told, go) = (told.clone(), go.clone());
+                async move {
+                    told.send(batch).unwrap();
+                    go.notified().await;
+                }
+            }
+        };
+        let batcher = Batcher::start(&Tasks::default(), bounds, |_| 0, flush);
+        (batcher, flushes, go)
+    }
+
     #[tokio::test]
     async fn as_many_flushes_are_under_way_as_there_are_lanes() {
-        let tasks = Tasks::default();
         let both = Arc::new(Barrier::new(3));
-        let bounds = Bounds {
-            lanes: 2,
-            waiting: 10,
-            items: 1,
-            bytes: usize::MAX,
-        };
         let flush = {
             let both = both.clone();
             move |_: Vec<u8>| {
@@ -143,9 +255,46 @@ mod tests {
                 }
             }
         };
-        let batcher = Batcher::start(&tasks, bounds, |_| 0, flush);
+        let bounds = Bounds {
+            items: 1,
+            ..bounds(2, 1, Duration::ZERO)
+        };
+        let batcher = Batcher::start(&Tasks::default(), bounds, |_| 0, flush);
         assert_eq!((batcher.push(1), batcher.push(2)), (Ok(()), Ok(())));
-        let met = tokio::time::timeout(Duration::from_secs(10), both.wait()).await;
-        assert!(met.is_ok(), "one flush waits for the end of the other");
+        within("one flush waits for the end of the other", both.wait()).await;
+    }
+
+    #[tokio::test]
+    async fn a_small_batch_waits_for_the_flush_before_it_and_a_large_one_does_not() {
+        let (batcher, mut flushes, go) = held(bounds(2, 2, Duration::ZERO));
+        batcher.push(1).unwrap();
+        assert_eq!(within("no flush", flushes.recv()).await, Some(vec![1]));
+        batcher.push(2).unwrap();
+        tokio::task::yield_now().await;
+        assert!(flushes.try_recv().is_err(), "a small one went beside");
+        batcher.push(3).unwrap();
+        assert_eq!(within("no second", flushes.recv()).await, Some(vec![2, 3]));
+        batcher.push(4).unwrap();
+        go.notify_waiters();
+        assert_eq!(within("no third", flushes.recv()).await, Some(vec![4]));
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_lingers_goes_when_it_is_full_or_its_time_is_over_or_no_more_can_come() {
+        let (batcher, mut flushes, go) = held(bounds(1, 1, Duration::from_secs(100)));
+        for item in 1..=4 {
+            batcher.push(item).unwrap();
+        }
+        assert_eq!(
+            within("not full", flushes.recv()).await,
+            Some(vec![1, 2, 3])
+        );
+        drop(batcher);
+        go.notify_one();
+        assert_eq!(within("not the last", flushes.recv()).await, Some(vec![4]));
+
+        let (batcher, mut flushes, _go) = held(bounds(1, 1, Duration::from_millis(1)));
+        batcher.push(5).unwrap();
+        assert_eq!(within("not in time", flushes.recv()).await, Some(vec![5]));
     }
 }

@@ -66,6 +66,8 @@ pub(super) fn start(tasks: &Tasks, core: Arc<Core>) {
         .map(|_| {
             let bounds = Bounds {
                 lanes: 1,
+                beside: 1,
+                linger: Duration::ZERO,
                 waiting: UNDER_WAY_MAX,
                 items: BATCH_MAX,
                 bytes: usize::MAX,

@@ -23,6 +23,9 @@ use crate::store::{EnqueueAnswer, Enqueued, Unit};
 /// How often a flush whose outcome is not known is run again with the same ids.
 const TRIES: u32 = 3;
 
+/// So many single jobs are worth a flush beside one that is under way: the flush itself costs as much as they do.
+const BESIDE: usize = 100;
+
 /// Where single jobs go.
 #[derive(Debug)]
 pub struct Enqueues {
@@ -43,6 +46,8 @@ impl Enqueues {
     pub(super) fn start(tasks: &Tasks, core: Arc<Core>, offers: Offers) -> Self {
         let bounds = Bounds {
             lanes: 2,
+            beside: BESIDE,
+            linger: Duration::ZERO,
             waiting: 10_000,
             items: BATCH_MAX,
             bytes: BATCH_BYTES_MAX,

@@ -2,6 +2,7 @@
 //! what is not offered now, reconcile offers later.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tracing::debug;
 
@@ -10,6 +11,10 @@ use super::batch::{Batcher, Bounds};
 use super::tasks::Tasks;
 use crate::failpoint;
 use crate::store::{Offer, Segment};
+
+/// How long a place may wait for others to be marked with it: well below the age at which a segment that has none is
+/// offered again.
+const MARK_WITHIN: Duration = Duration::from_millis(100);
 
 /// Where new segments go.
 #[derive(Debug, Clone)]
@@ -22,6 +27,8 @@ impl Offers {
     pub(super) fn start(tasks: &Tasks, core: Arc<Core>) -> Self {
         let marks = Bounds {
             lanes: 1,
+            beside: 1,
+            linger: MARK_WITHIN,
             waiting: 10_000,
             items: 1_000,
             bytes: usize::MAX,
@@ -35,6 +42,8 @@ impl Offers {
         );
         let bounds = Bounds {
             lanes: 2,
+            beside: 1,
+            linger: Duration::ZERO,
             waiting: 1_000,
             items: 100,
             bytes: 4_000,

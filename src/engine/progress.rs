@@ -1,6 +1,7 @@
 //! Reports of running attempts: from all sessions of the node, recorded in batches.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tracing::warn;
 
@@ -33,6 +34,8 @@ impl Reports {
     pub(super) fn start(tasks: &Tasks, core: Arc<Core>) -> Self {
         let bounds = Bounds {
             lanes: 1,
+            beside: 1,
+            linger: Duration::ZERO,
             waiting: STREAMS_MAX,
             items: BATCH_MAX,
             bytes: BATCH_BYTES_MAX,

@@ -1,6 +1,7 @@
 //! Renewals of sessions: all heartbeats that arrive while one is being written go into the next statement.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tracing::warn;
 
@@ -22,6 +23,8 @@ impl Renewals {
         // A session has one renewal under way at most, so this queue cannot fill.
         let bounds = Bounds {
             lanes: 1,
+            beside: 1,
+            linger: Duration::ZERO,
             waiting: 2 * STREAMS_MAX,
             items: BATCH_MAX,
             bytes: usize::MAX,

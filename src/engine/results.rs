@@ -1,6 +1,7 @@
 //! Results: endings from all sessions of the node, recorded in batches, verdicts back to whoever asked.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tracing::{debug, warn};
 
@@ -15,6 +16,9 @@ use crate::failpoint;
 use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, RESULT_BYTES_MAX};
 use crate::job::{Ending, JobState, Lease, Outcome, SessionId, Verdict};
 use crate::session::Event;
+
+/// So many messages of results are worth a flush beside one that is under way.
+const BESIDE: usize = 20;
 
 /// Where results go.
 #[derive(Debug, Clone)]
@@ -101,6 +105,8 @@ impl Results {
     pub(super) fn start(tasks: &Tasks, core: Arc<Core>, offers: Offers) -> Self {
         let bounds = Bounds {
             lanes: 2,
+            beside: BESIDE,
+            linger: Duration::ZERO,
             waiting: 4 * BATCH_MAX,
             items: BATCH_MAX,
             bytes: BATCH_BYTES_MAX,

@@ -65,9 +65,9 @@ pub(super) fn gave_way(cause: &Fault) -> bool {
     matches!(cause, Fault::Database(e) if matches!(e.code().as_deref(), Some("40P01" | "40001")))
 }
 
-/// A key that was to be new is there.
+/// The id of a job that was to be new is there.
 pub(super) fn is_taken(cause: &Fault) -> bool {
-    matches!(cause, Fault::Database(e) if e.is_unique_violation())
+    matches!(cause, Fault::Database(e) if e.is_unique_violation() && e.constraint() == Some("jobs_pkey"))
 }
 
 /// A row that says what no row of ours can say.

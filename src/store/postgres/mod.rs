@@ -1,8 +1,8 @@
 //! The truth in Postgres 15 or newer: one row a job with HOT updates, and logs of batches beside it.
 //!
 //! Every verb is one statement (a second one, with a new snapshot, looks at what the first one skipped), so that there
-//! is no transaction that a dropped future could leave open. Only an enqueue that is one caller's unit, and the
-//! migrations, use BEGIN; their pool rolls back whatever comes back to it.
+//! is no transaction that a dropped future could leave open. Only an enqueue that is one caller's unit and has an id that
+//! is there already, and the migrations, use BEGIN; their pool rolls back whatever comes back to it.
 //!
 //! Plans are pinned: connections run with jit, sequential scans, hash joins and merge joins off and with generic plans,
 //! since a plan chosen by the statistics of a moment once read the whole table for a batch of ids.
@@ -44,8 +44,10 @@ use pool::{Pool, Transactions};
 pub struct PostgresStore {
     /// Leases, results, renewals: what must never queue behind callers.
     hot: Pool,
-    /// Enqueue, and all that uses BEGIN.
+    /// Enqueue.
     entry: Pool,
+    /// What uses BEGIN.
+    units: Pool,
     /// Reads of callers, cancel and retry by hand.
     reads: Pool,
     /// The loops.
@@ -61,7 +63,8 @@ impl PostgresStore {
         let base = options.connect_options(url)?;
         Ok(Self {
             hot: Pool::new(&base, options.hot_connections, Transactions::None),
-            entry: Pool::new(&base, options.enqueue_connections, Transactions::RolledBack),
+            entry: Pool::new(&base, options.enqueue_connections, Transactions::None),
+            units: Pool::new(&base, options.enqueue_connections, Transactions::RolledBack),
             reads: Pool::new(&base, options.read_connections, Transactions::None),
             loops: Pool::new(&base, options.loop_connections, Transactions::None),
         })
@@ -77,7 +80,13 @@ impl PostgresStore {
 
     /// Closes all connections once they are idle.
     pub async fn close(&self) {
-        for pool in [&self.hot, &self.entry, &self.reads, &self.loops] {
+        for pool in [
+            &self.hot,
+            &self.entry,
+            &self.units,
+            &self.reads,
+            &self.loops,
+        ] {
             pool.close().await;
         }
     }
@@ -86,10 +95,10 @@ impl PostgresStore {
 #[async_trait]
 impl Store for PostgresStore {
     async fn migrate(&self) -> Result<MigrationReport> {
-        migrate::migrate(&self.entry).await
+        migrate::migrate(&self.units).await
     }
     async fn pending_migrations(&self) -> Result<MigrationReport> {
-        migrate::pending(&self.entry).await
+        migrate::pending(&self.units).await
     }
     async fn ping(&self) -> Result<String> {
         // Of the pool that must work: a crowd of readers makes them wait, and is no outage.
@@ -99,7 +108,7 @@ impl Store for PostgresStore {
         admin::now(&self.hot).await
     }
     async fn enqueue(&self, jobs: std::sync::Arc<[NewJob]>, unit: Unit) -> Result<EnqueueAnswer> {
-        enqueue::enqueue(&self.entry, &jobs, unit).await
+        enqueue::enqueue(&self.entry, &self.units, &jobs, unit).await
     }
     async fn get(&self, ids: Vec<JobId>, view: View) -> Result<Vec<Option<Job>>> {
         admin::get(&self.reads, &ids, view).await

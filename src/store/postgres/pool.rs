@@ -27,7 +27,8 @@ pub(super) const RUNS_MAX: u32 = 5;
 pub struct PostgresOptions {
     /// Connections for leases, results and renewals. Default 6.
     pub hot_connections: u32,
-    /// Connections for enqueue. Default 4.
+    /// Connections for enqueue, and as many again, which are opened only if they are needed, for batches of which an
+    /// id is there already. Default 4.
     pub enqueue_connections: u32,
     /// Connections for reads and single changes by hand. Default 4.
     pub read_connections: u32,
@@ -152,23 +153,36 @@ impl Pool {
 
     /// Runs one statement that only reads.
     pub(super) async fn read<'q>(&self, make: impl Fn() -> Statement<'q>) -> Result<Vec<PgRow>> {
-        self.run(Effect::Read, make).await
+        let rows = self.run(Effect::Read, |_| false, make).await?;
+        rows.ok_or_else(|| silent(Effect::Read))
     }
 
     /// Runs one statement that changes something, again if it gave way to another.
     pub(super) async fn write<'q>(&self, make: impl Fn() -> Statement<'q>) -> Result<Vec<PgRow>> {
-        self.run(Effect::Write, make).await
+        let rows = self.run(Effect::Write, |_| false, make).await?;
+        rows.ok_or_else(|| silent(Effect::Write))
+    }
+
+    /// The same; `None` when it failed in the way that is `excused`, and so changed nothing.
+    pub(super) async fn write_unless<'q>(
+        &self,
+        excused: fn(&sqlx::Error) -> bool,
+        make: impl Fn() -> Statement<'q>,
+    ) -> Result<Option<Vec<PgRow>>> {
+        self.run(Effect::Write, excused, make).await
     }
 
     async fn run<'q>(
         &self,
         effect: Effect,
+        excused: fn(&sqlx::Error) -> bool,
         make: impl Fn() -> Statement<'q>,
-    ) -> Result<Vec<PgRow>> {
+    ) -> Result<Option<Vec<PgRow>>> {
         let mut conn = self.0.acquire().await.map_err(no_connection)?;
         for run in 1.. {
             match tokio::time::timeout(ANSWER_WITHIN, make().fetch_all(&mut *conn)).await {
-                Ok(Ok(rows)) => return Ok(rows),
+                Ok(Ok(rows)) => return Ok(Some(rows)),
+                Ok(Err(e)) if excused(&e) => return Ok(None),
                 Ok(Err(e)) if run < RUNS_MAX && gave_way(&e) => {}
                 Ok(Err(e)) => return Err(fault(e, effect)),
                 Err(_) => {

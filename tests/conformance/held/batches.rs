@@ -102,7 +102,9 @@ async fn enqueues_in_opposite_orders_make_each_job_once(world: World) {
     for unit in [Unit::Each, Unit::All] {
         let jobs: Vec<_> = (0..20).map(|_| world.job()).collect();
         let back: Vec<_> = jobs.iter().rev().cloned().collect();
-        let mut gate = Gate::shut(&world, "enqueueing", "backlog", "INSERT", "true").await;
+        let last = jobs.iter().map(|job| job.id).max().unwrap();
+        let last = format!("NEW.id = '{}'", last.uuid());
+        let mut gate = Gate::shut(&world, "enqueueing", "jobs", "INSERT", &last).await;
         let one = begin(&world, move |world| async move {
             world.enqueue(jobs, unit).await
         });
