@@ -203,6 +203,8 @@ struct Filling<T> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test says so by failing")]
+
     use tokio::sync::Barrier;
 
     use super::*;
@@ -218,23 +220,22 @@ mod tests {
         }
     }
 
-    async fn within<T>(what: &str, wait: impl Future<Output = T>) -> T {
-        match tokio::time::timeout(Duration::from_secs(10), wait).await {
-            Ok(done) => done,
-            Err(_) => panic!("{what}"),
-        }
+    /// What the next flush got.
+    async fn next(flushes: &mut mpsc::Receiver<Vec<u8>>) -> Vec<u8> {
+        let flush = tokio::time::timeout(Duration::from_secs(10), flushes.recv());
+        flush.await.unwrap().unwrap()
     }
 
     /// A batcher whose flushes say what they got and then wait to be let go.
-    fn held(bounds: Bounds) -> (Batcher<u8>, mpsc::UnboundedReceiver<Vec<u8>>, Arc<Notify>) {
-        let (told, flushes) = mpsc::unbounded_channel();
+    fn held(bounds: Bounds) -> (Batcher<u8>, mpsc::Receiver<Vec<u8>>, Arc<Notify>) {
+        let (told, flushes) = mpsc::channel(10);
         let go = Arc::new(Notify::new());
         let flush = {
             let go = go.clone();
             move |batch| {
                 let (told, go) = (told.clone(), go.clone());
                 async move {
-                    told.send(batch).unwrap();
+                    told.send(batch).await.unwrap();
                     go.notified().await;
                 }
             }
@@ -261,22 +262,23 @@ mod tests {
         };
         let batcher = Batcher::start(&Tasks::default(), bounds, |_| 0, flush);
         assert_eq!((batcher.push(1), batcher.push(2)), (Ok(()), Ok(())));
-        within("one flush waits for the end of the other", both.wait()).await;
+        let met = tokio::time::timeout(Duration::from_secs(10), both.wait()).await;
+        assert!(met.is_ok(), "one flush waits for the end of the other");
     }
 
     #[tokio::test]
     async fn a_small_batch_waits_for_the_flush_before_it_and_a_large_one_does_not() {
         let (batcher, mut flushes, go) = held(bounds(2, 2, Duration::ZERO));
         batcher.push(1).unwrap();
-        assert_eq!(within("no flush", flushes.recv()).await, Some(vec![1]));
+        assert_eq!(next(&mut flushes).await, vec![1]);
         batcher.push(2).unwrap();
         tokio::task::yield_now().await;
         assert!(flushes.try_recv().is_err(), "a small one went beside");
         batcher.push(3).unwrap();
-        assert_eq!(within("no second", flushes.recv()).await, Some(vec![2, 3]));
+        assert_eq!(next(&mut flushes).await, vec![2, 3]);
         batcher.push(4).unwrap();
         go.notify_waiters();
-        assert_eq!(within("no third", flushes.recv()).await, Some(vec![4]));
+        assert_eq!(next(&mut flushes).await, vec![4]);
     }
 
     #[tokio::test]
@@ -285,16 +287,13 @@ mod tests {
         for item in 1..=4 {
             batcher.push(item).unwrap();
         }
-        assert_eq!(
-            within("not full", flushes.recv()).await,
-            Some(vec![1, 2, 3])
-        );
+        assert_eq!(next(&mut flushes).await, vec![1, 2, 3]);
         drop(batcher);
         go.notify_one();
-        assert_eq!(within("not the last", flushes.recv()).await, Some(vec![4]));
+        assert_eq!(next(&mut flushes).await, vec![4]);
 
         let (batcher, mut flushes, _go) = held(bounds(1, 1, Duration::from_millis(1)));
         batcher.push(5).unwrap();
-        assert_eq!(within("not in time", flushes.recv()).await, Some(vec![5]));
+        assert_eq!(next(&mut flushes).await, vec![5]);
     }
 }

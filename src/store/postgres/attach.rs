@@ -7,7 +7,7 @@ use sqlx::postgres::PgRow;
 use tracing::debug;
 use uuid::Uuid;
 
-use super::lease::leased as leased_job;
+use super::lease::{SameAsLast, leased as leased_job};
 use super::pool::Pool;
 use super::row::{column, count, int, span};
 use super::session::{ALIVE, columns, key, running_of};
@@ -91,12 +91,11 @@ fit AS MATERIALIZED (
   SELECT id, place, before < $4 AS fits
     FROM (SELECT h.*, sum(size) OVER (ORDER BY place) - size AS before FROM held h) AS h),
 clock AS MATERIALIZED (SELECT lh_us() AS now)
-SELECT f.fits, j.id, j.attempt, j.session, j.queue, j.kind, j.priority, j.failures, j.max_attempts, j.lost_leases,
-       j.releases, j.timeout_time - c.now AS timeout, j.start_time - j.run_time AS waited,
-       j.headers::text AS headers, CASE WHEN j.has_progress THEN (SELECT p.checkpoint FROM progress p WHERE p.job = j.id) END AS checkpoint,
-            CASE WHEN j.has_progress THEN (SELECT p.revision FROM progress p WHERE p.job = j.id) END AS progress_revision,
-       j.payload_type, j.payload_is_text,
-       CASE WHEN f.fits THEN j.payload ELSE '' END AS payload
+SELECT j.id, j.attempt, j.queue, j.kind, j.priority, j.failures, j.max_attempts, j.lost_leases, j.releases,
+       j.timeout_time - c.now AS timeout, j.start_time - j.run_time AS waited, j.headers::text AS headers, j.has_progress,
+       j.payload_type, j.payload_is_text, CASE WHEN f.fits THEN j.payload ELSE '' END AS payload, j.session, f.fits,
+       CASE WHEN j.has_progress THEN (SELECT p.checkpoint FROM progress p WHERE p.job = j.id) END AS checkpoint,
+       CASE WHEN j.has_progress THEN (SELECT p.revision FROM progress p WHERE p.job = j.id) END AS progress_revision
   FROM clock c, fit f JOIN jobs j ON j.id = f.id AND j.state = 3";
 
 /// Moves sessions to new streams.
@@ -231,8 +230,12 @@ pub(super) async fn leased(pool: &Pool, leases: &[(Lease, SessionId)]) -> Result
         })
         .await?;
     let mut found = HashMap::with_capacity(rows.len());
+    let mut last = SameAsLast::default();
     for row in &rows {
-        let job = leased_job(row)?;
+        let (mut job, _) = leased_job(row, &mut last)?;
+        job.checkpoint = column::<Option<Vec<u8>>>(row, "checkpoint")?.map(Into::into);
+        job.progress_revision = column::<Option<i64>>(row, "progress_revision")?
+            .map_or(0, |n| u64::try_from(n).unwrap_or(0));
         let asked = (job.lease, SessionId::from_store(column(row, "session")?));
         let answer = match column(row, "fits")? {
             true => Found::Job(Box::new(job)),

@@ -6,29 +6,37 @@ use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::pool::Pool;
-use super::row::{self, column, count, priority, span, words};
+use super::row::{InOrder, column, priority, span, words};
 use crate::error::Result;
 use crate::job::limits::GRANT_BYTES_MAX;
-use crate::job::{JobId, JobState, Kind, Lease, LeasedJob, NodeId, QueueName};
+use crate::job::{JobId, JobState, Kind, Lease, LeasedJob, NodeId, Payload, QueueName};
 use crate::store::{Ask, Attached, Granted, SessionState};
 
 /// The sessions are locked FOR KEY SHARE, which lets renewals pass and makes sweeper and attach wait, and in the order of
-/// their ids, as by those; the jobs are skipped when somebody else has them, so nothing is waited for out of that order. All three tables are walked by key in one nested loop: joining two batches with
-/// each other would be quadratic, and nothing here joins `jobs` in any other way.
+/// their ids, as by those; the jobs are skipped when somebody else has them, so nothing is waited for out of that order.
+/// The asks come by session, `[first:last]` of the jobs: so a session is looked at and locked once, whatever it gets.
+/// All is walked by key in nested loops: joining two batches with each other would be quadratic, and nothing here joins
+/// `jobs` in any other way.
 const GRANT: &str = "
 WITH look AS MATERIALIZED (SELECT lh_us() AS now),
-locked AS MATERIALIZED (
-  SELECT j.id, s.id AS session, s.worker, octet_length(j.payload) AS size
-    FROM unnest($1::uuid[], $2::uuid[], $3::int8[]) AS a (job, session, attach)
+held AS MATERIALIZED (
+  SELECT s.id, s.worker, a.first, a.last
+    FROM unnest($2::uuid[], $3::int8[], $6::int4[], $7::int4[]) AS a (session, attach, first, last)
    CROSS JOIN look t
     JOIN sessions s ON s.id = a.session AND s.attach = a.attach AND s.dead_at IS NULL AND s.expires_at > t.now
+   ORDER BY s.id
+     FOR KEY SHARE OF s),
+locked AS MATERIALIZED (
+  SELECT j.id, s.id AS session, s.worker, octet_length(j.payload) AS size
+    FROM held s CROSS JOIN LATERAL unnest(($1::uuid[])[s.first:s.last]) AS a (job)
     JOIN jobs j ON j.id = a.job AND j.state = 2
-   ORDER BY s.id, j.id
-     FOR KEY SHARE OF s FOR UPDATE OF j SKIP LOCKED),
+     FOR UPDATE OF j SKIP LOCKED),
 clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM locked) AS l),
 fit AS MATERIALIZED (
-  SELECT id, session, worker
-    FROM (SELECT l.*, sum(size) OVER (ORDER BY id) - size AS before FROM locked l) AS l WHERE before < $5),
+  SELECT id, session, worker FROM locked
+   WHERE (SELECT sum(size) FROM locked) <= $5
+      OR id = ANY (ARRAY(SELECT id FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM locked) AS l
+                          WHERE before < $5))),
 granted AS (
   UPDATE jobs j
      SET state = 3, attempt = j.attempt + 1, revision = j.revision + 1, session = l.session, worker = l.worker,
@@ -37,15 +45,15 @@ granted AS (
    WHERE j.id = l.id AND j.state = 2
   RETURNING j.id, j.attempt, j.session, j.queue, j.kind, j.priority, j.failures, j.max_attempts, j.lost_leases,
             j.releases, j.timeout, j.start_time - j.run_time AS waited, j.headers::text AS headers,
-            j.has_progress, NULL::bytea AS checkpoint, NULL::bigint AS progress_revision,
-            j.payload_type, j.payload_is_text, j.payload),
+            j.has_progress, j.payload_type, j.payload_is_text, j.payload),
 logged AS (
   INSERT INTO grants (node, created_at, check_at, jobs, sessions)
   SELECT $4, min(c.now), min(c.now) + 30000000, array_agg(g.id), array_agg(g.session)
     FROM granted g, clock c HAVING count(*) > 0),
 counted AS (
   INSERT INTO queue_counts (queue, queued, running) SELECT queue, -count(*), count(*) FROM granted GROUP BY queue)
-SELECT * FROM granted";
+SELECT id, attempt, queue, kind, priority, failures, max_attempts, lost_leases, releases, timeout, waited, headers,
+       has_progress, payload_type, payload_is_text, payload FROM granted";
 
 /// With a new snapshot, and only for jobs that have any: the grant may have waited for a session while another attempt
 /// began, reported and ended, and its own snapshot is from before that. From now on nobody but its leases' holders writes.
@@ -62,24 +70,25 @@ pub(super) async fn grant(pool: &Pool, node: NodeId, asks: &[Ask]) -> Result<Vec
     if firsts.is_empty() {
         return Ok(Vec::new());
     }
-    let jobs: Vec<Uuid> = firsts.iter().map(|a| a.job.uuid()).collect();
-    let sessions: Vec<Uuid> = firsts.iter().map(|a| a.to.session.uuid()).collect();
-    let attaches: Vec<i64> = firsts.iter().map(|a| attach_number(a.to)).collect();
+    let asked = Asked::of(firsts);
     let rows = pool
         .write(|| {
             sqlx::query(GRANT)
-                .bind(&jobs)
-                .bind(&sessions)
-                .bind(&attaches)
+                .bind(&asked.jobs)
+                .bind(&asked.sessions)
+                .bind(&asked.attaches)
                 .bind(node.0)
                 .bind(i64::try_from(GRANT_BYTES_MAX).unwrap_or(i64::MAX))
+                .bind(&asked.firsts)
+                .bind(&asked.lasts)
         })
         .await?;
     let mut leases = HashMap::with_capacity(rows.len());
     let mut progressed: Vec<Uuid> = Vec::new();
+    let mut last = SameAsLast::default();
     for row in &rows {
-        let leased = leased(row)?;
-        if column(row, "has_progress")? {
+        let (leased, has_progress) = leased(row, &mut last)?;
+        if has_progress {
             progressed.push(leased.lease.job.uuid());
         }
         leases.insert(leased.lease.job, leased);
@@ -111,6 +120,34 @@ pub(super) async fn grant(pool: &Pool, node: NodeId, asks: &[Ask]) -> Result<Vec
 
 pub(super) fn attach_number(to: Attached) -> i64 {
     i64::try_from(to.attach).unwrap_or(i64::MAX)
+}
+
+/// What is asked for, by session: the jobs of each are `firsts..=lasts` of all, counted from 1.
+#[derive(Default)]
+struct Asked {
+    jobs: Vec<Uuid>,
+    sessions: Vec<Uuid>,
+    attaches: Vec<i64>,
+    firsts: Vec<i32>,
+    lasts: Vec<i32>,
+}
+
+impl Asked {
+    fn of(mut asks: Vec<&Ask>) -> Self {
+        asks.sort_by_key(|ask| (ask.to.session, ask.to.attach, ask.job));
+        let mut asked = Self::default();
+        for asks in asks.chunk_by(|one, next| one.to == next.to) {
+            let place = |count| i32::try_from(count).unwrap_or(i32::MAX);
+            asked.firsts.push(place(asked.jobs.len() + 1));
+            asked.jobs.extend(asks.iter().map(|ask| ask.job.uuid()));
+            asked.lasts.push(place(asked.jobs.len()));
+            for ask in asks.iter().take(1) {
+                asked.sessions.push(ask.to.session.uuid());
+                asked.attaches.push(attach_number(ask.to));
+            }
+        }
+        asked
+    }
 }
 
 /// What was seen of the asks that got nothing.
@@ -156,27 +193,53 @@ impl LeftOut {
     }
 }
 
-/// Reads a job as its worker gets it.
-pub(super) fn leased(row: &PgRow) -> Result<LeasedJob> {
-    Ok(LeasedJob {
-        lease: Lease {
-            job: JobId::from_store(column(row, "id")?),
-            attempt: count(row, "attempt")?,
-        },
-        queue: QueueName::from_store(column(row, "queue")?),
-        kind: Kind::from_store(column(row, "kind")?),
-        payload: row::payload(row)?,
-        headers: words(column(row, "headers")?)?,
-        priority: priority(column(row, "priority")?)?,
-        failures: count(row, "failures")?,
-        max_attempts: count(row, "max_attempts")?,
-        lost_leases: count(row, "lost_leases")?,
-        releases: count(row, "releases")?,
-        time_left: column::<Option<i64>>(row, "timeout")?.map(span),
-        waited: span(column(row, "waited")?),
-        checkpoint: column::<Option<Vec<u8>>>(row, "checkpoint")?.map(Into::into),
-        progress_revision: column::<Option<i64>>(row, "progress_revision")?
-            .map_or(0, |n| u64::try_from(n).unwrap_or(0)),
+/// Reads a job as its worker gets it from the first columns of a row, in the order of [`GRANT`], and whether it has
+/// progress, which is not in it yet.
+pub(super) fn leased(row: &PgRow, last: &mut SameAsLast) -> Result<(LeasedJob, bool)> {
+    let mut row = InOrder::of(row);
+    let lease = Lease {
+        job: JobId::from_store(row.next()?),
+        attempt: row.count()?,
+    };
+    let (queue, kind) = last.names(row.next()?, row.next()?);
+    let mut leased = LeasedJob {
+        lease,
+        queue,
+        kind,
+        priority: priority(row.next()?)?,
+        failures: row.count()?,
+        max_attempts: row.count()?,
+        lost_leases: row.count()?,
+        releases: row.count()?,
+        time_left: row.next::<Option<i64>>()?.map(span),
+        waited: span(row.next()?),
+        headers: words(row.next()?)?,
+        payload: Payload::default(),
+        checkpoint: None,
+        progress_revision: 0,
         resent: false,
-    })
+    };
+    let has_progress = row.next()?;
+    leased.payload = Payload {
+        content_type: row.next()?,
+        is_text: row.next()?,
+        data: row.next::<Vec<u8>>()?.into(),
+    };
+    Ok((leased, has_progress))
+}
+
+/// Queue and kind of the row before: most often the next one has the same, and need not have copies.
+#[derive(Default)]
+pub(super) struct SameAsLast(Option<(QueueName, Kind)>);
+
+impl SameAsLast {
+    fn names(&mut self, queue: &str, kind: &str) -> (QueueName, Kind) {
+        match &self.0 {
+            Some(last) if last.0.as_str() == queue && last.1.as_str() == kind => last.clone(),
+            _ => {
+                let names = (QueueName::from_store(queue), Kind::from_store(kind));
+                self.0.insert(names).clone()
+            }
+        }
+    }
 }

@@ -7,14 +7,14 @@ use uuid::Uuid;
 
 use super::fault::broken;
 use super::pool::{Pool, Statement};
-use super::row::{self, column, count, int, state};
+use super::row::{self, InOrder, column, count, int, state};
 use crate::error::{Error, Result};
 use crate::job::limits::{LOST_LEASES_MAX, ROW_AGE_MIN};
 use crate::job::time::micros;
 use crate::job::{
     AttemptOutcome, Ending, JobId, JobState, Lease, Outcome, Payload, SessionId, Standing, Verdict,
 };
-use crate::store::FinishAnswer;
+use crate::store::{FinishAnswer, Segment};
 
 /// `e.outcome` is the number of the attempt's outcome. The rows are locked in the order of their ids, and judged after
 /// that as they are then. A success may also find its job QUEUED with its session still in the row: only a lost lease
@@ -95,7 +95,8 @@ UNION ALL SELECT NULL, NULL, NULL, NULL, id, queue, priority, jobs FROM segment"
 
 /// Successes of RUNNING jobs, most of all there is to record, at half the cost. The rows come sorted by id and are locked
 /// in that order, as above; a row that another has changed meanwhile is judged as it is then, for the update itself has
-/// the whole fence. What it leaves is looked at by the statement above.
+/// the whole fence. What it leaves is looked at by the statement above. It answers nothing when it recorded all, as it
+/// does nearly always, and else the fences of those that it did.
 const SUCCEED: &str = "
 WITH clock AS MATERIALIZED (SELECT lh_us() AS now),
 done AS (
@@ -113,8 +114,7 @@ ended AS (
   SELECT purge_time / 3600000000, min(purge_time), count(*), array_agg(id) FROM done GROUP BY purge_time / 3600000000),
 counted AS (
   INSERT INTO queue_counts (queue, running, succeeded) SELECT queue, -count(*), count(*) FROM done GROUP BY queue)
-SELECT id, attempt, session, state,
-       NULL::bigint AS segment, NULL::text AS queue, NULL::int2 AS priority, NULL::uuid[] AS jobs FROM done";
+SELECT array_agg(id), array_agg(attempt), array_agg(session) FROM done HAVING count(*) < cardinality($1::uuid[])";
 
 /// With a new snapshot: what the fence refused.
 const ROWS: &str = "SELECT id, state, attempt, session FROM jobs WHERE id = ANY($1)";
@@ -146,29 +146,10 @@ pub(super) async fn finish(pool: &Pool, endings: &[Ending]) -> Result<FinishAnsw
         if open.is_empty() {
             break;
         }
-        let firsts: Vec<&Ending> = open.iter().map(|(_, ending)| *ending).collect();
-        let rows = match round {
-            0 => apart(pool, firsts).await?,
-            _ => pool.write(|| statement(&firsts)).await?,
-        };
-        segments.extend(row::segments(&rows)?);
-        let mut recorded: HashMap<(Uuid, i32, Uuid), JobState> = HashMap::new();
-        for row in &rows {
-            if let Some(id) = column::<Option<Uuid>>(row, "id")? {
-                let fence = (id, column(row, "attempt")?, column(row, "session")?);
-                recorded.insert(fence, state(column(row, "state")?)?);
-            }
-        }
-        for (i, ending) in &open {
-            let fence = (
-                ending.lease.job.uuid(),
-                int(ending.lease.attempt),
-                ending.session.uuid(),
-            );
-            if let (Some(slot), Some(state)) = (verdicts.get_mut(*i), recorded.get(&fence)) {
-                *slot = Some(Verdict::Recorded(*state));
-            }
-        }
+        segments.extend(match round {
+            0 => apart(pool, &open, &mut verdicts).await?,
+            _ => finish_all(pool, &open, &mut verdicts).await?,
+        });
         if verdicts.iter().all(Option::is_some) {
             break;
         }
@@ -191,29 +172,99 @@ pub(super) async fn finish(pool: &Pool, endings: &[Ending]) -> Result<FinishAnsw
     })
 }
 
+/// An ending and its place among all.
+type Open<'a> = (usize, &'a Ending);
+
 /// Successes by the statement that is for them, all else by the other, side by side.
-async fn apart(pool: &Pool, endings: Vec<&Ending>) -> Result<Vec<PgRow>> {
-    let (mut successes, others): (Vec<&Ending>, Vec<&Ending>) = endings
-        .into_iter()
-        .partition(|ending| matches!(ending.outcome, Outcome::Success(_)));
-    successes.sort_by_key(|ending| ending.lease.job);
-    let succeed = async {
-        match successes.is_empty() {
-            true => Ok(Vec::new()),
-            false => pool.write(|| success_statement(&successes)).await,
-        }
-    };
-    let finish = async {
-        match others.is_empty() {
-            true => Ok(Vec::new()),
-            false => pool.write(|| statement(&others)).await,
-        }
-    };
+async fn apart(
+    pool: &Pool,
+    open: &[Open<'_>],
+    verdicts: &mut [Option<Verdict>],
+) -> Result<Vec<Segment>> {
+    let (mut successes, others): (Vec<Open<'_>>, Vec<Open<'_>>) = open
+        .iter()
+        .partition(|(_, ending)| matches!(ending.outcome, Outcome::Success(_)));
+    successes.sort_by_key(|(_, ending)| ending.lease.job);
+    let mut others_verdicts = vec![None; verdicts.len()];
     // Not the first error at once: a statement is not dropped in the middle.
-    let (succeeded, finished) = tokio::join!(succeed, finish);
-    let mut rows = succeeded?;
-    rows.extend(finished?);
-    Ok(rows)
+    let (succeeded, finished) = tokio::join!(
+        succeed_all(pool, &successes, verdicts),
+        finish_all(pool, &others, &mut others_verdicts),
+    );
+    succeeded?;
+    let segments = finished?;
+    for (verdict, other) in verdicts.iter_mut().zip(others_verdicts) {
+        *verdict = verdict.take().or(other);
+    }
+    Ok(segments)
+}
+
+async fn succeed_all(
+    pool: &Pool,
+    open: &[Open<'_>],
+    verdicts: &mut [Option<Verdict>],
+) -> Result<()> {
+    if open.is_empty() {
+        return Ok(());
+    }
+    let endings: Vec<&Ending> = open.iter().map(|(_, ending)| *ending).collect();
+    let rows = pool.write(|| success_statement(&endings)).await?;
+    let left_some = rows.first().map(fences).transpose()?;
+    for (i, ending) in open {
+        let is_recorded = left_some
+            .as_ref()
+            .is_none_or(|recorded| recorded.contains(&fence(ending)));
+        if is_recorded && let Some(verdict) = verdicts.get_mut(*i) {
+            *verdict = Some(Verdict::Recorded(JobState::Succeeded));
+        }
+    }
+    Ok(())
+}
+
+async fn finish_all(
+    pool: &Pool,
+    open: &[Open<'_>],
+    verdicts: &mut [Option<Verdict>],
+) -> Result<Vec<Segment>> {
+    if open.is_empty() {
+        return Ok(Vec::new());
+    }
+    let endings: Vec<&Ending> = open.iter().map(|(_, ending)| *ending).collect();
+    let rows = pool.write(|| statement(&endings)).await?;
+    let mut recorded = HashMap::with_capacity(rows.len());
+    for row in &rows {
+        if let Some(id) = column::<Option<Uuid>>(row, "id")? {
+            let fence = (id, column(row, "attempt")?, column(row, "session")?);
+            recorded.insert(fence, state(column(row, "state")?)?);
+        }
+    }
+    for (i, ending) in open {
+        if let (Some(verdict), Some(state)) = (verdicts.get_mut(*i), recorded.get(&fence(ending))) {
+            *verdict = Some(Verdict::Recorded(*state));
+        }
+    }
+    row::segments(&rows)
+}
+
+fn fence(ending: &Ending) -> (Uuid, i32, Uuid) {
+    let attempt = int(ending.lease.attempt);
+    (ending.lease.job.uuid(), attempt, ending.session.uuid())
+}
+
+/// The fences of an answer, which has their parts in three arrays.
+fn fences(row: &PgRow) -> Result<HashSet<(Uuid, i32, Uuid)>> {
+    let mut row = InOrder::of(row);
+    let jobs: Option<Vec<Uuid>> = row.next()?;
+    let attempts: Option<Vec<i32>> = row.next()?;
+    let sessions: Option<Vec<Uuid>> = row.next()?;
+    let parts = jobs
+        .into_iter()
+        .flatten()
+        .zip(attempts.into_iter().flatten());
+    Ok(parts
+        .zip(sessions.into_iter().flatten())
+        .map(|((job, attempt), session)| (job, attempt, session))
+        .collect())
 }
 
 /// `text` with the fences of the endings as its first three parameters: job, attempt, session.

@@ -33,6 +33,32 @@ where
     row.try_get(name).map_err(Error::internal)
 }
 
+/// Reads the columns of a row one after the other, for the few statements whose rows are as many as the jobs: to find
+/// each by its name and compare its type again costs as much as to read it.
+pub(super) struct InOrder<'r> {
+    row: &'r PgRow,
+    at: usize,
+}
+
+impl<'r> InOrder<'r> {
+    /// From the first column.
+    pub(super) fn of(row: &'r PgRow) -> Self {
+        Self { row, at: 0 }
+    }
+
+    /// The next column; it is of the type that the statement gives it.
+    pub(super) fn next<T: sqlx::Decode<'r, sqlx::Postgres>>(&mut self) -> Result<T> {
+        let column = self.row.try_get_unchecked(self.at).map_err(Error::internal);
+        self.at += 1;
+        column
+    }
+
+    /// The next column, a count that is never negative.
+    pub(super) fn count(&mut self) -> Result<u32> {
+        u32::try_from(self.next::<i32>()?).map_err(Error::internal)
+    }
+}
+
 /// Reads a job; of a full view, all but its attempts.
 pub(super) fn job(row: &PgRow, view: View) -> Result<Job> {
     let (payload, output) = match view {
