@@ -25,7 +25,7 @@ use super::{Core, lines_of};
 use crate::error::Error;
 use crate::failpoint;
 use crate::job::limits::BATCH_MAX;
-use crate::job::{LeasedJob, Priority, QueueName};
+use crate::job::{LeasedJob, QueueName};
 use crate::ready::{Hint, Want};
 use crate::session::Event;
 use crate::store::{Ask, Granted, SessionState};
@@ -40,7 +40,7 @@ const DIRECT_EVERY: Duration = Duration::from_millis(200);
 const CLAIM_FOR: Duration = Duration::from_secs(5);
 /// Segments of one direct claim.
 const CLAIM_MAX: usize = 16;
-/// Hints of one line that are taken at once.
+/// Hints of one queue that are taken at once.
 const TAKE_MAX: usize = BATCH_MAX;
 /// After a fault of the store, how long until the next grants.
 const AFTER_FAULT: Duration = Duration::from_millis(500);
@@ -224,28 +224,22 @@ impl Dispatcher {
     ) -> Result<Vec<Hint>, Error> {
         let ready = &self.core.ready;
         let mut hints = Vec::new();
-        let queues: Vec<_> = wanted.keys().cloned().collect();
         if self.stolen_at.elapsed() >= STEAL_EVERY {
             self.stolen_at = Instant::now();
+            let queues = wanted.keys().cloned().collect();
             let most = wanted.values().copied().max().unwrap_or(0).min(TAKE_MAX);
-            hints = ready
-                .steal(lines_of(queues.clone()), STEAL_IDLE, most)
-                .await?;
+            hints = ready.steal(lines_of(queues), STEAL_IDLE, most).await?;
             count_off(wanted, hints.iter().map(|hint| &hint.line.queue));
         }
-        // All lines of one level in one round trip, and the next level with what is still free then.
-        for level in Priority::ALL {
-            let wants: Vec<_> = lines_of(queues.clone())
-                .into_iter()
-                .filter(|line| line.priority == level)
-                .filter_map(|line| {
-                    let count = wanted.get(&line.queue).copied().unwrap_or(0).min(TAKE_MAX);
-                    (count > 0).then_some(Want { line, count })
-                })
-                .collect();
-            if wants.is_empty() {
-                break;
-            }
+        let wants: Vec<_> = wanted
+            .iter()
+            .filter(|(_, count)| **count > 0)
+            .map(|(queue, count)| Want {
+                queue: queue.clone(),
+                count: (*count).min(TAKE_MAX),
+            })
+            .collect();
+        if !wants.is_empty() {
             let taken = ready.take(wants).await?;
             count_off(wanted, taken.iter().map(|hint| &hint.line.queue));
             hints.extend(taken);
