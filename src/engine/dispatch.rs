@@ -161,8 +161,11 @@ impl Dispatcher {
             self.hungry.set(Vec::new());
             return Looked::Nothing;
         }
-        let candidates = match self.candidates(&slots).await {
-            Ok(candidates) => candidates,
+        if self.is_in_vain(&slots) {
+            return Looked::Nothing;
+        }
+        let (candidates, all) = match self.candidates(&slots).await {
+            Ok(found) => found,
             Err(error) => {
                 warn!(%error, "no jobs can be claimed");
                 return Looked::Pause(AFTER_FAULT);
@@ -180,26 +183,38 @@ impl Dispatcher {
                 None => surplus.push(candidate),
             }
         }
+        let all = all && surplus.is_empty();
         self.claims.give_back(&self.core, surplus).await;
-        if found {
+        if found && !all {
             return Looked::Found;
         }
-        self.hungry
-            .set(lines_of(slots.wanted().into_keys().collect()));
+        self.hungry.set(slots.lines());
         Looked::Nothing
     }
 
-    async fn candidates(&mut self, slots: &Slots) -> Result<Vec<Candidate>, Error> {
+    /// Nothing was there at the last look, and the doorbell, which has listened since, heard nothing: a slot that becomes
+    /// free is no reason to look again.
+    fn is_in_vain(&self, slots: &Slots) -> bool {
+        let shelved = self.core.shelved.swap(false, Ordering::Relaxed);
+        !shelved
+            && !self.core.ready_is_degraded()
+            && self.stolen_at.elapsed() < STEAL_EVERY
+            && self.claims.is_empty()
+            && self.hungry.is_for(&slots.lines())
+    }
+
+    /// Jobs for free slots. `true`: they are all that there was.
+    async fn candidates(&mut self, slots: &Slots) -> Result<(Vec<Candidate>, bool), Error> {
         let mut wanted = slots.wanted();
         let mut found = Vec::new();
         self.claims.take(&mut wanted, &mut found);
         if !self.core.ready_is_away() {
             match self.take_hints(&mut wanted).await {
-                Ok(hints) => {
+                Ok((hints, all)) => {
                     found.extend(hints.into_iter().map(Candidate::from));
                     // One that takes nothing new still gives what it has, and is emptied by that.
                     if !self.core.ready_is_degraded() {
-                        return Ok(found);
+                        return Ok((found, all));
                     }
                 }
                 Err(error) => {
@@ -215,13 +230,14 @@ impl Dispatcher {
             self.claim(&wanted).await?;
             self.claims.take(&mut wanted, &mut found);
         }
-        Ok(found)
+        Ok((found, false))
     }
 
+    /// Hints for what is wanted. `true`: no queue had as many as were asked of it.
     async fn take_hints(
         &mut self,
         wanted: &mut BTreeMap<QueueName, usize>,
-    ) -> Result<Vec<Hint>, Error> {
+    ) -> Result<(Vec<Hint>, bool), Error> {
         let ready = &self.core.ready;
         let mut hints = Vec::new();
         if self.stolen_at.elapsed() >= STEAL_EVERY {
@@ -239,12 +255,18 @@ impl Dispatcher {
                 count: (*count).min(TAKE_MAX),
             })
             .collect();
-        if !wants.is_empty() {
-            let taken = ready.take(wants).await?;
-            count_off(wanted, taken.iter().map(|hint| &hint.line.queue));
-            hints.extend(taken);
+        if wants.is_empty() {
+            return Ok((hints, false));
         }
-        Ok(hints)
+        let mut left: BTreeMap<_, _> = wants
+            .iter()
+            .map(|want| (want.queue.clone(), want.count))
+            .collect();
+        let taken = ready.take(wants).await?;
+        count_off(wanted, taken.iter().map(|hint| &hint.line.queue));
+        count_off(&mut left, taken.iter().map(|hint| &hint.line.queue));
+        hints.extend(taken);
+        Ok((hints, left.values().all(|left| *left > 0)))
     }
 
     async fn claim(&mut self, wanted: &BTreeMap<QueueName, usize>) -> Result<(), Error> {
