@@ -132,6 +132,10 @@ async fn redis(config: &Config, found: &mut Findings) {
                 return found.bad(what, &why, cure);
             }
             found.good(what, &check.server);
+            if let Some(why) = check.degraded() {
+                let cure = "redis-cli ACL SETUSER with the user of --redis-url and +eval +evalsha";
+                found.bad("scripts", why, cure);
+            }
             if let Some(why) = check.eviction.warning() {
                 found.bad(
                     "eviction",

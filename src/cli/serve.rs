@@ -174,6 +174,9 @@ async fn redis(config: &Config, node: NodeId) -> Result<RedisReady, Failure> {
             if let Some(why) = check.refusal {
                 return Err(Failure::trouble(format!("redis: {why}")));
             }
+            if let Some(why) = check.degraded() {
+                warn!("redis: {why}");
+            }
             info!(server = check.server, "redis answers");
             if let Some(warning) = check.eviction.warning() {
                 warn!("redis: {warning}");

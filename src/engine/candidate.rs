@@ -2,6 +2,7 @@
 //! ready-list, or to the segments that this node has claimed directly.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
@@ -89,12 +90,19 @@ impl Claims {
                 claimed.push_front(candidate);
             }
         }
-        if !hints.is_empty()
-            && let Err(error) = core.ready.put_back(hints).await
-        {
-            debug!(%error, "hints not put back; they will be taken over or offered again");
-            core.ready_failed();
+        if !hints.is_empty() {
+            if let Err(error) = core.ready.put_back(hints).await {
+                debug!(%error, "hints not put back; they will be taken over or offered again");
+                core.ready_failed();
+            }
+            // The node's own doorbell does not ring for them.
+            core.shelved.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Whether nothing is claimed.
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Candidate>> {

@@ -25,7 +25,7 @@ use super::{Core, lines_of};
 use crate::error::Error;
 use crate::failpoint;
 use crate::job::limits::BATCH_MAX;
-use crate::job::{LeasedJob, Priority, QueueName};
+use crate::job::{LeasedJob, QueueName};
 use crate::ready::{Hint, Want};
 use crate::session::Event;
 use crate::store::{Ask, Granted, SessionState};
@@ -40,7 +40,7 @@ const DIRECT_EVERY: Duration = Duration::from_millis(200);
 const CLAIM_FOR: Duration = Duration::from_secs(5);
 /// Segments of one direct claim.
 const CLAIM_MAX: usize = 16;
-/// Hints of one line that are taken at once.
+/// Hints of one queue that are taken at once.
 const TAKE_MAX: usize = BATCH_MAX;
 /// After a fault of the store, how long until the next grants.
 const AFTER_FAULT: Duration = Duration::from_millis(500);
@@ -163,8 +163,11 @@ impl Dispatcher {
             self.hungry.set(Vec::new());
             return Looked::Nothing;
         }
-        let candidates = match self.candidates(&slots).await {
-            Ok(candidates) => candidates,
+        if self.is_in_vain(&slots) {
+            return Looked::Nothing;
+        }
+        let (candidates, all) = match self.candidates(&slots).await {
+            Ok(found) => found,
             Err(error) => {
                 warn!(%error, "no jobs can be claimed");
                 return Looked::Pause(AFTER_FAULT);
@@ -182,26 +185,38 @@ impl Dispatcher {
                 None => surplus.push(candidate),
             }
         }
+        let all = all && surplus.is_empty();
         self.claims.give_back(&self.core, surplus).await;
-        if found {
+        if found && !all {
             return Looked::Found;
         }
-        self.hungry
-            .set(lines_of(slots.wanted().into_keys().collect()));
+        self.hungry.set(slots.lines());
         Looked::Nothing
     }
 
-    async fn candidates(&mut self, slots: &Slots) -> Result<Vec<Candidate>, Error> {
+    /// Nothing was there at the last look, and the doorbell, which has listened since, heard nothing: a slot that becomes
+    /// free is no reason to look again.
+    fn is_in_vain(&self, slots: &Slots) -> bool {
+        let shelved = self.core.shelved.swap(false, Ordering::Relaxed);
+        !shelved
+            && !self.core.ready_is_degraded()
+            && self.stolen_at.elapsed() < STEAL_EVERY
+            && self.claims.is_empty()
+            && self.hungry.is_for(&slots.lines())
+    }
+
+    /// Jobs for free slots. `true`: they are all that there was.
+    async fn candidates(&mut self, slots: &Slots) -> Result<(Vec<Candidate>, bool), Error> {
         let mut wanted = slots.wanted();
         let mut found = Vec::new();
         self.claims.take(&mut wanted, &mut found);
         if !self.core.ready_is_away() {
             match self.take_hints(&mut wanted).await {
-                Ok(hints) => {
+                Ok((hints, all)) => {
                     found.extend(hints.into_iter().map(Candidate::from));
                     // One that takes nothing new still gives what it has, and is emptied by that.
                     if !self.core.ready_is_degraded() {
-                        return Ok(found);
+                        return Ok((found, all));
                     }
                 }
                 Err(error) => {
@@ -217,42 +232,43 @@ impl Dispatcher {
             self.claim(&wanted).await?;
             self.claims.take(&mut wanted, &mut found);
         }
-        Ok(found)
+        Ok((found, false))
     }
 
+    /// Hints for what is wanted. `true`: no queue had as many as were asked of it.
     async fn take_hints(
         &mut self,
         wanted: &mut BTreeMap<QueueName, usize>,
-    ) -> Result<Vec<Hint>, Error> {
+    ) -> Result<(Vec<Hint>, bool), Error> {
         let ready = &self.core.ready;
         let mut hints = Vec::new();
-        let queues: Vec<_> = wanted.keys().cloned().collect();
         if self.stolen_at.elapsed() >= STEAL_EVERY {
             self.stolen_at = Instant::now();
+            let queues = wanted.keys().cloned().collect();
             let most = wanted.values().copied().max().unwrap_or(0).min(TAKE_MAX);
-            hints = ready
-                .steal(lines_of(queues.clone()), STEAL_IDLE, most)
-                .await?;
+            hints = ready.steal(lines_of(queues), STEAL_IDLE, most).await?;
             count_off(wanted, hints.iter().map(|hint| &hint.line.queue));
         }
-        // All lines of one level in one round trip, and the next level with what is still free then.
-        for level in Priority::ALL {
-            let wants: Vec<_> = lines_of(queues.clone())
-                .into_iter()
-                .filter(|line| line.priority == level)
-                .filter_map(|line| {
-                    let count = wanted.get(&line.queue).copied().unwrap_or(0).min(TAKE_MAX);
-                    (count > 0).then_some(Want { line, count })
-                })
-                .collect();
-            if wants.is_empty() {
-                break;
-            }
-            let taken = ready.take(wants).await?;
-            count_off(wanted, taken.iter().map(|hint| &hint.line.queue));
-            hints.extend(taken);
+        let wants: Vec<_> = wanted
+            .iter()
+            .filter(|(_, count)| **count > 0)
+            .map(|(queue, count)| Want {
+                queue: queue.clone(),
+                count: (*count).min(TAKE_MAX),
+            })
+            .collect();
+        if wants.is_empty() {
+            return Ok((hints, false));
         }
-        Ok(hints)
+        let mut left: BTreeMap<_, _> = wants
+            .iter()
+            .map(|want| (want.queue.clone(), want.count))
+            .collect();
+        let taken = ready.take(wants).await?;
+        count_off(wanted, taken.iter().map(|hint| &hint.line.queue));
+        count_off(&mut left, taken.iter().map(|hint| &hint.line.queue));
+        hints.extend(taken);
+        Ok((hints, left.values().all(|left| *left > 0)))
     }
 
     async fn claim(&mut self, wanted: &BTreeMap<QueueName, usize>) -> Result<(), Error> {

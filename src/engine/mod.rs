@@ -124,6 +124,8 @@ pub(crate) struct Core {
     /// Bytes that wait to be sent to workers, over all streams.
     outbox_bytes: AtomicUsize,
     store_away: AtomicBool,
+    /// This node has put hints back since it last looked.
+    shelved: AtomicBool,
     /// The ready-list does not answer.
     ready_away: AtomicBool,
     /// It does not take new hints; full, perhaps.
@@ -169,6 +171,7 @@ impl Engine {
             nudged: Notify::new(),
             outbox_bytes: AtomicUsize::new(0),
             store_away: AtomicBool::new(false),
+            shelved: AtomicBool::new(false),
             ready_away: AtomicBool::new(false),
             ready_refuses: AtomicBool::new(false),
             draining: AtomicBool::new(false),

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Core;
 use super::sessions::Live;
+use super::{Core, lines_of};
 use crate::job::QueueName;
+use crate::store::Line;
 
 /// Free slots at the beginning of a round, by queue.
 pub struct Slots {
@@ -39,6 +40,12 @@ impl Slots {
     /// No session can take anything.
     pub fn is_empty(&self) -> bool {
         self.queues.is_empty()
+    }
+
+    /// The lines of the queues that have free slots.
+    pub fn lines(&self) -> Vec<Line> {
+        let free = self.wanted().into_iter().filter(|(_, count)| *count > 0);
+        lines_of(free.map(|(queue, _)| queue).collect())
     }
 
     /// How many jobs of each queue could be placed.

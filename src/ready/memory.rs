@@ -15,7 +15,8 @@ use uuid::Uuid;
 
 use super::{Hint, Placed, Probe, ReadyList, Ring, Want};
 use crate::error::Result;
-use crate::job::JobId;
+use crate::job::limits::BATCH_MAX;
+use crate::job::{JobId, Priority};
 use crate::store::{EntryId, Epoch, Line};
 
 /// Ids that are kept, over all lines: tens of megabytes, and more than a drain of minutes.
@@ -107,16 +108,23 @@ impl ReadyList for MemoryReady {
         let now = Instant::now();
         let mut state = self.state();
         let mut hints = Vec::new();
-        for Want { line, count } in wants {
-            let Some(ids) = state.lines.get_mut(&line) else {
-                continue;
-            };
-            for _ in 0..count {
-                let Some((entry, job)) = ids.waiting.pop_first() else {
-                    break;
+        for Want { queue, count } in wants {
+            let mut left = count.min(BATCH_MAX);
+            for priority in Priority::ALL {
+                let line = Line {
+                    queue: queue.clone(),
+                    priority,
                 };
-                ids.taken.insert(entry, (job, now));
-                hints.push(self.hint(&line, entry, job));
+                let Some(ids) = state.lines.get_mut(&line) else {
+                    continue;
+                };
+                while left > 0
+                    && let Some((entry, job)) = ids.waiting.pop_first()
+                {
+                    left -= 1;
+                    ids.taken.insert(entry, (job, now));
+                    hints.push(self.hint(&line, entry, job));
+                }
             }
         }
         Ok(hints)

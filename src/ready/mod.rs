@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::error::Result;
-use crate::job::JobId;
+use crate::job::{JobId, QueueName};
 use crate::store::{EntryId, Epoch, Line};
 
 /// One id taken from a line, to be settled or put back.
@@ -26,12 +26,12 @@ pub struct Hint {
     pub epoch: Epoch,
 }
 
-/// How many hints are wanted of a line.
+/// How many hints are wanted of a queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Want {
-    /// The line.
-    pub line: Line,
-    /// At most so many.
+    /// The queue, each one once.
+    pub queue: QueueName,
+    /// At most so many over all its levels; of more than 1,000, so many.
     pub count: usize,
 }
 
@@ -73,7 +73,9 @@ pub trait ReadyList: Send + Sync + 'static {
     /// for nothing; it misses nothing that was added after the last `take` found a line empty. One call at a time.
     /// Cancel safe: it takes nothing.
     async fn doorbell(&self, lines: Vec<Line>, wait: Duration) -> Result<Ring>;
-    /// Takes hints without waiting, oldest first. They stay this node's until they are settled or put back.
+    /// Takes hints without waiting, of all queues in one go. Of each queue high levels give first, and lower ones what is
+    /// still wanted then; a line gives its oldest first. A queue that gives less than was wanted had no more in that
+    /// moment. The hints stay this node's until they are settled or put back.
     async fn take(&self, wants: Vec<Want>) -> Result<Vec<Hint>>;
     /// Forgets hints: their jobs were handed out, or seen not QUEUED.
     async fn settle(&self, hints: Vec<Hint>) -> Result<()>;

@@ -56,9 +56,12 @@ async fn lines_are_apart(w: World) {
         (other.clone(), vec![]),
     ];
     assert_eq!(w.a.offer(offer).await.unwrap().len(), 3);
-    let wants = [want(&low, 5), want(&other, 5), want(&high, 1)].concat();
-    assert_eq!(ids(&w.a.take(wants).await.unwrap()), [all[2], all[0]]);
-    assert_eq!(ids(&w.b.take(want(&high, 5)).await.unwrap()), [all[1]]);
+    assert!(w.a.take(want(&other, 5)).await.unwrap().is_empty());
+    let wants = [want(&other, 5), want(&high, 1)].concat();
+    assert_eq!(ids(&w.a.take(wants).await.unwrap()), [all[0]]);
+    let rest = w.b.take(want(&low, 5)).await.unwrap();
+    assert_eq!(ids(&rest), [all[1], all[2]]);
+    assert_eq!((&rest[0].line, &rest[1].line), (&high, &low));
     assert!(
         w.a.take(want(&line("unknown", Priority::Low), 5))
             .await
@@ -66,6 +69,69 @@ async fn lines_are_apart(w: World) {
             .is_empty()
     );
     assert!(w.a.take(want(&high, 0)).await.unwrap().is_empty());
+}
+
+on_each_list!(what_is_wanted_of_a_queue_is_shared_by_its_levels_and_high_comes_first);
+async fn what_is_wanted_of_a_queue_is_shared_by_its_levels_and_high_comes_first(w: World) {
+    let of =
+        |queue: &str| [Priority::Low, Priority::High, Priority::Normal].map(|p| line(queue, p));
+    let all = jobs(18);
+    for (queue, jobs) in ["a", "b"].iter().zip(all.chunks(9)) {
+        let lines = of(queue).into_iter().zip(jobs.chunks(3));
+        let offer = lines.map(|(line, jobs)| (line, jobs.to_vec())).collect();
+        w.a.offer(offer).await.unwrap();
+    }
+    let (low, high, normal) = (&all[..3], &all[3..6], &all[6..9]);
+    let of_queue = |hints: &[Hint], queue: &str| -> Vec<JobId> {
+        let hints = hints.iter().filter(|h| h.line.queue.as_str() == queue);
+        hints.map(|hint| hint.job).collect()
+    };
+    // Each queue has a number of its own, and one that is not asked of gives nothing.
+    let (a, b) = (line("a", Priority::Low), line("b", Priority::Low));
+    let wants = [want(&a, 4), want(&b, 1)].concat();
+    let first = w.a.take(wants).await.unwrap();
+    assert_eq!(of_queue(&first, "a"), [high, &normal[..1]].concat());
+    assert_eq!(of_queue(&first, "b"), all[12..13]);
+    let then = w.b.take(want(&a, 9)).await.unwrap();
+    assert_eq!(ids(&then), [&normal[1..], low].concat());
+    assert_eq!(w.b.take(want(&b, 99)).await.unwrap().len(), 8);
+}
+
+on_each_list!(what_was_put_back_comes_before_the_rest_of_its_level_only);
+async fn what_was_put_back_comes_before_the_rest_of_its_level_only(w: World) {
+    let (high, low) = (line("q", Priority::High), line("q", Priority::Low));
+    let all = jobs(6);
+    let offer = vec![(low.clone(), all[..3].to_vec())];
+    w.a.offer(offer).await.unwrap();
+    let taken = w.a.take(want(&low, 2)).await.unwrap();
+    w.a.offer(vec![(high.clone(), all[3..].to_vec())])
+        .await
+        .unwrap();
+    let urgent = w.a.take(want(&high, 2)).await.unwrap();
+    assert_eq!(ids(&urgent), all[3..5]);
+    w.a.put_back(vec![taken[1].clone(), urgent[1].clone(), taken[0].clone()])
+        .await
+        .unwrap();
+    let order = [all[4], all[5], all[0], all[1], all[2]];
+    let mut got = Vec::new();
+    for count in [1, 2, 9] {
+        got.extend(ids(&w.b.take(want(&low, count)).await.unwrap()));
+    }
+    assert_eq!(got, order);
+}
+
+on_each_list!(many_queues_are_taken_from_in_one_call);
+async fn many_queues_are_taken_from_in_one_call(w: World) {
+    let lines: Vec<_> = (0..200).map(|n| line_of(&format!("q{n}"))).collect();
+    let offer = lines.iter().map(|line| (line.clone(), jobs(12)));
+    w.a.offer(offer.collect()).await.unwrap();
+    let wants = |count| lines.iter().flat_map(|line| want(line, count)).collect();
+    let first = w.a.take(wants(5)).await.unwrap();
+    for line in &lines {
+        assert_eq!(first.iter().filter(|hint| hint.line == *line).count(), 5);
+    }
+    assert_eq!(w.b.take(wants(2_000)).await.unwrap().len(), 1_400);
+    assert!(w.b.take(wants(0)).await.unwrap().is_empty());
 }
 
 on_each_list!(each_hint_goes_to_one_taker);

@@ -147,7 +147,7 @@ async fn a_server_that_restarts_with_old_data_begins_a_new_epoch_and_drops_the_o
     b.take(want(&emails(), 2)).await.unwrap();
     server.stop().await;
     server.start_again().await;
-    assert_eq!(server.streams().await.len(), 1);
+    assert_eq!(server.streams().await.len(), Priority::ALL.len());
     until(WITHIN, "both are back", async || {
         a.epoch().await.ok()?;
         b.epoch().await.ok()
@@ -169,7 +169,7 @@ async fn a_stream_or_group_that_vanishes_begins_a_new_epoch() {
         let old = a.offer(vec![(emails(), jobs(2))]).await.unwrap()[0].epoch;
         assert_eq!(b.take(want(&emails(), 1)).await.unwrap().len(), 1);
         a.doorbell(vec![emails()], Duration::ZERO).await.unwrap();
-        let stream = server.streams().await.pop().unwrap();
+        let stream = server.emails().await;
         match round {
             0 => drop(server.ask::<i64>(&["DEL", &stream]).await),
             1 => drop(
@@ -200,6 +200,45 @@ async fn a_stream_or_group_that_vanishes_begins_a_new_epoch() {
         assert!(ring.work);
         let rest = a.take(want(&emails(), 9)).await.unwrap();
         a.settle(rest).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn one_group_of_many_that_vanishes_begins_a_new_epoch() {
+    let server = Server::start().await;
+    let (a, b) = (node(&server.url(), "t"), node(&server.url(), "t"));
+    let lines = [Priority::High, Priority::Low].map(|level| line("q", level));
+    let lines = [lines.to_vec(), vec![emails()]].concat();
+    let wants = || [want(&lines[0], 9), want(&emails(), 9)].concat();
+    for line in &lines {
+        let offer = || lines.iter().map(|line| (line.clone(), jobs(2))).collect();
+        let old = a.offer(offer()).await.unwrap()[0].epoch;
+        assert_eq!(b.take(wants()).await.unwrap().len(), 6);
+        let level = line.priority.number();
+        let stream = format!("t:{}:{}:{level}", old.0.simple(), line.queue);
+        let destroyed: i64 = server.ask(&["XGROUP", "DESTROY", &stream, "nodes"]).await;
+        assert_eq!(destroyed, 1);
+        assert!(b.take(wants()).await.unwrap().is_empty());
+        let placed = a.offer(offer()).await.unwrap();
+        assert_ne!(placed[0].epoch, old);
+        let hints = b.take(wants()).await.unwrap();
+        assert_eq!(hints.len(), 6);
+        assert!(hints.iter().all(|hint| hint.epoch == placed[0].epoch));
+        b.settle(hints).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_forgets_its_scripts_is_told_them_again() {
+    let server = Server::start().await;
+    let list = node(&server.url(), "t");
+    for _ in 0..3 {
+        let _: () = server.ask(&["SCRIPT", "FLUSH"]).await;
+        list.offer(vec![(emails(), jobs(3))]).await.unwrap();
+        let _: () = server.ask(&["SCRIPT", "FLUSH"]).await;
+        let wants = (0..40).flat_map(|n| want(&line(&format!("q{n}"), Priority::Low), 500));
+        let wants = wants.chain(want(&emails(), 5)).collect();
+        assert_eq!(list.take(wants).await.unwrap().len(), 3);
     }
 }
 
@@ -309,7 +348,7 @@ async fn when_all_is_settled_nothing_is_left_in_redis() {
             list.settle(done.to_vec()).await.unwrap();
         }
     }
-    let stream = server.streams().await.pop().unwrap();
+    let stream = server.emails().await;
     assert_eq!(server.ask::<u64>(&["XLEN", &stream]).await, 0);
     let pending: (u64, redis::Value, redis::Value, redis::Value) =
         server.ask(&["XPENDING", &stream, "nodes"]).await;
@@ -327,7 +366,7 @@ async fn a_thousand_nodes_that_came_and_went_leave_few_consumers() {
         list.take(want(&emails(), 1)).await.unwrap();
         list.close().await.unwrap();
     }
-    let stream = server.streams().await.pop().unwrap();
+    let stream = server.emails().await;
     let consumers: Vec<redis::Value> = server.ask(&["XINFO", "CONSUMERS", &stream, "nodes"]).await;
     assert!(consumers.len() <= 2, "{}", consumers.len());
     // Closing with a hint in hand leaves it to be stolen.
@@ -383,7 +422,7 @@ async fn an_offer_of_a_hundred_batches_is_taken_whole() {
     let list = node(&server.url(), "t");
     let all = (0..100).map(|_| (emails(), jobs(1_000))).collect();
     assert_eq!(list.offer(all).await.unwrap().len(), 100);
-    let stream = server.streams().await.pop().unwrap();
+    let stream = server.emails().await;
     assert_eq!(server.ask::<u64>(&["XLEN", &stream]).await, 100_000);
 }
 
@@ -392,6 +431,9 @@ async fn out_of_memory_is_unavailable_and_passes() {
     let server = Server::start().await;
     let list = node(&server.url(), "t");
     list.offer(vec![(emails(), jobs(1))]).await.unwrap();
+    // A line that is new has no room then.
+    let levels = Priority::ALL.map(|level| (line("emails", level), Vec::new()));
+    list.offer(levels.to_vec()).await.unwrap();
     let _: String = server.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
     assert!(away(list.offer(vec![(emails(), jobs(1))]).await));
     assert_eq!(list.take(want(&emails(), 5)).await.unwrap().len(), 1);
@@ -413,6 +455,8 @@ async fn a_user_without_dangerous_commands_can_do_all() {
             "+@all",
             "-@dangerous",
             "-@scripting",
+            "+eval",
+            "+evalsha",
         ])
         .await;
     let url = format!(
@@ -441,4 +485,102 @@ async fn a_user_without_dangerous_commands_can_do_all() {
     let _: () = server.ask(&["FLUSHALL"]).await;
     assert!(list.take(want(&emails(), 2)).await.unwrap().is_empty());
     assert_ne!(list.epoch().await.unwrap(), old);
+}
+
+#[tokio::test]
+async fn a_user_who_may_not_run_scripts_is_told_so_and_the_list_is_unavailable() {
+    let server = Server::start().await;
+    let setting = ["on", ">pw", "~t:*", "+@all", "-@scripting"];
+    let user = [&["ACL", "SETUSER", "node"], &setting[..]].concat();
+    let _: String = server.ask(&user).await;
+    let host = server.url();
+    let host = host.split_once('@').unwrap().1;
+    let list = node(&format!("redis://node:pw@{host}"), "t");
+    assert!(away(list.take(want(&emails(), 1)).await));
+    assert!(away(list.offer(vec![(emails(), jobs(1))]).await));
+    // What tells the node that all is well must not say so.
+    assert!(away(list.ping().await));
+    let check = list.check().await.unwrap();
+    assert_eq!(check.refusal, None);
+    assert!(check.degraded().unwrap().contains("EVALSHA"));
+    let _: String = server.ask(&["ACL", "SETUSER", "node", "+@scripting"]).await;
+    assert_eq!(list.check().await.unwrap().degraded(), None);
+    list.ping().await.unwrap();
+    list.offer(vec![(emails(), jobs(1))]).await.unwrap();
+    assert_eq!(list.take(want(&emails(), 1)).await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_begin_together_share_one_connection() {
+    let mut server = Server::start().await;
+    let list = std::sync::Arc::new(node(&server.url(), "t"));
+    for _ in 0..3 {
+        // The test's own asks are among them.
+        let before = connections(&server).await;
+        let calls: Vec<_> = (0..100)
+            .map(|_| {
+                let list = list.clone();
+                tokio::spawn(async move { list.take(want(&emails(), 1)).await })
+            })
+            .collect();
+        for call in calls {
+            // Of those that were sent on the connection of before, none is answered.
+            let _ = call.await.unwrap();
+        }
+        until(WITHIN, "it works", async || {
+            list.take(want(&emails(), 1)).await.ok()
+        })
+        .await;
+        assert!(connections(&server).await - before <= 4);
+        server.kill();
+        server.start_again().await;
+    }
+}
+
+async fn connections(server: &Server) -> u64 {
+    let stats: String = server.ask(&["INFO", "stats"]).await;
+    let count = stats
+        .lines()
+        .find_map(|line| line.strip_prefix("total_connections_received:"));
+    count.unwrap().parse().unwrap()
+}
+
+/// Of a server that was killed, the connection's end is seen at once; of one behind a cut cable, never.
+#[tokio::test]
+async fn a_connection_that_hangs_is_given_up_after_the_first_call() {
+    let server = Server::start().await;
+    let port = free_port();
+    let way = tokio::net::TcpListener::bind(("127.0.0.1", port))
+        .await
+        .unwrap();
+    let there = server.url();
+    let (secret, there) = there.split_once('@').unwrap();
+    let there = there.trim_end_matches('/').to_owned();
+    let cut = std::sync::Arc::new(tokio::sync::Notify::new());
+    let cutting = cut.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut here, _) = way.accept().await.unwrap();
+            let mut there = tokio::net::TcpStream::connect(&there).await.unwrap();
+            let cut = cutting.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut here, &mut there) => {}
+                    // Open, and silent for ever.
+                    () = cut.notified() => std::future::pending().await,
+                }
+            });
+        }
+    });
+    let list = node(&format!("{secret}@127.0.0.1:{port}"), "t");
+    list.offer(vec![(emails(), jobs(20))]).await.unwrap();
+    cut.notify_waiters();
+    let start = Instant::now();
+    assert!(away(list.take(want(&emails(), 1)).await));
+    assert!(start.elapsed() < 2 * SECOND);
+    let start = Instant::now();
+    for _ in 0..5 {
+        assert_eq!(list.take(want(&emails(), 1)).await.unwrap().len(), 1);
+    }
+    assert!(start.elapsed() < SECOND, "{:?}", start.elapsed());
 }

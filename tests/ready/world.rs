@@ -61,9 +61,10 @@ pub fn emails() -> Line {
     line("emails", Priority::Normal)
 }
 
+/// So many of the queue of a line.
 pub fn want(line: &Line, count: usize) -> Vec<Want> {
     vec![Want {
-        line: line.clone(),
+        queue: line.queue.clone(),
         count,
     }]
 }
@@ -116,6 +117,13 @@ impl Server {
             .lines()
             .find_map(|l| l.strip_prefix(&format!("cmdstat_{command}:calls=")))
             .map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
+    }
+
+    /// Name of the stream of [`emails`].
+    pub async fn emails(&self) -> String {
+        let name = format!(":emails:{}", emails().priority.number());
+        let streams = self.streams().await;
+        streams.into_iter().find(|s| s.ends_with(&name)).unwrap()
     }
 
     /// Names of all streams that hold hints.

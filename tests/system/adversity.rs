@@ -122,6 +122,42 @@ async fn a_redis_that_is_full_holds_up_no_job() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_forbids_scripts_holds_up_no_job() {
+    let stack = Stack::start(1).await;
+    let (_folder, runs) = log();
+    let client = stack.client(0);
+    let address = stack.nodes[0].address;
+    let degraded = async || {
+        let ready = request(address, "GET", "/readyz", b"").await;
+        ready.body.contains("degraded")
+    };
+    let worker = Local::start(&stack.nodes[0].url(), &runs, 20);
+    let mut ids = enqueue(&client, "q", 100, 5).await;
+    let may = async |what: &str| {
+        let rule = ["ACL", "SETUSER", "default", what];
+        stack.redis.run::<()>(&rule).await;
+    };
+    may("-@scripting").await;
+    ids.extend(enqueue(&client, "q", 300, 5).await);
+    for id in &ids {
+        let job = client.wait(id, SOON).await.unwrap();
+        assert_eq!(job.state(), JobState::Succeeded);
+    }
+    until(SOON, "readyz says so", async || {
+        degraded().await.then_some(())
+    })
+    .await;
+    may("+@scripting").await;
+    until(SOON, "readyz no longer says so", async || {
+        (!degraded().await).then_some(())
+    })
+    .await;
+    let ids = enqueue(&client, "q", 20, 5).await;
+    client.wait(&ids[19], SOON).await.unwrap();
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_postgres_that_became_read_only_is_not_asked_again_and_again() {
     let stack = Stack::start(1).await;
     let (_folder, runs) = log();

@@ -25,6 +25,19 @@ async fn doctor_tells_apart_what_can_be_wrong_with_a_service() {
     let (_, host) = there.rsplit_once('@').unwrap();
     let (no_password, wrong_password) = (format!("redis://{host}"), format!("redis://:x@{host}"));
 
+    let no_scripts = [
+        "ACL",
+        "SETUSER",
+        "plain",
+        "on",
+        ">pw",
+        "~*",
+        "+@all",
+        "-@scripting",
+    ];
+    redis.run::<()>(&no_scripts).await;
+    let no_scripts = format!("redis://plain:pw@{host}");
+
     let (code, good) = doctor(&here, &there).await;
     assert_eq!(code, Some(0), "{good}");
     for (postgres, redis, says) in [
@@ -45,6 +58,7 @@ async fn doctor_tells_apart_what_can_be_wrong_with_a_service() {
         ),
         (here.clone(), no_password, "asks for a password"),
         (here.clone(), wrong_password, "authentication failed"),
+        (here.clone(), no_scripts, "may not run scripts"),
     ] {
         let (code, told) = doctor(&postgres, &redis).await;
         assert_eq!(code, Some(1), "{told}");

@@ -3,7 +3,7 @@
 use deadpool_redis::PoolError;
 use redis::{Value, pipe};
 
-use super::{CALL_MAX, RedisReady, ask, away, bounded, reply};
+use super::{CALL_MAX, RedisReady, away, reply, script};
 use crate::error::Result;
 
 /// Oldest that is supported: before it, claims return deleted entries as nil.
@@ -16,6 +16,8 @@ pub struct Check {
     pub server: String,
     /// Why it cannot be used, with what to do; `None`: it can.
     pub refusal: Option<String>,
+    /// Whether this user may run scripts. Without them the ready-list is not used, and jobs are claimed directly.
+    pub scripts: bool,
     /// What it does when its memory is full.
     pub eviction: Eviction,
 }
@@ -29,6 +31,15 @@ pub enum Eviction {
     Evicts(String),
     /// It does not say; this user may not be allowed to ask.
     Unknown,
+}
+
+impl Check {
+    /// What keeps the ready-list from being used, though the server would do; `None`: nothing.
+    pub fn degraded(&self) -> Option<&'static str> {
+        (!self.scripts).then_some(
+            "this user may not run scripts (EVAL, EVALSHA), so the ready-list is not used and jobs are claimed directly, slower",
+        )
+    }
 }
 
 impl Eviction {
@@ -49,14 +60,14 @@ impl Eviction {
 impl RedisReady {
     /// Looks at the server. Errors: `Unavailable` when it is away; one that will not do is an answer, not an error.
     pub async fn check(&self) -> Result<Check> {
-        bounded(async {
-            let mut conn = self.connection().await?;
+        self.bounded(async {
             let mut asks = pipe();
             asks.cmd("INFO").arg("server");
             asks.cmd("INFO").arg("memory");
             asks.cmd("CONFIG").arg("GET").arg("maxmemory-policy");
-            let answers = ask(&mut conn, &asks).await?;
-            let [info, memory, config] = answers.as_slice() else {
+            script::try_one(&mut asks);
+            let answers = self.ask(&asks).await?;
+            let [info, memory, config, script] = answers.as_slice() else {
                 return Err(away());
             };
             let server = Server::read(info);
@@ -69,6 +80,7 @@ impl RedisReady {
             Ok(Check {
                 refusal: refusal.or_else(|| server.refusal()),
                 server: server.name,
+                scripts: !reply::is_forbidden(script),
                 eviction: match policy {
                     Some("noeviction") => Eviction::Refuses,
                     Some(other) => Eviction::Evicts(other.into()),
@@ -91,16 +103,20 @@ impl RedisReady {
 
     /// One round trip, for the server's name.
     pub(super) async fn look(&self) -> Result<Found> {
-        let mut conn = self.connection().await?;
         let mut info = pipe();
         info.cmd("INFO").arg("server");
         info.cmd("PING");
-        let answers = ask(&mut conn, &info).await?;
-        let [info, pong] = answers.as_slice() else {
+        script::try_one(&mut info);
+        let answers = self.ask(&info).await?;
+        let [info, pong, script] = answers.as_slice() else {
             return Err(away());
         };
         // A server that is loading its data answers PING with an error.
         reply::refuse_other(pong)?;
+        if reply::is_forbidden(script) {
+            return Err(script::forbidden());
+        }
+        reply::refuse_other(script)?;
         Ok(Found {
             server: Server::read(info).name,
         })

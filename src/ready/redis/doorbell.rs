@@ -1,8 +1,8 @@
 //! Waits for something to do: the one blocking read of a node, on a connection of its own.
 //!
-//! It reads each line's stream from the group's last delivered entry, as the server has it at that moment. So what was
-//! added before the read begins rings at once, nothing that came in between is missed, and what is merely held by some
-//! node does not ring.
+//! It reads each line's stream from an entry that was delivered, if it can be told the last one. So what was added before
+//! the read begins rings at once, nothing that came in between is missed, and what is merely held by some node rings at
+//! most once. How far a line was delivered is asked of the server only when this node cannot know it: see `places`.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Pipeline, Value, pipe};
 
 use super::reply::{self, Fault};
-use super::{CALL_MAX, GROUP, RedisReady, Ring, TRIES, ask, away, bounded, lock};
+use super::{CALL_MAX, GROUP, RedisReady, Ring, TRIES, ask, away, lock};
 use crate::error::Result;
 use crate::store::{EntryId, Epoch, Line};
 
@@ -19,8 +19,12 @@ use crate::store::{EntryId, Epoch, Line};
 const BLOCK_MAX: Duration = Duration::from_secs(2);
 /// What the connection waits for an answer: longer than any BLOCK.
 const RESPONSE_MAX: Duration = Duration::from_secs(4);
-/// Entries of the bell that one read looks at.
-const BELL_COUNT: usize = 100;
+/// Entries of the bell, and of each line, that one read looks at.
+const BELL_COUNT: usize = 20;
+/// How often a read that was left behind is told to end.
+const UNBLOCK_TRIES: usize = 2;
+/// A read that has ended lets the next command be answered within that time.
+const ENDED_WITHIN: Duration = Duration::from_millis(20);
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
@@ -33,6 +37,8 @@ struct State {
     line: Option<Wire>,
     /// Last entry of the bell that was heard; `None`: the node has just come.
     heard: Option<EntryId>,
+    /// When the newest entry of the bell was last asked for.
+    asked_at: Option<Instant>,
     failures: u32,
     failed_at: Option<Instant>,
 }
@@ -69,9 +75,9 @@ impl RedisReady {
     }
 
     async fn listen(&self, lines: &[Line], until: Instant) -> Result<Ring> {
-        let mut wire = bounded(self.wire()).await?;
+        let mut wire = self.bounded(self.wire()).await?;
         for _ in 0..TRIES {
-            let Some((epoch, from)) = bounded(self.positions(lines)).await? else {
+            let Some((epoch, from)) = self.bounded(self.positions(lines)).await? else {
                 continue;
             };
             let left = until.saturating_duration_since(Instant::now());
@@ -83,19 +89,15 @@ impl RedisReady {
             let answer = ask(&mut wire.conn, &read).await?.pop().unwrap_or_default();
             lock(&self.doorbell.0).line = Some(wire.clone());
             if reply::fault(&answer) == Some(Fault::Gone) {
-                bounded(async {
-                    let mut conn = self.connection().await?;
-                    self.vanished(&mut conn, epoch).await
-                })
-                .await?;
-                bounded(self.nudge_all()).await?;
+                self.bounded(self.vanished(epoch)).await?;
+                self.bounded(self.nudge_all()).await?;
                 continue;
             }
             // A read that was ended from outside is like one that heard nothing.
             if !matches!(&answer, Value::ServerError(e) if e.code() == "UNBLOCKED") {
                 reply::refuse_other(&answer)?;
             }
-            return Ok(self.heard(&answer, from.bell));
+            return Ok(self.heard(&answer, epoch, lines, from.bell));
         }
         Err(away())
     }
@@ -104,7 +106,7 @@ impl RedisReady {
     async fn wire(&self) -> Result<Wire> {
         let old = lock(&self.doorbell.0).line.take();
         if let Some(mut wire) = old
-            && (!wire.busy || self.unblock(wire.id).await)
+            && (!wire.busy || self.unblock(&mut wire).await)
         {
             wire.busy = false;
             return Ok(wire);
@@ -135,23 +137,36 @@ impl RedisReady {
     }
 
     /// Ends a read that was left behind. `false`: it is not known to have ended, and may still be on its way.
-    async fn unblock(&self, id: i64) -> bool {
-        let Ok(mut conn) = self.connection().await else {
+    async fn unblock(&self, wire: &mut Wire) -> bool {
+        if wire.id < 0 {
             return false;
-        };
-        let mut unblock = pipe();
-        unblock.cmd("CLIENT").arg("UNBLOCK").arg(id);
-        matches!(
-            ask(&mut conn, &unblock).await.as_deref(),
-            Ok([Value::Int(1)])
-        )
+        }
+        for _ in 0..UNBLOCK_TRIES {
+            let mut unblock = pipe();
+            unblock.cmd("CLIENT").arg("UNBLOCK").arg(wire.id);
+            match self.ask(&unblock).await.as_deref() {
+                Ok([Value::Int(1)]) => return true,
+                Ok([Value::Int(0)]) => {}
+                _ => return false,
+            }
+            // It has ended by itself, or has not begun. What is answered behind it says that it has ended.
+            let mut behind = pipe();
+            behind.cmd("PING");
+            let answer = tokio::time::timeout(ENDED_WITHIN, ask(&mut wire.conn, &behind)).await;
+            if matches!(answer, Ok(Ok(_))) {
+                return true;
+            }
+        }
+        false
     }
 
     /// Where to read on. `None`: the epoch is over, begin again.
     async fn positions(&self, lines: &[Line]) -> Result<Option<(Epoch, Positions)>> {
-        let mut conn = self.connection().await?;
-        let epoch = self.epoch_seen(&mut conn).await?;
-        if !self.make_sure(&mut conn, epoch, lines.iter()).await? {
+        let epoch = self.epoch_seen().await?;
+        if let Some(known) = self.known(epoch, lines) {
+            return Ok(Some((epoch, known)));
+        }
+        if !self.make_sure(epoch, lines.iter()).await? {
             return Ok(None);
         }
         let mut look = Pipeline::with_capacity(lines.len() + 2);
@@ -167,7 +182,7 @@ impl RedisReady {
             .arg("COUNT")
             .arg(1);
         look.cmd("GET").arg(self.keys.marker());
-        let mut answers = ask(&mut conn, &look).await?;
+        let mut answers = self.ask(&look).await?;
         if !self.still(epoch, answers.pop().as_ref()) {
             return Ok(None);
         }
@@ -182,7 +197,7 @@ impl RedisReady {
                 .and_then(|group| reply::named(group, "last-delivered-id"))
                 .and_then(reply::entry_id)
             else {
-                self.vanished(&mut conn, epoch).await?;
+                self.vanished(epoch).await?;
                 return Ok(None);
             };
             delivered.push(last);
@@ -191,7 +206,9 @@ impl RedisReady {
             .first()
             .and_then(|entry| reply::entry_id(reply::items(entry).first()?))
             .unwrap_or(EntryId { ms: 0, seq: 0 });
+        self.places.set(epoch, lines, &delivered);
         let mut state = lock(&self.doorbell.0);
+        state.asked_at = Some(Instant::now());
         // A newest entry below what was heard: the bell is another one, of which nothing was heard.
         let heard = match state.heard {
             None => newest,
@@ -206,6 +223,17 @@ impl RedisReady {
                 bell: heard,
             },
         )))
+    }
+
+    /// Where to read on, if that is known without asking.
+    fn known(&self, epoch: Epoch, lines: &[Line]) -> Option<Positions> {
+        let bell = {
+            let state = lock(&self.doorbell.0);
+            let fresh = state.asked_at?.elapsed() < BLOCK_MAX;
+            state.heard.filter(|_| fresh)?
+        };
+        let delivered = self.places.of(epoch, lines)?;
+        Some(Positions { delivered, bell })
     }
 
     fn read_from(
@@ -233,12 +261,22 @@ impl RedisReady {
         pipe
     }
 
-    fn heard(&self, answer: &Value, mut last: EntryId) -> Ring {
+    fn heard(&self, answer: &Value, epoch: Epoch, lines: &[Line], mut last: EntryId) -> Ring {
         let bell = self.keys.bell();
         let own = self.consumer();
         let mut ring = Ring::default();
         for (name, entries) in reply::streams(answer) {
-            if reply::text(name) != Some(bell.as_str()) {
+            let name = reply::text(name);
+            if name != Some(bell.as_str()) {
+                let line = lines
+                    .iter()
+                    .find(|line| name == Some(self.keys.line(epoch, line).as_str()));
+                let first = reply::items(entries)
+                    .first()
+                    .and_then(|entry| reply::entry_id(reply::items(entry).first()?));
+                if let (Some(line), Some(first)) = (line, first) {
+                    self.places.rang(epoch, line, first);
+                }
                 ring.work |= !reply::items(entries).is_empty();
                 continue;
             }

@@ -1,12 +1,13 @@
 //! Which incarnation of the list this is, and how a new one begins.
 
-use deadpool_redis::Connection;
 use redis::{Value, pipe};
 use uuid::Uuid;
 
 use super::check::Server;
+use super::offer::BELL_LENGTH;
 use super::reply::{self, Fault};
-use super::{CHUNK, RedisReady, TRIES, ask, away};
+use super::script::Call;
+use super::{CHUNK, RedisReady, TRIES, away};
 use crate::error::{Error, Result};
 use crate::store::Epoch;
 
@@ -43,16 +44,17 @@ impl Marker {
 impl RedisReady {
     /// The present epoch, asked of the server.
     pub(super) async fn epoch_now(&self) -> Result<Epoch> {
-        let mut conn = self.connection().await?;
-        self.verify(&mut conn).await
+        self.verify().await
     }
 
-    /// The epoch as last seen, or else asked of the server. Every write and take checks it again in its own MULTI.
-    pub(super) async fn epoch_seen(&self, conn: &mut Connection) -> Result<Epoch> {
+    /// The epoch as last seen, or else asked of the server. Every write and take checks it again in its own step.
+    pub(super) async fn epoch_seen(&self) -> Result<Epoch> {
+        // First the connection: with a new one, what was seen is forgotten.
+        self.shared().await?;
         let seen = self.seen().marker.as_ref().map(|marker| marker.epoch);
         match seen {
             Some(epoch) => Ok(epoch),
-            None => self.verify(conn).await,
+            None => self.verify().await,
         }
     }
 
@@ -61,27 +63,32 @@ impl RedisReady {
         let found = marker.and_then(Marker::read);
         let same = found.as_ref().is_some_and(|found| found.epoch == epoch);
         if !same {
-            self.seen().marker = None;
+            self.forget_marker();
         }
         same
     }
 
-    /// A stream or group of `epoch` is gone: begins a new epoch, unless somebody has.
-    pub(super) async fn vanished(&self, conn: &mut Connection, epoch: Epoch) -> Result<()> {
+    /// The epoch that was seen is over: the next call asks the server.
+    pub(super) fn forget_marker(&self) {
         self.seen().marker = None;
-        let (server, found) = self.read_marker(conn).await?;
+    }
+
+    /// A stream or group of `epoch` is gone: begins a new epoch, unless somebody has.
+    pub(super) async fn vanished(&self, epoch: Epoch) -> Result<()> {
+        self.forget_marker();
+        let (server, found) = self.read_marker().await?;
         match Marker::read(&found) {
             Some(marker) if marker.epoch == epoch => {
-                self.begin(conn, &found, &server.run_id, "a stream vanished")
+                self.begin(&found, &server.run_id, "a stream vanished")
                     .await
             }
             _ => Ok(()),
         }
     }
 
-    async fn verify(&self, conn: &mut Connection) -> Result<Epoch> {
+    async fn verify(&self) -> Result<Epoch> {
         for _ in 0..TRIES {
-            let (server, found) = self.read_marker(conn).await?;
+            let (server, found) = self.read_marker().await?;
             if let Some(why) = server.refusal() {
                 tracing::debug!(why, "redis: refused");
                 return Err(Error::unavailable("redis 7.0 or newer"));
@@ -95,61 +102,49 @@ impl RedisReady {
                 Some(_) => "the server was restarted or replaced",
                 None => "there is no marker",
             };
-            self.begin(conn, &found, &server.run_id, why).await?;
+            self.begin(&found, &server.run_id, why).await?;
         }
         Err(away())
     }
 
-    async fn read_marker(&self, conn: &mut Connection) -> Result<(Server, Value)> {
+    async fn read_marker(&self) -> Result<(Server, Value)> {
         let mut both = pipe();
         both.cmd("INFO").arg("server");
         both.cmd("GET").arg(self.keys.marker());
-        let [info, found] = <[Value; 2]>::try_from(ask(conn, &both).await?).map_err(|_| away())?;
+        let [info, found] = <[Value; 2]>::try_from(self.ask(&both).await?).map_err(|_| away())?;
         reply::refuse_other(&found)?;
         Ok((Server::read(&info), found))
     }
 
     /// Sets a new marker if the present one is still `found`; many nodes may try, one does.
-    async fn begin(
-        &self,
-        conn: &mut Connection,
-        found: &Value,
-        run_id: &str,
-        why: &'static str,
-    ) -> Result<()> {
-        let key = self.keys.marker();
-        // The connection is ours alone until it is given back, and giving it back forgets the WATCH.
-        let mut watch = pipe();
-        watch.cmd("WATCH").arg(&key);
-        watch.cmd("GET").arg(&key);
-        let answers = ask(conn, &watch).await?;
-        if answers.get(1).and_then(Marker::read) != Marker::read(found) {
-            return Ok(());
-        }
+    async fn begin(&self, found: &Value, run_id: &str, why: &'static str) -> Result<()> {
         let marker = Marker {
             epoch: Epoch(Uuid::new_v4()),
             run_id: run_id.into(),
         };
-        let mut set = pipe();
-        set.cmd("MULTI");
-        set.cmd("SET").arg(&key).arg(marker.written());
-        self.ring_in(&mut set, "epoch");
-        set.cmd("EXEC");
-        match ask(conn, &set).await?.pop() {
+        let args = [
+            reply::text(found).unwrap_or_default().to_owned(),
+            marker.written(),
+            self.consumer(),
+            BELL_LENGTH.to_string(),
+        ];
+        let call = Call {
+            keys: vec![self.keys.marker(), self.keys.bell()],
+            args: args.map(String::into_bytes).into(),
+        };
+        let answer = self.run(&self.scripts.begin, &[call]).await?.pop();
+        let answer = answer.unwrap_or_default();
+        reply::refuse_other(&answer)?;
+        if answer != Value::Int(1) {
             // Somebody else was first.
-            Some(Value::Nil) => return Ok(()),
-            answer => {
-                for answer in reply::transaction(answer)? {
-                    reply::refuse_other(&answer)?;
-                }
-            }
+            return Ok(());
         }
         tracing::info!(epoch = %marker.epoch.0, why, "the ready-list begins anew");
-        self.remove_old_streams(conn).await
+        self.remove_old_streams().await
     }
 
     /// A name and the marker are read in one step: a stream of another epoch than the marker's is one of the past.
-    async fn remove_old_streams(&self, conn: &mut Connection) -> Result<()> {
+    async fn remove_old_streams(&self) -> Result<()> {
         let registry = self.keys.streams();
         let mut cursor = "0".to_owned();
         for _ in 0..SWEEP_PAGES {
@@ -162,7 +157,7 @@ impl RedisReady {
                 .arg(CHUNK);
             page.cmd("GET").arg(self.keys.marker());
             page.cmd("EXEC");
-            let answers = reply::transaction(ask(conn, &page).await?.pop())?;
+            let answers = reply::transaction(self.ask(&page).await?.pop())?;
             let [scan, marker] = answers.as_slice() else {
                 return Err(away());
             };
@@ -170,7 +165,7 @@ impl RedisReady {
                 // Not a set: nobody of us wrote it, and it would be in the way for ever.
                 let mut heal = pipe();
                 heal.cmd("UNLINK").arg(&registry);
-                ask(conn, &heal).await?;
+                self.ask(&heal).await?;
                 return Ok(());
             }
             let ([next, names], Some(marker)) = (reply::items(scan), Marker::read(marker)) else {
@@ -186,7 +181,7 @@ impl RedisReady {
                 remove.cmd("UNLINK").arg(name);
                 remove.cmd("SREM").arg(&registry).arg(name);
             }
-            ask(conn, &remove).await?;
+            self.ask(&remove).await?;
             cursor = reply::text(next).unwrap_or("0").to_owned();
             if cursor == "0" {
                 break;

@@ -8,14 +8,23 @@
 //! | `{prefix}:bell` | wakes doorbells: nudges, hints put back, a new epoch |
 //!
 //! Redis may be away, wiped or replaced at any moment. No call panics, waits long or goes on trying: it says
-//! `Unavailable`, and the next one starts afresh. No Lua, no blocking but the doorbell's.
+//! `Unavailable`, and the next one starts afresh. Nothing blocks but the doorbell.
+//!
+//! `offer`, `take` and the beginning of an epoch are scripts, each of them one command: what is on the shelf decides what is read from the stream, and
+//! what a high line gives decides what is asked of a low one, so that without a script a take would be two round trips for
+//! each level. A script call is bounded: it moves at most a thousand hints, about a millisecond in which Redis serves
+//! nobody else. A user who may not run scripts (EVALSHA and EVAL) makes the list `Unavailable`: then jobs are claimed
+//! directly, and `leasehold doctor` says why. There is no second way without scripts: it would be slow, and seldom tried.
 
 mod check;
 mod doorbell;
 mod epoch;
+mod link;
 mod offer;
+mod places;
 mod probe;
 mod reply;
+mod script;
 mod steal;
 mod take;
 
@@ -24,13 +33,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use deadpool_redis::{Connection, Hook, Manager, Pool, Runtime, Timeouts};
-use redis::aio::ConnectionLike;
-use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, Pipeline, Value};
+use deadpool_redis::{Hook, Manager, Pool, Runtime, Timeouts};
+use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo};
 
 pub use check::{Check, Eviction};
 
 use self::epoch::Marker;
+use self::link::{Link, ask};
+use self::script::Scripts;
 use super::{Hint, Placed, Probe, ReadyList, Ring, Want};
 use crate::error::{Error, Result};
 use crate::job::{JobId, NodeId};
@@ -38,9 +48,9 @@ use crate::store::{Epoch, Line};
 
 /// No call takes longer, but the doorbell and those that send many batches; nor does one that finds Redis away.
 const CALL_MAX: Duration = Duration::from_secs(1);
-/// Connections for everything but the doorbell. Each carries one batch at a time.
-const CONNECTIONS: usize = 8;
-/// Commands of one MULTI, and ids of one command: a millisecond or two in which Redis serves nobody else.
+/// Connections that are being opened at once. Those that are open have left the pool.
+const CONNECTIONS: usize = 2;
+/// Commands of one MULTI, and ids of one command or script: a millisecond or two in which Redis serves nobody else.
 const CHUNK: usize = 1_000;
 /// Lines that are remembered as known to Redis; past it, they are made sure of again.
 const KNOWN_MAX: usize = 10_000;
@@ -66,8 +76,11 @@ pub struct RedisReady {
     node: NodeId,
     client: Client,
     pool: Pool,
+    link: Link,
+    scripts: Scripts,
     seen: Arc<Mutex<Seen>>,
     doorbell: doorbell::Doorbell,
+    places: places::Places,
     reaped: Mutex<Option<Instant>>,
 }
 
@@ -116,16 +129,12 @@ impl RedisReady {
             node: options.node,
             client,
             pool,
+            link: Link::default(),
+            scripts: Scripts::default(),
             seen,
             doorbell: doorbell::Doorbell::default(),
+            places: places::Places::default(),
             reaped: Mutex::default(),
-        })
-    }
-
-    async fn connection(&self) -> Result<Connection> {
-        self.pool.get().await.map_err(|cause| {
-            tracing::debug!(%cause, "redis: no connection");
-            away()
         })
     }
 
@@ -135,6 +144,25 @@ impl RedisReady {
 
     fn consumer(&self) -> String {
         self.node.to_string()
+    }
+
+    async fn bounded<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
+        self.bounded_by(1, call).await
+    }
+
+    /// Each batch has its time; the connection sees to it that the first one that is not answered ends the call.
+    async fn bounded_by<T>(&self, ids: usize, call: impl Future<Output = Result<T>>) -> Result<T> {
+        let batches = u32::try_from(ids.div_ceil(CHUNK)).unwrap_or(u32::MAX);
+        let within = CALL_MAX.saturating_mul(batches.max(1));
+        match tokio::time::timeout(within, call).await {
+            Ok(result) => result,
+            Err(_) => {
+                // It hangs, as far as anybody can tell: the next call must not hang with it.
+                self.link.cut_any();
+                self.forget_marker();
+                Err(away())
+            }
+        }
     }
 }
 
@@ -146,12 +174,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[async_trait]
 impl ReadyList for RedisReady {
     async fn epoch(&self) -> Result<Epoch> {
-        bounded(self.epoch_now()).await
+        self.bounded(self.epoch_now()).await
     }
 
     async fn offer(&self, lines: Vec<(Line, Vec<JobId>)>) -> Result<Vec<Placed>> {
         let jobs = lines.iter().map(|(_, jobs)| jobs.len()).sum();
-        bounded_by(jobs, self.offer_lines(&lines)).await
+        self.bounded_by(jobs, self.offer_lines(&lines)).await
     }
 
     async fn doorbell(&self, lines: Vec<Line>, wait: Duration) -> Result<Ring> {
@@ -159,35 +187,36 @@ impl ReadyList for RedisReady {
     }
 
     async fn take(&self, wants: Vec<Want>) -> Result<Vec<Hint>> {
-        bounded(self.take_hints(&wants)).await
+        self.bounded(self.take_hints(&wants)).await
     }
 
     async fn settle(&self, hints: Vec<Hint>) -> Result<()> {
-        bounded_by(hints.len(), self.settle_hints(&hints)).await
+        self.bounded_by(hints.len(), self.settle_hints(&hints))
+            .await
     }
 
     async fn put_back(&self, hints: Vec<Hint>) -> Result<()> {
-        bounded(self.put_hints_back(&hints)).await
+        self.bounded(self.put_hints_back(&hints)).await
     }
 
     async fn steal(&self, lines: Vec<Line>, idle: Duration, limit: usize) -> Result<Vec<Hint>> {
-        bounded(self.steal_hints(&lines, idle, limit)).await
+        self.bounded(self.steal_hints(&lines, idle, limit)).await
     }
 
     async fn probe(&self, lines: Vec<Line>) -> Result<Vec<Probe>> {
-        bounded(self.probe_lines(&lines)).await
+        self.bounded(self.probe_lines(&lines)).await
     }
 
     async fn nudge(&self) -> Result<()> {
-        bounded(self.nudge_all()).await
+        self.bounded(self.nudge_all()).await
     }
 
     async fn ping(&self) -> Result<String> {
-        bounded(async { Ok(self.look().await?.server) }).await
+        self.bounded(async { Ok(self.look().await?.server) }).await
     }
 
     async fn close(&self) -> Result<()> {
-        bounded(self.leave()).await
+        self.bounded(self.leave()).await
     }
 }
 
@@ -230,35 +259,4 @@ fn bad_url() -> Error {
         "redis_url",
         "must be redis://[user:password@]host[:port][/db]",
     )
-}
-
-async fn bounded<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
-    bounded_by(1, call).await
-}
-
-/// Each batch has its time; the connection sees to it that the first one that is not answered ends the call.
-async fn bounded_by<T>(ids: usize, call: impl Future<Output = Result<T>>) -> Result<T> {
-    let batches = u32::try_from(ids.div_ceil(CHUNK)).unwrap_or(u32::MAX);
-    tokio::time::timeout(CALL_MAX.saturating_mul(batches.max(1)), call)
-        .await
-        .unwrap_or_else(|_| Err(away()))
-}
-
-/// Sends commands in one go. One answer a command, in order; an error of the server is an answer too.
-async fn ask(conn: &mut (impl ConnectionLike + Send), pipe: &Pipeline) -> Result<Vec<Value>> {
-    if pipe.is_empty() {
-        return Ok(Vec::new());
-    }
-    let answers = conn
-        .req_packed_commands(pipe, 0, pipe.len())
-        .await
-        .map_err(|cause| {
-            tracing::debug!(%cause, "redis: call failed");
-            away()
-        })?;
-    if answers.len() == pipe.len() {
-        Ok(answers)
-    } else {
-        Err(away())
-    }
 }

@@ -1,31 +1,30 @@
 //! Adds jobs at the ends of their lines, and wakes doorbells.
 
-use deadpool_redis::Connection;
 use redis::{Pipeline, Value, pipe};
 
 use super::reply::{self, Fault};
-use super::{CHUNK, GROUP, KNOWN_MAX, RedisReady, TRIES, ask, away};
+use super::script::Call;
+use super::{CHUNK, GROUP, KNOWN_MAX, RedisReady, TRIES, away};
 use crate::error::Result;
 use crate::job::JobId;
 use crate::store::{EntryId, Epoch, Line};
 
 use super::Placed;
 
-/// The one field of an entry: 16 bytes, the job's id.
+/// The one field of an entry: 16 bytes, the job's id. The scripts have it too.
 pub(super) const FIELD: &str = "j";
 /// Entries that the bell keeps, about. They are no hints: whoever was asleep for longer looks anyway.
-const BELL_LENGTH: usize = 1_000;
+pub(super) const BELL_LENGTH: usize = 1_000;
 
 impl RedisReady {
     pub(super) async fn offer_lines(&self, lines: &[(Line, Vec<JobId>)]) -> Result<Vec<Placed>> {
-        let mut conn = self.connection().await?;
         for _ in 0..TRIES {
-            let epoch = self.epoch_seen(&mut conn).await?;
+            let epoch = self.epoch_seen().await?;
             let names = lines.iter().map(|(line, _)| line);
-            if !self.make_sure(&mut conn, epoch, names).await? {
+            if !self.make_sure(epoch, names).await? {
                 continue;
             }
-            if let Some(placed) = self.add(&mut conn, epoch, lines).await? {
+            if let Some(placed) = self.add(epoch, lines).await? {
                 return Ok(placed);
             }
         }
@@ -33,10 +32,9 @@ impl RedisReady {
     }
 
     pub(super) async fn nudge_all(&self) -> Result<()> {
-        let mut conn = self.connection().await?;
         let mut nudge = pipe();
         self.ring_in(&mut nudge, "nudge");
-        let answer = ask(&mut conn, &nudge).await?.pop().unwrap_or_default();
+        let answer = self.ask(&nudge).await?.pop().unwrap_or_default();
         if reply::fault(&answer) != Some(Fault::Gone) {
             return reply::refuse_other(&answer);
         }
@@ -44,7 +42,7 @@ impl RedisReady {
         let mut heal = pipe();
         heal.cmd("UNLINK").arg(self.keys.bell());
         self.ring_in(&mut heal, "nudge");
-        ask(&mut conn, &heal).await?;
+        self.ask(&heal).await?;
         Ok(())
     }
 
@@ -64,7 +62,6 @@ impl RedisReady {
     /// epoch is over, begin again.
     pub(super) async fn make_sure(
         &self,
-        conn: &mut Connection,
         epoch: Epoch,
         lines: impl Iterator<Item = &Line>,
     ) -> Result<bool> {
@@ -91,7 +88,7 @@ impl RedisReady {
                     .arg("MKSTREAM");
             }
             create.cmd("EXEC");
-            let answers = reply::transaction(ask(conn, &create).await?.pop())?;
+            let answers = reply::transaction(self.ask(&create).await?.pop())?;
             if !self.still(epoch, answers.first()) {
                 return Ok(false);
             }
@@ -107,7 +104,7 @@ impl RedisReady {
                     .iter()
                     .any(|answer| reply::fault(answer) == Some(Fault::Gone));
                 if remade || in_the_way {
-                    self.vanished(conn, epoch).await?;
+                    self.vanished(epoch).await?;
                     return Ok(false);
                 }
             }
@@ -126,50 +123,38 @@ impl RedisReady {
     }
 
     /// `None`: the epoch is over. What was added to its streams goes with them.
-    async fn add(
-        &self,
-        conn: &mut Connection,
-        epoch: Epoch,
-        lines: &[(Line, Vec<JobId>)],
-    ) -> Result<Option<Vec<Placed>>> {
+    async fn add(&self, epoch: Epoch, lines: &[(Line, Vec<JobId>)]) -> Result<Option<Vec<Placed>>> {
         let nothing = Placed {
             epoch,
             last: EntryId { ms: 0, seq: 0 },
         };
         let mut placed = vec![nothing; lines.len()];
-        let all: Vec<(usize, &Line, JobId)> = lines
-            .iter()
-            .enumerate()
-            .flat_map(|(n, (line, jobs))| jobs.iter().map(move |job| (n, line, *job)))
-            .collect();
-        for chunk in all.chunks(CHUNK) {
-            let mut add = Pipeline::with_capacity(chunk.len() + 3);
-            add.cmd("MULTI");
-            add.cmd("GET").arg(self.keys.marker());
-            let mut key = (usize::MAX, String::new());
-            for (n, line, job) in chunk {
-                if key.0 != *n {
-                    key = (*n, self.keys.line(epoch, line));
-                }
-                // A stream that is not there is not made by the way: that would hide that it was lost.
-                add.cmd("XADD")
-                    .arg(&key.1)
-                    .arg("NOMKSTREAM")
-                    .arg("*")
-                    .arg(FIELD)
-                    .arg(job.uuid().as_bytes().as_slice());
+        for chunk in chunks(lines) {
+            let mut call = Call::default();
+            call.keys.push(self.keys.marker());
+            call.args.push(epoch.0.simple().to_string().into_bytes());
+            for (_, line, jobs) in &chunk {
+                call.keys.push(self.keys.line(epoch, line));
+                let ids = jobs.iter().flat_map(|job| *job.uuid().as_bytes());
+                call.args.push(ids.collect());
             }
-            add.cmd("EXEC");
-            let answers = reply::transaction(ask(conn, &add).await?.pop())?;
-            if !self.still(epoch, answers.first()) {
+            let answer = self.run(&self.scripts.offer, &[call]).await?.pop();
+            let answer = answer.unwrap_or_default();
+            reply::refuse_other(&answer)?;
+            if reply::fault(&answer) == Some(Fault::Gone) {
+                self.vanished(epoch).await?;
                 return Ok(None);
             }
-            for ((n, _, _), answer) in chunk.iter().zip(answers.get(1..).unwrap_or_default()) {
-                reply::refuse_other(answer)?;
-                let Some(last) = reply::entry_id(answer) else {
-                    self.vanished(conn, epoch).await?;
-                    return Ok(None);
-                };
+            if answer == Value::Nil {
+                self.forget_marker();
+                return Ok(None);
+            }
+            let places = reply::items(&answer);
+            if places.len() != chunk.len() {
+                return Err(away());
+            }
+            for ((n, _, _), place) in chunk.iter().zip(places) {
+                let last = reply::entry_id(place).ok_or_else(away)?;
                 if let Some(placed) = placed.get_mut(*n) {
                     placed.last = last;
                 }
@@ -177,4 +162,31 @@ impl RedisReady {
         }
         Ok(Some(placed))
     }
+}
+
+/// A part of a line's jobs, with the line and its number.
+type Part<'a> = (usize, &'a Line, &'a [JobId]);
+
+/// Lines with jobs in parts, each with as many jobs as one script call adds.
+fn chunks(lines: &[(Line, Vec<JobId>)]) -> Vec<Vec<Part<'_>>> {
+    let mut chunks = Vec::new();
+    let mut chunk = Vec::new();
+    let mut room = CHUNK;
+    for (n, (line, jobs)) in lines.iter().enumerate() {
+        let mut jobs = jobs.as_slice();
+        while !jobs.is_empty() {
+            let (now, later) = jobs.split_at(jobs.len().min(room));
+            chunk.push((n, line, now));
+            jobs = later;
+            room -= now.len();
+            if room == 0 {
+                chunks.push(std::mem::take(&mut chunk));
+                room = CHUNK;
+            }
+        }
+    }
+    if !chunk.is_empty() {
+        chunks.push(chunk);
+    }
+    chunks
 }

@@ -3,15 +3,14 @@
 use redis::pipe;
 
 use super::reply::{self, Fault};
-use super::{Probe, RedisReady, TRIES, ask, away};
+use super::{Probe, RedisReady, TRIES, away};
 use crate::error::Result;
 use crate::store::Line;
 
 impl RedisReady {
     pub(super) async fn probe_lines(&self, lines: &[Line]) -> Result<Vec<Probe>> {
-        let mut conn = self.connection().await?;
         for _ in 0..TRIES {
-            let epoch = self.epoch_seen(&mut conn).await?;
+            let epoch = self.epoch_seen().await?;
             let mut first = pipe();
             for line in lines {
                 // Entries stay until they are settled, so this sees the pending ones too.
@@ -25,7 +24,7 @@ impl RedisReady {
             }
             // Last, so that it speaks for all that was read before it.
             first.cmd("GET").arg(self.keys.marker());
-            let mut answers = ask(&mut conn, &first).await?;
+            let mut answers = self.ask(&first).await?;
             if !self.still(epoch, answers.pop().as_ref()) {
                 continue;
             }
@@ -33,7 +32,7 @@ impl RedisReady {
                 .iter()
                 .any(|answer| reply::fault(answer) == Some(Fault::Gone))
             {
-                self.vanished(&mut conn, epoch).await?;
+                self.vanished(epoch).await?;
                 continue;
             }
             return answers

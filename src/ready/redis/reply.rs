@@ -45,6 +45,16 @@ pub(super) fn wants_password(answer: &Value) -> bool {
     matches!(answer, Value::ServerError(error) if error.code() == "NOAUTH")
 }
 
+/// Whether the server does not know a script yet.
+pub(super) fn is_unknown_script(answer: &Value) -> bool {
+    matches!(answer, Value::ServerError(error) if error.code() == "NOSCRIPT")
+}
+
+/// Whether this user may not do it.
+pub(super) fn is_forbidden(answer: &Value) -> bool {
+    matches!(answer, Value::ServerError(error) if error.code() == "NOPERM")
+}
+
 /// Fails for any error but the ones that mean that something is gone.
 pub(super) fn refuse_other(answer: &Value) -> Result<()> {
     match fault(answer) {
@@ -83,7 +93,11 @@ pub(super) fn text(value: &Value) -> Option<&str> {
 
 /// An entry's place, `ms-seq`.
 pub(super) fn entry_id(value: &Value) -> Option<EntryId> {
-    let (ms, seq) = text(value)?.split_once('-')?;
+    place_of(text(value)?)
+}
+
+fn place_of(text: &str) -> Option<EntryId> {
+    let (ms, seq) = text.split_once('-')?;
     Some(EntryId {
         ms: ms.parse().ok()?,
         seq: seq.parse().ok()?,
@@ -134,6 +148,23 @@ pub(super) fn streams(value: &Value) -> Vec<(&Value, &Value)> {
             })
             .collect(),
     }
+}
+
+/// The entries that a script wrote one after the other: place, "=" and the 16 bytes of the job's id. `None`: it is no such
+/// text.
+pub(super) fn flat_entries(text: &Value) -> Option<Vec<Entry>> {
+    let mut rest = bytes(text)?;
+    // An id by now has 13 digits and a number.
+    let mut entries = Vec::with_capacity(rest.len() / 32);
+    while !rest.is_empty() {
+        let end = rest.iter().position(|byte| *byte == b'=')?;
+        let (place, id) = rest.split_at_checked(end)?;
+        let (id, after) = id.get(1..)?.split_at_checked(16)?;
+        let job = JobId::from_store(Uuid::from_slice(id).ok()?);
+        entries.push((place_of(std::str::from_utf8(place).ok()?)?, job));
+        rest = after;
+    }
+    Some(entries)
 }
 
 fn entry(value: &Value) -> Option<Entry> {

@@ -2,12 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use deadpool_redis::Connection;
 use redis::pipe;
 
 use super::reply::{self, Fault};
 use super::take::{hints_of, pending};
-use super::{CHUNK, GROUP, Hint, RedisReady, SHELF, TRIES, ask, away, lock};
+use super::{CHUNK, GROUP, Hint, RedisReady, SHELF, TRIES, away, lock};
 use crate::error::Result;
 use crate::store::{Epoch, Line};
 
@@ -23,10 +22,9 @@ impl RedisReady {
         idle: Duration,
         limit: usize,
     ) -> Result<Vec<Hint>> {
-        let mut conn = self.connection().await?;
         for _ in 0..TRIES {
-            let epoch = self.epoch_seen(&mut conn).await?;
-            if !self.make_sure(&mut conn, epoch, lines.iter()).await? {
+            let epoch = self.epoch_seen().await?;
+            if !self.make_sure(epoch, lines.iter()).await? {
                 continue;
             }
             let mut claim = pipe();
@@ -42,7 +40,7 @@ impl RedisReady {
                     .arg("COUNT")
                     .arg(limit.clamp(1, CHUNK));
             }
-            let mut answers = ask(&mut conn, &claim).await?.into_iter();
+            let mut answers = self.ask(&claim).await?.into_iter();
             if !self.still(epoch, answers.next().as_ref()) {
                 continue;
             }
@@ -57,11 +55,11 @@ impl RedisReady {
                 }
             }
             if gone {
-                self.vanished(&mut conn, epoch).await?;
+                self.vanished(epoch).await?;
                 continue;
             }
             if self.time_to_reap() {
-                self.reap(&mut conn, epoch, lines).await?;
+                self.reap(epoch, lines).await?;
             }
             return Ok(hints);
         }
@@ -77,7 +75,6 @@ impl RedisReady {
             };
             (epoch, seen.known.iter().cloned().collect::<Vec<Line>>())
         };
-        let mut conn = self.connection().await?;
         for lines in lines.chunks(CHUNK) {
             let mut look = pipe();
             for line in lines {
@@ -89,7 +86,7 @@ impl RedisReady {
                     .arg(CHUNK)
                     .arg(self.consumer());
             }
-            let held = ask(&mut conn, &look).await?;
+            let held = self.ask(&look).await?;
             let mut remove = pipe();
             for (line, held) in lines.iter().zip(&held) {
                 // One that still holds hints is left to be stolen from: removing it would forget them.
@@ -102,7 +99,7 @@ impl RedisReady {
                         .arg(self.consumer());
                 }
             }
-            ask(&mut conn, &remove).await?;
+            self.ask(&remove).await?;
         }
         Ok(())
     }
@@ -118,7 +115,7 @@ impl RedisReady {
 
     /// Between the look and the removal a consumer may come back and take something. Then that hint is lost, and found
     /// again by reconcile as any other.
-    async fn reap(&self, conn: &mut Connection, epoch: Epoch, lines: &[Line]) -> Result<()> {
+    async fn reap(&self, epoch: Epoch, lines: &[Line]) -> Result<()> {
         let mut look = pipe();
         for line in lines {
             look.cmd("XINFO")
@@ -126,7 +123,7 @@ impl RedisReady {
                 .arg(self.keys.line(epoch, line))
                 .arg(GROUP);
         }
-        let answers = ask(conn, &look).await?;
+        let answers = self.ask(&look).await?;
         let mut remove = pipe();
         for (line, answer) in lines.iter().zip(&answers) {
             let over = reply::items(answer).iter().filter_map(|row| {
@@ -146,7 +143,7 @@ impl RedisReady {
                     .arg(name);
             }
         }
-        ask(conn, &remove).await?;
+        self.ask(&remove).await?;
         Ok(())
     }
 }

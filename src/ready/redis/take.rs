@@ -6,94 +6,83 @@
 
 use std::collections::HashMap;
 
-use deadpool_redis::Connection;
 use redis::{Pipeline, Value, pipe};
 
 use super::reply::{self, Entry, Fault};
-use super::{CHUNK, GROUP, Hint, RedisReady, SHELF, TRIES, Want, ask, away};
+use super::script::Call;
+use super::{CHUNK, GROUP, Hint, RedisReady, SHELF, TRIES, Want, away};
 use crate::error::Result;
+use crate::job::Priority;
 use crate::store::{Epoch, Line};
 
 /// What is put on the shelf counts as idle for so long, that anybody may have it at once. In milliseconds.
 const SHELVED_MS: u64 = 24 * 60 * 60 * 1_000;
 /// Who claims from the shelf asks for this: of two, the second finds the entry fresh and does not get it.
 const SHELVED_MS_MIN: u64 = SHELVED_MS / 2;
+/// Queues of one script call; each costs it some microseconds even if there is nothing.
+const QUEUES_MAX: usize = 64;
 
 impl RedisReady {
     // Dropped half-way, it may leave hints that were given to this node and that it never saw: steal finds them.
     pub(super) async fn take_hints(&self, wants: &[Want]) -> Result<Vec<Hint>> {
-        let mut conn = self.connection().await?;
+        let parts = parts(wants);
+        if parts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let lines: Vec<Vec<Line>> = parts.iter().map(|wants| lines_of(wants)).collect();
         for _ in 0..TRIES {
-            let epoch = self.epoch_seen(&mut conn).await?;
-            let names = wants.iter().map(|want| &want.line);
-            if !self.make_sure(&mut conn, epoch, names).await? {
+            let epoch = self.epoch_seen().await?;
+            if !self.make_sure(epoch, lines.iter().flatten()).await? {
                 continue;
             }
-            let mut look = Pipeline::with_capacity(wants.len());
-            for want in wants {
-                look.cmd("XPENDING")
-                    .arg(self.keys.line(epoch, &want.line))
-                    .arg(GROUP)
-                    .arg("-")
-                    .arg("+")
-                    .arg(count(want))
-                    .arg(SHELF);
+            let calls = parts.iter().zip(&lines);
+            let calls: Vec<_> = calls
+                .map(|(wants, lines)| self.call(epoch, wants, lines))
+                .collect();
+            let answers = self.run(&self.scripts.take, &calls).await?;
+            let mut hints = Vec::new();
+            let mut gone = false;
+            let mut over = false;
+            for (lines, answer) in lines.iter().zip(&answers) {
+                reply::refuse_other(answer)?;
+                gone |= reply::fault(answer) == Some(Fault::Gone);
+                over |= *answer == Value::Nil;
+                for (line, text) in lines.iter().zip(reply::items(answer)) {
+                    let entries = reply::flat_entries(text).ok_or_else(away)?;
+                    if let Some((last, _)) = entries.last() {
+                        self.places.took(epoch, line, *last);
+                    }
+                    hints.extend(hints_of(epoch, line, entries));
+                }
             }
-            let shelves = ask(&mut conn, &look).await?;
-            let (read, sources) = self.read(epoch, wants, &shelves);
-            let mut answers = ask(&mut conn, &read).await?.into_iter();
-            if !self.still(epoch, answers.next().as_ref()) {
-                continue;
-            }
-            match hints(epoch, &sources, answers)? {
-                Some(hints) => return Ok(hints),
-                None => self.vanished(&mut conn, epoch).await?,
+            if over {
+                self.forget_marker();
+            } else if gone {
+                self.vanished(epoch).await?;
+            } else {
+                return Ok(hints);
             }
         }
         Err(away())
     }
 
-    /// The marker; then for each want what is on the shelf, and from the stream as much as is still wanted.
-    fn read<'a>(
-        &self,
-        epoch: Epoch,
-        wants: &'a [Want],
-        shelves: &[Value],
-    ) -> (Pipeline, Vec<Source<'a>>) {
-        let mut read = Pipeline::with_capacity(2 * wants.len() + 1);
-        let mut sources = Vec::with_capacity(2 * wants.len());
-        read.cmd("GET").arg(self.keys.marker());
-        for (want, shelf) in wants.iter().zip(shelves) {
-            let key = self.keys.line(epoch, &want.line);
-            let shelved = pending(shelf);
-            if !shelved.is_empty() {
-                read.cmd("XCLAIM")
-                    .arg(&key)
-                    .arg(GROUP)
-                    .arg(self.consumer())
-                    .arg(SHELVED_MS_MIN)
-                    .arg(&shelved);
-                sources.push(Source::Shelf(&want.line));
-            }
-            let rest = count(want).saturating_sub(shelved.len());
-            if rest > 0 {
-                read.cmd("XREADGROUP")
-                    .arg("GROUP")
-                    .arg(GROUP)
-                    .arg(self.consumer())
-                    .arg("COUNT")
-                    .arg(rest)
-                    .arg("STREAMS")
-                    .arg(&key)
-                    .arg(">");
-                sources.push(Source::Stream(&want.line));
-            }
-        }
-        (read, sources)
+    fn call(&self, epoch: Epoch, wants: &[Want], lines: &[Line]) -> Call {
+        let mut call = Call::default();
+        call.keys.push(self.keys.marker());
+        call.keys
+            .extend(lines.iter().map(|line| self.keys.line(epoch, line)));
+        let head = [
+            epoch.0.simple().to_string(),
+            self.consumer(),
+            SHELVED_MS_MIN.to_string(),
+        ];
+        let counts = wants.iter().map(|want| count(want).to_string());
+        let args = head.into_iter().chain(counts);
+        call.args.extend(args.map(String::into_bytes));
+        call
     }
 
     pub(super) async fn settle_hints(&self, hints: &[Hint]) -> Result<()> {
-        let mut conn = self.connection().await?;
         let lines = by_line(hints);
         // A transaction for each line, as many of them in one go as make a batch.
         let mut batch = pipe();
@@ -102,7 +91,7 @@ impl RedisReady {
             let key = self.keys.line(*epoch, line);
             for entries in entries.chunks(CHUNK) {
                 if size + entries.len() > CHUNK {
-                    forget(&mut conn, &batch).await?;
+                    self.forget(&batch).await?;
                     batch.clear();
                     size = 0;
                 }
@@ -113,14 +102,24 @@ impl RedisReady {
                 batch.cmd("EXEC");
             }
         }
-        forget(&mut conn, &batch).await
+        self.forget(&batch).await
+    }
+
+    async fn forget(&self, batch: &Pipeline) -> Result<()> {
+        for answer in &self.ask(batch).await? {
+            // A stream that is gone has nothing to forget.
+            reply::refuse_other(answer)?;
+            reply::items(answer)
+                .iter()
+                .try_for_each(reply::refuse_other)?;
+        }
+        Ok(())
     }
 
     pub(super) async fn put_hints_back(&self, hints: &[Hint]) -> Result<()> {
         if hints.is_empty() {
             return Ok(());
         }
-        let mut conn = self.connection().await?;
         let mut shelve = pipe();
         for ((epoch, line), entries) in by_line(hints) {
             let key = self.keys.line(epoch, line);
@@ -138,32 +137,43 @@ impl RedisReady {
             }
         }
         self.ring_in(&mut shelve, "work");
-        for answer in ask(&mut conn, &shelve).await? {
+        for answer in self.ask(&shelve).await? {
             reply::refuse_other(&answer)?;
         }
         Ok(())
     }
 }
 
-async fn forget(conn: &mut Connection, batch: &Pipeline) -> Result<()> {
-    for answer in &ask(conn, batch).await? {
-        // A stream that is gone has nothing to forget.
-        reply::refuse_other(answer)?;
-        reply::items(answer)
-            .iter()
-            .try_for_each(reply::refuse_other)?;
-    }
-    Ok(())
-}
-
-/// Where one answer comes from.
-enum Source<'a> {
-    Shelf(&'a Line),
-    Stream(&'a Line),
-}
-
 fn count(want: &Want) -> usize {
     want.count.min(CHUNK)
+}
+
+/// What one script call takes: so many hints at most, of so many queues.
+fn parts(wants: &[Want]) -> Vec<Vec<Want>> {
+    let mut parts = Vec::<Vec<Want>>::new();
+    let mut room = 0;
+    for want in wants.iter().filter(|want| want.count > 0) {
+        match parts.last_mut() {
+            Some(part) if room >= count(want) && part.len() < QUEUES_MAX => part.push(want.clone()),
+            _ => {
+                parts.push(vec![want.clone()]);
+                room = CHUNK;
+            }
+        }
+        room -= count(want);
+    }
+    parts
+}
+
+/// The lines of queues, level by level, the highest first.
+fn lines_of(wants: &[Want]) -> Vec<Line> {
+    let level = |priority| {
+        wants.iter().map(move |want| Line {
+            queue: want.queue.clone(),
+            priority,
+        })
+    };
+    Priority::ALL.into_iter().flat_map(level).collect()
 }
 
 /// The places in the answer to an XPENDING, as they are written.
@@ -173,30 +183,6 @@ pub(super) fn pending(answer: &Value) -> Vec<String> {
         .filter_map(|row| reply::text(reply::items(row).first()?))
         .map(str::to_owned)
         .collect()
-}
-
-/// `None`: a stream or group is gone.
-fn hints(
-    epoch: Epoch,
-    sources: &[Source<'_>],
-    answers: impl Iterator<Item = Value>,
-) -> Result<Option<Vec<Hint>>> {
-    let mut hints = Vec::new();
-    for (source, answer) in sources.iter().zip(answers) {
-        reply::refuse_other(&answer)?;
-        if reply::fault(&answer) == Some(Fault::Gone) {
-            return Ok(None);
-        }
-        match source {
-            Source::Shelf(line) => hints.extend(hints_of(epoch, line, reply::entries(&answer))),
-            Source::Stream(line) => {
-                for (_, list) in reply::streams(&answer) {
-                    hints.extend(hints_of(epoch, line, reply::entries(list)));
-                }
-            }
-        }
-    }
-    Ok(Some(hints))
 }
 
 /// The entries of a line as hints.
