@@ -27,6 +27,7 @@ mod hostile;
 mod isolation;
 mod journey;
 mod outage;
+mod overload;
 mod redis_failover;
 mod resume;
 mod schema;
