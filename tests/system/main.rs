@@ -21,6 +21,7 @@ mod crash;
 mod doctor;
 mod errors;
 mod failover;
+mod fairness;
 mod faults;
 mod hand;
 mod hostile;
