@@ -35,8 +35,8 @@ const WAVE: usize = 100;
 const CONNECTIONS: usize = 10;
 /// Calls of each wave that are refused at least, even if nothing waited before it.
 const REFUSED: usize = WAVE / 5;
-/// Waves, as large together as a dozen times what the node holds.
-const WAVES: usize = 10;
+/// Waves, as large together as eight times what the node holds.
+const WAVES: usize = 6;
 /// How much more memory it may have in their second half than in the first.
 const GROWTH: f64 = 1.4;
 /// Refused calls that are sent again.
@@ -174,8 +174,11 @@ fn grpc_refusal(status: &Status) -> Answered {
             assert!(!pause.is_zero(), "no RetryInfo: {status}");
             Answered::Refused
         }
-        (Code::Unavailable, _) | (Code::DeadlineExceeded, "UNKNOWN_OUTCOME") => Answered::InDoubt,
-        _ => panic!("{status}"),
+        // A busy machine may also be too slow to bring a whole request in time.
+        (Code::Unavailable, _) | (Code::DeadlineExceeded, "UNKNOWN_OUTCOME" | "BODY_TIMEOUT") => {
+            Answered::InDoubt
+        }
+        _ => panic!("{status:?}"),
     }
 }
 
@@ -198,7 +201,9 @@ fn http_refusal(answer: &Answer) -> Answered {
             assert!(pause > 0, "no Retry-After: {}", answer.head);
             Answered::Refused
         }
-        (503, _) | (504, Some("UNKNOWN_OUTCOME")) => Answered::InDoubt,
+        (503, _) | (504, Some("UNKNOWN_OUTCOME")) | (408, Some("BODY_TIMEOUT")) => {
+            Answered::InDoubt
+        }
         _ => panic!("{answer:?}"),
     }
 }
