@@ -8,8 +8,8 @@
 //! | 0 | done; of `enqueue --wait`: the job succeeded |
 //! | 1 | a job failed or was cancelled; `doctor` found something; the audit of `bench` was not clean |
 //! | 2 | the command line, the configuration or the request cannot be taken as it is |
-//! | 3 | a server or a store is away, or answered with an error |
-//! | 130 | a second signal came while a server was stopping |
+//! | 3 | a server or a store is away, or answered with an error; `bench` was interrupted, and told what it had |
+//! | 130 | a second signal came while a server was stopping; `bench` was stopped before it had removed all of its own, and named the rest |
 
 mod bench;
 mod demo;

@@ -6,7 +6,7 @@ use tracing::{info, warn};
 use super::exit::Failure;
 
 /// What a shell reports for a process that was interrupted.
-const INTERRUPTED: i32 = 130;
+pub(super) const INTERRUPTED: i32 = 130;
 
 /// A token that the first signal cancels. From then on, a second one ends the process at once, after `last`.
 pub(super) fn shutdown(last: impl FnOnce() + Send + 'static) -> Result<CancellationToken, Failure> {
@@ -26,15 +26,17 @@ pub(super) fn shutdown(last: impl FnOnce() + Send + 'static) -> Result<Cancellat
     Ok(token)
 }
 
+/// Both signals, for who does more at them than to stop.
 #[cfg(unix)]
-struct Signals {
+pub(super) struct Signals {
     term: tokio::signal::unix::Signal,
     int: tokio::signal::unix::Signal,
 }
 
 #[cfg(unix)]
 impl Signals {
-    fn listen() -> std::io::Result<Self> {
+    /// From now on they do not end the process by themselves.
+    pub(super) fn listen() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         Ok(Self {
             term: signal(SignalKind::terminate())?,
@@ -42,22 +44,26 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) {
+    /// Waits for the next one.
+    pub(super) async fn next(&mut self) {
         // Cancel safe: a signal that is not taken stays pending.
         tokio::select! { _ = self.term.recv() => {}, _ = self.int.recv() => {} }
     }
 }
 
+/// Ctrl-C, for who does more at it than to stop.
 #[cfg(not(unix))]
-struct Signals;
+pub(super) struct Signals;
 
 #[cfg(not(unix))]
 impl Signals {
-    fn listen() -> std::io::Result<Self> {
+    /// From now on they do not end the process by themselves.
+    pub(super) fn listen() -> std::io::Result<Self> {
         Ok(Self)
     }
 
-    async fn next(&mut self) {
+    /// Waits for the next one.
+    pub(super) async fn next(&mut self) {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;
         }

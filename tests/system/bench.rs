@@ -222,17 +222,20 @@ async fn nothing_left(database: &str, list: &str) {
         .await
         .unwrap();
     assert_eq!(keys, Vec::<String>::new());
-    let nodes: Vec<_> = Path::new("/proc").read_dir().unwrap().flatten().collect();
+    assert_eq!(nodes_of(list), Vec::<i32>::new(), "a node is left");
+}
+
+/// Process ids of the nodes on this Redis.
+fn nodes_of(list: &str) -> Vec<i32> {
     let setting = format!("LEASEHOLD_REDIS_URL={list}");
-    for node in nodes {
-        let environment = std::fs::read(node.path().join("environ")).unwrap_or_default();
-        let text = String::from_utf8_lossy(&environment).into_owned();
-        assert!(
-            !text.contains(&setting),
-            "a node is left: {:?}",
-            node.path()
-        );
-    }
+    let processes = Path::new("/proc").read_dir().unwrap().flatten();
+    processes
+        .filter(|process| {
+            let environment = std::fs::read(process.path().join("environ")).unwrap_or_default();
+            String::from_utf8_lossy(&environment).contains(&setting)
+        })
+        .filter_map(|process| process.file_name().to_str()?.parse().ok())
+        .collect()
 }
 
 #[tokio::test]
@@ -261,6 +264,85 @@ async fn a_benchmark_that_is_interrupted_removes_what_it_made() {
     assert_eq!(code, Some(3), "{}", bench.told());
     assert!(bench.told().contains("interrupted"), "{}", bench.told());
     nothing_left(&database, &list).await;
+}
+
+#[tokio::test]
+async fn a_benchmark_that_is_interrupted_tells_the_figures_that_it_has() {
+    let args = [&["enqueue", "idle"], &SMALL[..], &["--runs", "1000"]].concat();
+    let mut bench = Bench::start(&args);
+    bench.process.logged("# idle: run 2", ENDS_WITHIN).await;
+    bench.process.signal("TERM");
+    let code = bench.ended().await;
+    assert_eq!(code, Some(3), "{}", bench.told());
+    assert!(bench.told().contains("INCOMPLETE"), "{}", bench.told());
+    let report = bench.figures();
+    assert_eq!(report["incomplete"], "interrupted");
+    assert_eq!(report["valid"], true);
+    let runs = |n: usize| report["figures"][n]["samples"].as_array().unwrap().len();
+    assert!(runs(0) >= 2 && runs(1) >= 1, "{report}");
+    assert!(runs(0) < 1_000, "{report}");
+}
+
+#[tokio::test]
+async fn a_second_interruption_removes_all_the_same() {
+    let (postgres, redis) = (
+        PrivatePostgres::launch().await,
+        PrivateRedis::launch().await,
+    );
+    let (database, list) = (postgres.url(), redis.url());
+    let urls = ["--postgres", &database, "--redis", &list];
+    let mut bench = Bench::start(&[&["enqueue", "--jobs", "1000000"], &urls[..]].concat());
+    bench.process.logged("# enqueue: run 1", ENDS_WITHIN).await;
+    let nodes = nodes_of(&list);
+    assert_eq!(nodes.len(), 1);
+    // A node that does not leave when it is asked to.
+    let node = rustix::process::Pid::from_raw(nodes[0]).unwrap();
+    rustix::process::kill_process(node, rustix::process::Signal::STOP).unwrap();
+    bench.process.signal("INT");
+    bench.process.logged("# interrupted;", ENDS_WITHIN).await;
+    bench.process.signal("INT");
+    let code = bench.ended().await;
+    assert_eq!(code, Some(3), "{}", bench.told());
+    nothing_left(&database, &list).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_removed_is_named() {
+    let (mut postgres, redis) = (
+        PrivatePostgres::launch().await,
+        PrivateRedis::launch().await,
+    );
+    let (database, list) = (postgres.url(), redis.url());
+    let urls = ["--postgres", &database, "--redis", &list];
+    let mut bench = Bench::start(&[&["enqueue", "--jobs", "1000000"], &urls[..]].concat());
+    bench.process.logged("# enqueue: run 1", ENDS_WITHIN).await;
+    postgres.kill();
+    bench.process.signal("INT");
+    let code = bench.ended().await;
+    assert_eq!(code, Some(3), "{}", bench.told());
+    let told = bench.told();
+    let left = told.lines().find(|line| line.starts_with("left behind: "));
+    let left = left.unwrap_or_else(|| panic!("nothing is named: {told}"));
+    assert!(left.contains("the database leasehold_bench_"), "{left}");
+    assert!(!left.contains("node") && !left.contains("keys"), "{left}");
+}
+
+#[tokio::test]
+async fn an_overloaded_server_is_measured() {
+    let more = ["--runs", "1", "--outstanding", "2000", "--times", "4"];
+    let mut bench = Bench::start(&[&["overload"], &SMALL[..], &more].concat());
+    let code = bench.ended().await;
+    assert_eq!(code, Some(0), "{}", bench.told());
+    let report = bench.figures();
+    check(&report, &["overload"], 1);
+    let sample = &report["figures"][0]["samples"][0];
+    let more = |name: &str| sample["more"][name].as_f64().unwrap();
+    assert_eq!(more("bad_answers"), 0.0);
+    assert!(more("closed_jobs_a_second") > 0.0, "{sample}");
+    assert!(more("node_mib_peak") >= more("node_mib_before"), "{sample}");
+    let latency = |name: &str| sample["latencies"][name]["count"].as_u64().unwrap();
+    assert_eq!(latency("accepted"), sample["jobs"].as_u64().unwrap());
+    assert!(latency("refused") < u64::MAX, "{sample}");
 }
 
 #[tokio::test]

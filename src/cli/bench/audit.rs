@@ -34,6 +34,8 @@ pub(super) struct Audit {
     pub(super) never_ran: u64,
     /// Executions beyond a job's first: allowed after a lost lease, and none is expected here.
     pub(super) ran_again: u64,
+    /// Calls that failed otherwise than by RESOURCE_EXHAUSTED with RetryInfo (overload).
+    pub(super) bad_answers: u64,
 }
 
 impl Audit {
@@ -48,10 +50,11 @@ impl Audit {
             foreign,
             never_ran,
             ran_again,
+            bad_answers,
         } = *self;
         found + purged == accepted
             && right_state == found
-            && [twice, foreign, never_ran, ran_again]
+            && [twice, foreign, never_ran, ran_again, bad_answers]
                 .iter()
                 .all(|n| *n == 0)
     }
@@ -66,6 +69,7 @@ impl Audit {
         let mut audit = Self {
             accepted: ids.len() as u64,
             ran_again: ledger.again(),
+            bad_answers: ledger.bad_answers(),
             ..Self::default()
         };
         if state == JobState::Succeeded {
@@ -138,11 +142,12 @@ impl std::fmt::Display for Audit {
             foreign,
             never_ran,
             ran_again,
+            bad_answers,
         } = self;
         write!(
             f,
             "NOT CLEAN: {accepted} accepted, {found} found, {right_state} of those in the right state, {purged} purged, {twice} twice, \
-             {foreign} of nobody, {never_ran} never ran, {ran_again} runs too many"
+             {foreign} of nobody, {never_ran} never ran, {ran_again} runs too many, {bad_answers} bad answers"
         )
     }
 }
@@ -177,6 +182,10 @@ mod tests {
             },
             Audit {
                 ran_again: 1,
+                ..clean
+            },
+            Audit {
+                bad_answers: 1,
                 ..clean
             },
         ] {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool};
 
+use super::left::{Left, Thing};
 use super::proc;
 use crate::cli::exit::Failure;
 use crate::config::SecretUrl;
@@ -41,6 +42,7 @@ pub(super) struct Database {
     pub(super) settings: BTreeMap<String, String>,
     /// The process that all of the server's processes belong to, if it is on this machine.
     postmaster: Option<u32>,
+    left: Left,
 }
 
 /// What was taken of the server until now.
@@ -52,19 +54,26 @@ pub(super) struct Spent {
 }
 
 impl Database {
-    /// Makes it.
-    pub(super) async fn create(url: &SecretUrl, name: String) -> Result<Self, Failure> {
+    /// Makes it. Not to be dropped half-way: Postgres would make it all the same.
+    pub(super) async fn create(url: &SecretUrl, name: String, left: Left) -> Result<Self, Failure> {
         let outside = PgConnectOptions::from_str(url.expose())
             .map_err(|_| Failure::usage("--postgres must be a postgres:// URL"))?
             .application_name("leasehold-bench")
             .disable_statement_logging();
         let mut connection = connect(&outside).await?;
         let create = format!("CREATE DATABASE {name}");
+        left.made(Thing::Database(name.clone()));
         // The name is ours: letters, digits and underscores.
-        sqlx::raw_sql(AssertSqlSafe(create))
+        let created = sqlx::raw_sql(AssertSqlSafe(create))
             .execute(&mut connection)
-            .await
-            .map_err(|why| trouble("cannot make a database of its own", &why))?;
+            .await;
+        if let Err(why) = created {
+            // Of a connection that broke it is not known, and the name stays.
+            if why.as_database_error().is_some() {
+                left.removed(&Thing::Database(name));
+            }
+            return Err(trouble("cannot make a database of its own", &why));
+        }
         let _ = connection.close().await;
         let inside = outside.clone().database(&name);
         let pool = PgPoolOptions::new()
@@ -78,6 +87,7 @@ impl Database {
             pool,
             settings: BTreeMap::new(),
             postmaster: None,
+            left,
         };
         if let Err(why) = database.look().await {
             // It was made, so it goes, whatever is wrong.
@@ -173,13 +183,15 @@ impl Database {
             .execute(&mut connection)
             .await;
         let _ = connection.close().await;
-        dropped
-            .map(drop_result)
-            .map_err(|why| trouble(&format!("the database {} stays", self.name), &why))
+        match dropped {
+            Ok(_) => {
+                self.left.removed(&Thing::Database(self.name));
+                Ok(())
+            }
+            Err(why) => Err(trouble(&format!("the database {} stays", self.name), &why)),
+        }
     }
 }
-
-fn drop_result<T>(_: T) {}
 
 async fn connect(options: &PgConnectOptions) -> Result<PgConnection, Failure> {
     match tokio::time::timeout(CONNECT_WITHIN, PgConnection::connect_with(options)).await {

@@ -200,7 +200,7 @@ fn bounds(ceiling: &str, mode: Mode) -> bool {
         Mode::Drain => ceiling == "grant_and_result",
         Mode::Flow => ceiling == "whole_life",
         Mode::Idle | Mode::Steady => matches!(ceiling, "commit" | "fdatasync"),
-        Mode::Streams | Mode::Soak | Mode::All => false,
+        Mode::Overload | Mode::Streams | Mode::Soak | Mode::All => false,
     }
 }
 

@@ -1,11 +1,13 @@
 //! What the benchmark itself knows of its jobs: which were accepted, when each was to begin, and which have run.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use uuid::Uuid;
+use worker_sdk::proto::payload::Body;
+use worker_sdk::proto::{EnqueueRequest, JobSpec};
 use worker_sdk::{NewJob, Payload};
 
 use super::figure::Times;
@@ -31,8 +33,10 @@ pub(super) struct Ledger {
     ran: Vec<AtomicU64>,
     runs: AtomicU64,
     again: AtomicU64,
+    bad_answers: AtomicU64,
     progress: Notify,
     accepted: Mutex<Vec<Uuid>>,
+    refused: AtomicBool,
     started: Mutex<Times>,
 }
 
@@ -47,8 +51,10 @@ impl Ledger {
             ran: (0..jobs.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             runs: AtomicU64::new(0),
             again: AtomicU64::new(0),
+            bad_answers: AtomicU64::new(0),
             progress: Notify::new(),
             accepted: Mutex::new(Vec::with_capacity(jobs)),
+            refused: AtomicBool::new(false),
             started: Mutex::new(Times::new()),
         }
     }
@@ -62,15 +68,50 @@ impl Ledger {
         self.due.len() as u64
     }
 
+    /// How many jobs are to run: those that there are to be, or fewer if some were refused.
+    pub(super) fn expected(&self) -> u64 {
+        match self.refused.load(Ordering::Acquire) {
+            true => lock(&self.accepted).len() as u64,
+            false => self.jobs(),
+        }
+    }
+
+    /// From now on only what was accepted is awaited.
+    pub(super) fn some_were_refused(&self) {
+        self.refused.store(true, Ordering::Release);
+    }
+
     /// The job of this number.
     pub(super) fn job(&self, number: u64) -> NewJob {
-        let mut payload = vec![b'.'; self.payload];
-        for (byte, of) in payload.iter_mut().zip(number.to_le_bytes()) {
-            *byte = of;
-        }
-        NewJob::raw(KIND, CONTENT_TYPE, payload)
+        NewJob::raw(KIND, CONTENT_TYPE, self.content(number))
             .queue(&self.queue)
             .retention(RETENTION)
+    }
+
+    /// The same as a bare request, for a call that nobody repeats.
+    pub(super) fn request(&self, number: u64) -> EnqueueRequest {
+        let payload = Payload {
+            content_type: CONTENT_TYPE.into(),
+            body: Some(Body::Data(self.content(number).into())),
+        };
+        EnqueueRequest {
+            job: Some(JobSpec {
+                queue: self.queue.clone(),
+                kind: KIND.into(),
+                payload: Some(payload),
+                retention: prost_types::Duration::try_from(RETENTION).ok(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    fn content(&self, number: u64) -> Vec<u8> {
+        let mut content = vec![b'.'; self.payload];
+        for (byte, of) in content.iter_mut().zip(number.to_le_bytes()) {
+            *byte = of;
+        }
+        content
     }
 
     /// The moment from which the job's latency counts.
@@ -84,6 +125,16 @@ impl Ledger {
     /// The server said that it has these.
     pub(super) fn accepted(&self, ids: impl IntoIterator<Item = Uuid>) {
         lock(&self.accepted).extend(ids);
+    }
+
+    /// A call failed as none should.
+    pub(super) fn answered_badly(&self) {
+        self.bad_answers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many did.
+    pub(super) fn bad_answers(&self) -> u64 {
+        self.bad_answers.load(Ordering::Relaxed)
     }
 
     /// Ids of all that were accepted.
@@ -161,7 +212,7 @@ impl Ledger {
 }
 
 fn number_in(payload: &Payload) -> Option<u64> {
-    let Some(worker_sdk::proto::payload::Body::Data(data)) = &payload.body else {
+    let Some(Body::Data(data)) = &payload.body else {
         return None;
     };
     let bytes = data.get(..8)?.try_into().ok()?;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use redis::aio::MultiplexedConnection;
 use redis::{Client, Pipeline, RedisError, Value, cmd};
 
+use super::left::{Left, Thing};
 use crate::cli::exit::Failure;
 use crate::config::SecretUrl;
 
@@ -17,6 +18,7 @@ pub(super) struct List {
     pub(super) prefix: String,
     connection: MultiplexedConnection,
     pub(super) version: String,
+    left: Left,
 }
 
 /// What was taken of the server until now.
@@ -28,7 +30,7 @@ pub(super) struct Spent {
 }
 
 impl List {
-    pub(super) async fn open(url: &SecretUrl, prefix: String) -> Result<Self, Failure> {
+    pub(super) async fn open(url: &SecretUrl, prefix: String, left: Left) -> Result<Self, Failure> {
         let client = Client::open(url.expose()).map_err(|_| {
             Failure::usage("--redis must be redis://[user:password@]host[:port][/db]")
         })?;
@@ -43,8 +45,10 @@ impl List {
             prefix,
             connection,
             version: String::new(),
+            left,
         };
         let info = list.info().await.map_err(trouble)?;
+        list.left.made(Thing::Keys(list.prefix.clone()));
         list.version = field(&info, "redis_version").unwrap_or("?").to_owned();
         Ok(list)
     }
@@ -113,6 +117,7 @@ impl List {
                 gone.map_err(trouble)?;
             }
             if next == 0 {
+                self.left.removed(&Thing::Keys(self.prefix.clone()));
                 return Ok(());
             }
             cursor = next;

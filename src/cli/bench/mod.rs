@@ -7,8 +7,8 @@
 //! | where | what |
 //! |---|---|
 //! | [`options`] | the command line |
-//! | [`stage`], [`node`], [`database`], [`list`] | what is measured; made for it, and removed |
-//! | [`modes`], [`enqueue`], [`crew`], [`pace`], [`soak`], [`streams`] | the load |
+//! | [`stage`], [`node`], [`database`], [`list`], [`left`] | what is measured; made for it, and removed, also when interrupted |
+//! | [`modes`], [`enqueue`], [`crew`], [`pace`], [`overload`], [`soak`], [`streams`] | the load |
 //! | [`ledger`], [`audit`] | what was accepted, and whether it is all there |
 //! | [`ceilings`], [`machine`], [`proc`] | what bounds a figure, and what it costs |
 //! | [`figure`], [`report`] | what comes out |
@@ -20,11 +20,13 @@ mod database;
 mod enqueue;
 mod figure;
 mod ledger;
+mod left;
 mod list;
 mod machine;
 mod modes;
 mod node;
 mod options;
+mod overload;
 mod pace;
 mod proc;
 mod report;
@@ -34,14 +36,13 @@ mod streams;
 
 use std::path::Path;
 
-use rustix::process::{Pid, Signal, kill_process};
-
 pub(super) use options::Args;
 
 use super::exit::{Exit, Failure};
-use super::{signals, terminal};
+use super::terminal;
 use ceilings::Ceilings;
-use figure::Figure;
+use figure::{Figure, Sample};
+use left::Left;
 use machine::Machine;
 use modes::Modes;
 use options::Mode;
@@ -52,36 +53,108 @@ use stage::Stage;
 const WARM_UP_PART: u64 = 10;
 const WARM_UP_MAX: u64 = 2_000;
 
-/// `leasehold bench`. 1: an audit was not clean.
+/// `leasehold bench`. 1: an audit was not clean. 3: it was interrupted, or could not go on; what had been measured is told.
 pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
     args.check()?;
     let machine = Machine::look();
-    let stage = Stage::set_up(&args).await?;
-    let pids = stage.pids();
-    let shutdown = signals::shutdown(move || kill(&pids))?;
-    // Cancel safe: all that is dropped is load; the stage stands, and is taken down.
-    let measured = shutdown
-        .run_until_cancelled(measure(machine, &stage, &args))
-        .await;
+    let left = Left::default();
+    let interrupted = left::interruption(left.clone())?;
+    let mut stage = Stage::new(&args, left.clone())?;
+    let mut finished = Finished::new(&args);
+    let ended = match stage.fill(&args, &interrupted).await {
+        // Cancel safe: all that is dropped is load; the stage stands, and what was finished is kept outside.
+        Ok(()) => interrupted
+            .run_until_cancelled(measure(&stage, &args, &mut finished))
+            .await
+            .unwrap_or(Ok(())),
+        Err(failure) => Err(failure),
+    };
+    let incomplete = match &ended {
+        _ if interrupted.is_cancelled() => Some("interrupted".to_owned()),
+        Err(failure) => Some(failure.why.clone()),
+        Ok(()) => None,
+    };
+    // Before anything is removed: that may take longer than the one who waits for it likes.
+    let told = match finished.report(machine, &stage, &args, incomplete.clone()) {
+        Some(report) => tell(&report, args.json.as_deref()).map(|()| report.valid),
+        None => Ok(true),
+    };
     let down = stage.take_down().await;
-    let report = measured.unwrap_or_else(|| Err(Failure::trouble("interrupted: no figures")))?;
-    tell(&report, args.json.as_deref())?;
+    if let Some(left) = left.told() {
+        terminal::note(left);
+    }
+    if interrupted.is_cancelled() {
+        if let Err(failure) = down {
+            terminal::note(format_args!("error: {}", failure.why));
+        }
+        let runs = finished.runs();
+        return Err(Failure::trouble(format!(
+            "interrupted: {runs} of {} runs were finished",
+            args.suite().len() * args.runs()
+        )));
+    }
+    ended?;
+    let valid = told?;
     down?;
-    Ok(match report.valid {
+    Ok(match valid {
         true => Exit::Done,
         false => Exit::Failed,
     })
 }
 
-async fn measure(machine: Machine, stage: &Stage, args: &Args) -> Result<Report, Failure> {
-    let mut report = Report::new(machine, stage, args);
-    let mut ceilings = Ceilings::default();
+/// What was measured until now.
+struct Finished {
+    ceilings: Ceilings,
+    modes: Vec<(Mode, Vec<Sample>)>,
+}
+
+impl Finished {
+    fn new(args: &Args) -> Self {
+        Self {
+            ceilings: Ceilings::default(),
+            modes: args
+                .suite()
+                .into_iter()
+                .map(|mode| (mode, Vec::new()))
+                .collect(),
+        }
+    }
+
+    /// Runs of all modes.
+    fn runs(&self) -> usize {
+        self.modes.iter().map(|(_, samples)| samples.len()).sum()
+    }
+
+    /// `None`: nothing is finished.
+    fn report(
+        &self,
+        machine: Machine,
+        stage: &Stage,
+        args: &Args,
+        incomplete: Option<String>,
+    ) -> Option<Report> {
+        if self.runs() == 0 {
+            return None;
+        }
+        let mut report = Report::new(machine, stage, args);
+        report.ceilings = self.ceilings.told(stage, args);
+        report.figures = self
+            .modes
+            .iter()
+            .filter(|(_, samples)| !samples.is_empty())
+            .map(|(mode, samples)| Figure::new(*mode, samples.clone(), &report.ceilings))
+            .collect();
+        report.valid = report.figures.iter().all(|figure| figure.valid);
+        report.incomplete = incomplete;
+        Some(report)
+    }
+}
+
+async fn measure(stage: &Stage, args: &Args, finished: &mut Finished) -> Result<(), Failure> {
     let modes = Modes::new(stage, args)?;
-    let suite = args.suite();
-    let mut samples: Vec<Vec<_>> = vec![Vec::new(); suite.len()];
-    let alone = suite.contains(&Mode::Streams);
-    for (mode, samples) in suite.iter().zip(&mut samples) {
-        if matches!(mode, Mode::Streams | Mode::Soak) {
+    let alone = args.suite().contains(&Mode::Streams);
+    for (mode, samples) in &mut finished.modes {
+        if matches!(mode, Mode::Streams | Mode::Soak | Mode::Overload) {
             continue;
         }
         let jobs = args.jobs(*mode);
@@ -97,21 +170,14 @@ async fn measure(machine: Machine, stage: &Stage, args: &Args) -> Result<Report,
     // Round by round, so that what changes on a busy machine changes for figures and ceilings alike.
     for run in 1..=args.runs() {
         if !alone {
-            ceilings.round(stage, args).await?;
+            finished.ceilings.round(stage, args).await?;
         }
-        for (mode, samples) in suite.iter().zip(&mut samples) {
+        for (mode, samples) in &mut finished.modes {
             say(&format!("{}: run {run} of {}", mode.name(), args.runs()));
             samples.push(modes.run(*mode, args.jobs(*mode)).await?);
         }
     }
-    report.ceilings = ceilings.told(stage, args);
-    report.figures = suite
-        .into_iter()
-        .zip(samples)
-        .map(|(mode, samples)| Figure::new(mode, samples, &report.ceilings))
-        .collect();
-    report.valid = report.figures.iter().all(|figure| figure.valid);
-    Ok(report)
+    Ok(())
 }
 
 fn tell(report: &Report, json: Option<&Path>) -> Result<(), Failure> {
@@ -135,13 +201,4 @@ fn tell(report: &Report, json: Option<&Path>) -> Result<(), Failure> {
 /// What it is at: a benchmark takes its time.
 fn say(what: &str) {
     terminal::note(format_args!("# {what}"));
-}
-
-/// For a benchmark that is ended at once: its servers go with it.
-fn kill(pids: &[u32]) {
-    for pid in pids {
-        let pid = i32::try_from(*pid).ok().and_then(Pid::from_raw);
-        // One that has ended already is what is wanted.
-        let _ = pid.map(|pid| kill_process(pid, Signal::KILL));
-    }
 }

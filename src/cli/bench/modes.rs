@@ -12,7 +12,7 @@ use super::figure::Sample;
 use super::ledger::Ledger;
 use super::options::{Args, Mode};
 use super::stage::{Spent, Stage};
-use super::{enqueue, pace, soak, streams};
+use super::{enqueue, overload, pace, soak, streams};
 use crate::cli::exit::Failure;
 use crate::cli::jobs::failure_of;
 
@@ -61,6 +61,15 @@ impl<'a> Modes<'a> {
         if mode == Mode::Streams {
             return streams::run(self.stage, self.args).await;
         }
+        let offer = match mode {
+            // What the server can take, so that more can be offered.
+            Mode::Overload => Some(overload::Offer::of(
+                self.args,
+                &Box::pin(self.run(Mode::Enqueue, jobs)).await?,
+            )),
+            _ => None,
+        };
+        let jobs = offer.as_ref().map_or(jobs, |offer| offer.jobs);
         let queue = self.stage.queue(mode.name());
         let ledger = Arc::new(Ledger::new(queue, jobs, self.args.payload));
         let (taken, state) = match mode {
@@ -77,10 +86,19 @@ impl<'a> Modes<'a> {
             Mode::Flow => (self.flow(&ledger).await?, JobState::Succeeded),
             Mode::Idle => (self.idle(&ledger).await?, JobState::Succeeded),
             Mode::Soak => (soak::run(self, &ledger).await?, JobState::Succeeded),
+            Mode::Overload => (
+                overload::run(self, &ledger, offer.unwrap_or_default()).await?,
+                JobState::Queued,
+            ),
             _ => (pace::steady(self, &ledger).await?, JobState::Succeeded),
         };
         let client = self.client()?;
         let mut audit = Audit::of(client, &ledger, state).await?;
+        // All were accepted, but for those that an overloaded server refused.
+        let jobs = match mode {
+            Mode::Overload => audit.accepted,
+            _ => jobs,
+        };
         // (What was not found cannot be waited for.)
         if state == JobState::Queued && audit.clean() {
             // Nothing is left to weigh on the next run, and what was accepted can be run, too.
@@ -169,7 +187,7 @@ impl<'a> Modes<'a> {
 
     async fn work_off(&self, ledger: &Arc<Ledger>) -> Result<(), Failure> {
         let crew = self.crew(ledger)?;
-        ledger.until_ran(ledger.jobs()).await?;
+        ledger.until_ran(ledger.expected()).await?;
         crew.leave().await
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::Instant;
 
+use super::left::{Left, Thing};
 use crate::cli::exit::Failure;
 
 /// It migrates a database at its start.
@@ -25,15 +26,17 @@ pub(super) struct Node {
     child: Child,
     pub(super) url: String,
     log: PathBuf,
+    left: Left,
 }
 
 impl Node {
     /// Starts it with these arguments and settings and none of the environment's, and waits until it listens. Settings
     /// go by the environment, where no other user sees their passwords.
     pub(super) async fn start(
-        args: &[&str],
-        settings: &[(&str, &str)],
+        args: &[String],
+        settings: &[(&'static str, String)],
         log: PathBuf,
+        left: Left,
     ) -> Result<Self, Failure> {
         let trouble = |why: std::io::Error| Failure::trouble(format!("cannot start a node: {why}"));
         let program = std::env::current_exe().map_err(trouble)?;
@@ -48,7 +51,7 @@ impl Node {
             .args(args)
             .args(["--listen", "127.0.0.1:0"])
             .env("LEASEHOLD_LOG", "warn,leasehold::cli=info")
-            .envs(settings.iter().copied())
+            .envs(settings.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
             .stdout(out.try_clone().map_err(trouble)?)
             .stderr(out);
@@ -56,10 +59,12 @@ impl Node {
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let child = command.spawn().map_err(trouble)?;
+        left.made(Thing::Node(child.id()));
         let mut node = Self {
             child,
             url: String::new(),
             log,
+            left,
         };
         node.url = node.listening().await?;
         Ok(node)
@@ -115,6 +120,7 @@ impl Drop for Node {
         // Both fail only if it has ended and was waited for.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        self.left.removed(&Thing::Node(self.pid()));
     }
 }
 

@@ -44,9 +44,13 @@ pub(in crate::cli) struct Args {
     /// Counted runs of each mode; the median and the range are told [default: 3; streams and soak 1]
     #[arg(long)]
     runs: Option<usize>,
-    /// Jobs of a run [default: 50000 enqueue, 200000 enqueue-batch, drain and flow, 1000 idle]
+    /// Jobs of a run [default: 25000 enqueue, 100000 enqueue-batch, drain and flow, 500 idle]
     #[arg(long)]
     pub(super) jobs: Option<u64>,
+    /// Twice the jobs of a run: 50000 enqueue, 200000 enqueue-batch, drain and flow, 1000 idle. All modes take some ten
+    /// minutes on two cores then, instead of less than four
+    #[arg(long, conflicts_with = "jobs")]
+    long: bool,
     /// Unary calls in flight (enqueue), and connections of the raw INSERTs beside it
     #[arg(long, default_value_t = 64)]
     pub(super) in_flight: usize,
@@ -71,7 +75,13 @@ pub(in crate::cli) struct Args {
     /// Jobs a second (steady, soak)
     #[arg(long, default_value_t = 500.0)]
     pub(super) rate: f64,
-    /// How long a run of steady or soak takes
+    /// How many times what it can take the server is offered (overload)
+    #[arg(long, default_value_t = 3.0)]
+    pub(super) times: f64,
+    /// Calls that wait for an answer at once, at most (overload)
+    #[arg(long, default_value_t = 16_000)]
+    pub(super) outstanding: usize,
+    /// How long a run of steady, overload or soak takes
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
     pub(super) duration: Duration,
     /// Idle workers (streams)
@@ -108,7 +118,9 @@ pub(super) enum Mode {
     Streams,
     /// Jobs at a given rate for long, with sizes of tables and of Redis over time
     Soak,
-    /// All but streams and soak
+    /// Single jobs at several times the rate that the server can take: what it accepts, what it refuses, and its memory
+    Overload,
+    /// All but streams, soak and overload
     All,
 }
 
@@ -133,6 +145,7 @@ impl Mode {
             Self::Steady => "steady",
             Self::Streams => "streams",
             Self::Soak => "soak",
+            Self::Overload => "overload",
             Self::All => "all",
         }
     }
@@ -166,10 +179,13 @@ impl Args {
         match mode {
             Mode::Steady | Mode::Soak => (self.rate * self.duration.as_secs_f64()).ceil() as u64,
             Mode::Streams => self.streams as u64,
-            _ => self.jobs.unwrap_or(match mode {
-                Mode::Enqueue => 50_000,
-                Mode::Idle => 1_000,
-                _ => 200_000,
+            _ => self.jobs.unwrap_or({
+                let jobs = match mode {
+                    Mode::Enqueue | Mode::Overload => 25_000,
+                    Mode::Idle => 500,
+                    _ => 100_000,
+                };
+                if self.long { 2 * jobs } else { jobs }
             }),
         }
     }
@@ -187,6 +203,7 @@ impl Args {
             ("--workers", self.workers, 1_000),
             ("--slots", self.slots, 10_000),
             ("--streams", self.streams, 100_000),
+            ("--outstanding", self.outstanding, 200_000),
         ] {
             if !(1..=most).contains(&value) {
                 return refuse(format!("{name} must be 1 to {most}"));
@@ -197,6 +214,9 @@ impl Args {
         }
         if !(self.rate > 0.0 && self.rate <= 1_000_000.0) {
             return refuse("--rate must be above 0, up to 1000000".to_owned());
+        }
+        if !(self.times > 0.0 && self.times <= 100.0) {
+            return refuse("--times must be above 0, up to 100".to_owned());
         }
         if self.suite().contains(&Mode::Streams) && (self.suite().len() > 1 || self.runs() > 1) {
             return refuse(

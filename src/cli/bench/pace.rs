@@ -77,7 +77,7 @@ pub(super) async fn steady(modes: &Modes<'_>, ledger: &Arc<Ledger>) -> Result<Ta
 }
 
 /// Says the numbers of the jobs, each at its time. A thread, since the runtime's timers are a millisecond coarse.
-fn pacemaker(
+pub(super) fn pacemaker(
     jobs: u64,
     rate: f64,
     begun: Instant,

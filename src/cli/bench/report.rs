@@ -32,6 +32,8 @@ pub(super) struct Report {
     pub(super) figures: Vec<Figure>,
     /// All audits were clean.
     pub(super) valid: bool,
+    /// Why not all runs were finished, as `interrupted`: only those that were are told.
+    pub(super) incomplete: Option<String>,
 }
 
 impl Report {
@@ -95,6 +97,7 @@ impl Report {
             ceilings: Vec::new(),
             figures: Vec::new(),
             valid: true,
+            incomplete: None,
         }
     }
 
@@ -115,6 +118,12 @@ impl Report {
         }
         for figure in &self.figures {
             figure_lines(figure, &mut text);
+        }
+        if let Some(why) = &self.incomplete {
+            let _ = writeln!(
+                text,
+                "\nINCOMPLETE ({why}): only the runs that were finished are told"
+            );
         }
         if !self.valid {
             text.push_str("\nINVALID: an audit was not clean\n");
@@ -163,13 +172,15 @@ fn figure_lines(figure: &Figure, text: &mut String) {
         Mode::Idle => " p50 to the handler's start",
         Mode::Steady => " p99 to the handler's start",
         Mode::Streams => " of node memory a stream",
+        Mode::Overload => " accepted",
         _ => "",
     };
     let _ = write!(
         text,
-        "\n{:<19}{}{what}{invalid}\n",
+        "\n{:<19}{}{what}, {} run(s){invalid}\n",
         figure.mode.name(),
-        told(&figure.spread, figure.unit)
+        told(&figure.spread, figure.unit),
+        figure.samples.len()
     );
     for beside in &figure.beside {
         let ratio = match figure.unit {

@@ -1,14 +1,17 @@
 //! What is measured: a server that runs, or one with stores of its own that is started and leaves nothing behind.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use worker_sdk::{Client, ListJobsRequest};
 
 use super::database::Database;
 use super::figure::Cost;
+use super::left::{Left, Thing};
 use super::list::List;
 use super::node::Node;
 use super::options::Args;
@@ -19,16 +22,23 @@ use crate::cli::jobs::failure_of;
 /// How patient a benchmark's calls are: a stall is to be seen as one, not as an error.
 const CALL_WITHIN: Duration = Duration::from_secs(120);
 
+/// A folder that cannot be removed at once is tried again so often, with such pauses.
+const REMOVE_TRIES: u32 = 20;
+const REMOVE_AGAIN: Duration = Duration::from_millis(100);
+
 /// The stage.
 pub(super) struct Stage {
     /// Makes its queues, its database and its keys its own.
     pub(super) id: String,
+    /// Of its database, its keys and its folder.
+    name: String,
     pub(super) kind: Kind,
     pub(super) urls: Vec<String>,
     pub(super) folder: PathBuf,
     nodes: Vec<Node>,
     pub(super) database: Option<Database>,
     pub(super) list: Option<List>,
+    left: Left,
 }
 
 /// Which one.
@@ -50,71 +60,91 @@ pub(super) struct Spent {
 }
 
 impl Stage {
-    /// Sets it up. What was begun is taken down again if that fails.
-    pub(super) async fn set_up(args: &Args) -> Result<Self, Failure> {
+    /// Begins it: a folder, which is to be taken down from now on.
+    pub(super) fn new(args: &Args, left: Left) -> Result<Self, Failure> {
         let id = format!("{:08x}", rand::random::<u32>());
         let name = format!("leasehold_bench_{id}");
         let outer = args.dir.clone().unwrap_or_else(std::env::temp_dir);
         let folder = outer.join(&name);
         make(&folder)?;
-        let mut stage = Self {
+        left.made(Thing::Folder(folder.clone()));
+        Ok(Self {
             id,
+            name,
             kind: Kind::Embedded,
             urls: Vec::new(),
             folder,
             nodes: Vec::new(),
             database: None,
             list: None,
-        };
-        match stage.fill(args, name).await {
-            Ok(()) => Ok(stage),
-            Err(failure) => {
-                if let Err(also) = stage.take_down().await {
-                    crate::cli::terminal::note(format_args!("error: {}", also.why));
-                }
-                Err(failure)
-            }
-        }
+            left,
+        })
     }
 
-    async fn fill(&mut self, args: &Args, name: String) -> Result<(), Failure> {
+    /// Sets up the rest, until it is interrupted. What was begun is to be taken down in any case.
+    pub(super) async fn fill(
+        &mut self,
+        args: &Args,
+        interrupted: &CancellationToken,
+    ) -> Result<(), Failure> {
+        // A store of its own is made to its end: half-way it could not be said what is there.
+        let settings = self.stores(args).await?;
+        // Cancel safe: a node that has not come up yet is killed.
+        interrupted
+            .run_until_cancelled(self.servers(args, &settings))
+            .await
+            .unwrap_or_else(|| Err(Failure::trouble("interrupted")))
+    }
+
+    /// Makes the stores that were asked for, and gives what nodes need to know of them.
+    async fn stores(&mut self, args: &Args) -> Result<Vec<(&'static str, String)>, Failure> {
+        let (Some(postgres), Some(redis)) = (&args.postgres, &args.redis) else {
+            return Ok(Vec::new());
+        };
+        self.kind = Kind::Postgres;
+        let list = List::open(redis, self.name.clone(), self.left.clone()).await?;
+        let list = self.list.insert(list);
+        let database = Database::create(postgres, self.name.clone(), self.left.clone()).await?;
+        let off = database.not_durable();
+        let url = database.url();
+        self.database = Some(database);
+        if !off.is_empty() && !args.not_durable {
+            let why = format!(
+                "this Postgres may lose what it commits: {}; turn it on, or add --not-durable, by which all figures are marked",
+                off.join(", ")
+            );
+            return Err(Failure::usage(why));
+        }
+        Ok(vec![
+            ("LEASEHOLD_DATABASE_URL", url.expose().to_owned()),
+            ("LEASEHOLD_REDIS_URL", redis.expose().to_owned()),
+            ("LEASEHOLD_REDIS_PREFIX", list.prefix.clone()),
+        ])
+    }
+
+    async fn servers(
+        &mut self,
+        args: &Args,
+        settings: &[(&'static str, String)],
+    ) -> Result<(), Failure> {
         if let Some(url) = &args.server {
             self.kind = Kind::Server;
             self.urls.push(url.clone());
             return self.must_be_empty(args.fill).await;
         }
-        if let (Some(postgres), Some(redis)) = (&args.postgres, &args.redis) {
-            self.kind = Kind::Postgres;
-            let list = self.list.insert(List::open(redis, name.clone()).await?);
-            let database = Database::create(postgres, name).await?;
-            let off = database.not_durable();
-            let url = database.url();
-            self.database = Some(database);
-            if !off.is_empty() && !args.not_durable {
-                let why = format!(
-                    "this Postgres may lose what it commits: {}; turn it on, or add --not-durable, by which all figures are marked",
-                    off.join(", ")
-                );
-                return Err(Failure::usage(why));
+        let (count, words) = match self.kind {
+            Kind::Postgres => (args.nodes, vec!["serve".to_owned()]),
+            _ => {
+                let data = self.folder.join("data").to_string_lossy().into_owned();
+                (1, vec!["dev".to_owned(), "--data".to_owned(), data])
             }
-            let settings = [
-                ("LEASEHOLD_DATABASE_URL", url.expose()),
-                ("LEASEHOLD_REDIS_URL", redis.expose()),
-                ("LEASEHOLD_REDIS_PREFIX", &list.prefix),
-            ];
-            for n in 0..args.nodes {
-                let log = self.folder.join(format!("node-{n}.log"));
-                self.nodes
-                    .push(Node::start(&["serve"], &settings, log).await?);
-            }
-        } else {
-            let data = self.folder.join("data");
-            let data = data.to_string_lossy();
-            let log = self.folder.join("node-0.log");
-            let node = Node::start(&["dev", "--data", &data], &[], log).await?;
+        };
+        for n in 0..count {
+            let log = self.folder.join(format!("node-{n}.log"));
+            let node = Node::start(&words, settings, log, self.left.clone()).await?;
+            self.urls.push(node.url.clone());
             self.nodes.push(node);
         }
-        self.urls = self.nodes.iter().map(|node| node.url.clone()).collect();
         Ok(())
     }
 
@@ -192,6 +222,7 @@ impl Stage {
             nodes,
             database,
             list,
+            left,
             ..
         } = self;
         let mut first = Ok(());
@@ -209,13 +240,11 @@ impl Stage {
         if let Some(list) = list {
             also(list.clear().await);
         }
-        also(std::fs::remove_dir_all(&folder).map_err(|why| at(&folder, &why)));
+        match remove(&folder).await {
+            Ok(()) => left.removed(&Thing::Folder(folder)),
+            Err(why) => also(Err(at(&folder, &why))),
+        }
         first
-    }
-
-    /// Process ids of its nodes.
-    pub(super) fn pids(&self) -> Vec<u32> {
-        self.nodes.iter().map(Node::pid).collect()
     }
 }
 
@@ -258,6 +287,21 @@ fn make(folder: &Path) -> Result<(), Failure> {
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.create(folder).map_err(|why| at(folder, &why))
+}
+
+/// Removes a folder. A measurement that was interrupted may still make a file in it meanwhile.
+async fn remove(folder: &Path) -> std::io::Result<()> {
+    let mut tries = 0;
+    loop {
+        match std::fs::remove_dir_all(folder) {
+            Err(why) if why.kind() != ErrorKind::NotFound && tries < REMOVE_TRIES => {
+                tries += 1;
+                tokio::time::sleep(REMOVE_AGAIN).await;
+            }
+            Err(why) if why.kind() == ErrorKind::NotFound => return Ok(()),
+            removed => return removed,
+        }
+    }
 }
 
 fn at(folder: &Path, why: &std::io::Error) -> Failure {
