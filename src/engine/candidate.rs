@@ -19,6 +19,8 @@ pub struct Candidate {
     pub(super) job: JobId,
     pub(super) line: Line,
     source: Source,
+    /// A level below the highest had this turn.
+    early: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -34,6 +36,7 @@ impl From<Hint> for Candidate {
         Self {
             job: hint.job,
             line: hint.line.clone(),
+            early: hint.early,
             source: Source::Hint(hint),
         }
     }
@@ -53,6 +56,7 @@ impl Claims {
                 job,
                 line: line.clone(),
                 source: Source::Claim(until),
+                early: false,
             }));
         }
     }
@@ -119,9 +123,25 @@ impl Candidate {
     }
 }
 
-/// What is urgent first. Within a level the queues take turns, and chance says which begins: a slot that serves several
-/// queues would else be the first one's for as long as that has a line.
-pub fn in_turns(candidates: Vec<Candidate>) -> Vec<Candidate> {
+/// In which order they get one of `slots`: the early ones, then what is urgent. Within a level the queues take turns, and
+/// chance says which begins: a slot that serves several queues would else be the first one's for as long as that has a
+/// line.
+pub fn in_turns(mut candidates: Vec<Candidate>, slots: usize) -> Vec<Candidate> {
+    // A slot that serves several queues was asked for by each of them. An early one keeps its turn as often as others
+    // find a slot: else such slots would mostly be for lower levels.
+    let all = candidates.len();
+    if slots < all {
+        for candidate in candidates.iter_mut().filter(|c| c.early) {
+            candidate.early = rand::random_range(0..all) < slots;
+        }
+    }
+    let (early, rest): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|c| c.early);
+    let mut ordered = by_level(early);
+    ordered.extend(by_level(rest));
+    ordered
+}
+
+fn by_level(candidates: Vec<Candidate>) -> Vec<Candidate> {
     let mut lines: BTreeMap<Line, VecDeque<Candidate>> = BTreeMap::new();
     let mut ordered = Vec::with_capacity(candidates.len());
     for candidate in candidates {

@@ -25,7 +25,7 @@ use super::{Core, lines_of};
 use crate::error::Error;
 use crate::failpoint;
 use crate::job::limits::BATCH_MAX;
-use crate::job::{LeasedJob, QueueName};
+use crate::job::{LeasedJob, Priority, QueueName};
 use crate::ready::{Hint, Want};
 use crate::session::Event;
 use crate::store::{Ask, Granted, SessionState};
@@ -42,6 +42,9 @@ const CLAIM_FOR: Duration = Duration::from_secs(5);
 const CLAIM_MAX: usize = 16;
 /// Hints of one queue that are taken at once.
 const TAKE_MAX: usize = BATCH_MAX;
+/// One free slot in so many of a queue begins below the highest level, and so does one direct claim, so that no line is
+/// starved for ever by those above it.
+const LOWER_ONE_IN: usize = 16;
 /// After a fault of the store, how long until the next grants.
 const AFTER_FAULT: Duration = Duration::from_millis(500);
 /// After a flush that got nothing because others had the rows locked.
@@ -173,7 +176,7 @@ impl Dispatcher {
                 return Looked::Pause(AFTER_FAULT);
             }
         };
-        let candidates = in_turns(candidates);
+        let candidates = in_turns(candidates, slots.count_all());
         let found = !candidates.is_empty();
         if found {
             failpoint::reached("hints-taken");
@@ -252,10 +255,7 @@ impl Dispatcher {
         let wants: Vec<_> = wanted
             .iter()
             .filter(|(_, count)| **count > 0)
-            .map(|(queue, count)| Want {
-                queue: queue.clone(),
-                count: (*count).min(TAKE_MAX),
-            })
+            .map(|(queue, count)| want(queue, (*count).min(TAKE_MAX)))
             .collect();
         if wants.is_empty() {
             return Ok((hints, false));
@@ -274,8 +274,22 @@ impl Dispatcher {
     async fn claim(&mut self, wanted: &BTreeMap<QueueName, usize>) -> Result<(), Error> {
         let total: usize = wanted.values().sum();
         let limit = (2 + total).min(CLAIM_MAX);
-        let lines = lines_of(wanted.keys().cloned().collect());
-        let mut segments = self.core.store.claim(lines, CLAIM_FOR, limit).await?;
+        let mut queues: Vec<_> = wanted.keys().cloned().collect();
+        let mut segments = Vec::new();
+        if lower_of(1) > 0 {
+            let lines = lines_of(queues.clone()).into_iter();
+            let lower = lines.filter(|line| line.priority != Priority::High);
+            segments = self
+                .core
+                .store
+                .claim(lower.collect(), CLAIM_FOR, limit)
+                .await?;
+            queues.retain(|queue| segments.iter().all(|s| s.line.queue != *queue));
+        }
+        if !queues.is_empty() {
+            let lines = lines_of(queues);
+            segments.extend(self.core.store.claim(lines, CLAIM_FOR, limit).await?);
+        }
         segments.sort_by_key(|segment| Reverse(segment.line.priority));
         self.core
             .metrics
@@ -303,6 +317,26 @@ impl Dispatcher {
             break_promises(&self.core, &self.claims, vec![promise]).await;
         }
     }
+}
+
+/// What is wanted of a queue for so many slots. Chance says how many of them begin at which lower level, so that nothing is
+/// to be remembered of a queue.
+fn want(queue: &QueueName, count: usize) -> Want {
+    Want {
+        queue: queue.clone(),
+        count,
+        lower: lower_of(count),
+        lower_first: match rand::random() {
+            true => Priority::Low,
+            false => Priority::Normal,
+        },
+    }
+}
+
+/// How many of so many are the one in [`LOWER_ONE_IN`], on average just that.
+fn lower_of(count: usize) -> usize {
+    let one_more = rand::random_range(0..LOWER_ONE_IN) < count % LOWER_ONE_IN;
+    count / LOWER_ONE_IN + usize::from(one_more)
 }
 
 enum Looked {

@@ -11,6 +11,7 @@ use super::batch::{Batcher, Bounds};
 use super::budget::{Budget, Share};
 use super::jobs::Accepted;
 use super::offer::Offers;
+use super::pressure::{Admitted, Pressure};
 use super::tasks::Tasks;
 use crate::error::{Error, Limit, Result};
 use crate::failpoint;
@@ -33,6 +34,7 @@ pub struct Enqueues {
     offers: Offers,
     batcher: Batcher<Waiting>,
     budget: Budget,
+    pressure: Arc<Pressure>,
 }
 
 #[derive(Debug)]
@@ -40,6 +42,7 @@ struct Waiting {
     job: NewJob,
     answer: oneshot::Sender<Result<Enqueued>>,
     share: Share,
+    admitted: Admitted,
 }
 
 impl Enqueues {
@@ -60,6 +63,7 @@ impl Enqueues {
             offers,
             batcher: Batcher::start(tasks, bounds, size, flush),
             budget: Budget::new(ENQUEUE_BYTES_MAX),
+            pressure: Pressure::new(),
         }
     }
 
@@ -67,10 +71,15 @@ impl Enqueues {
     pub async fn one(&self, job: NewJob, field: impl Fn(&str) -> String) -> Result<Accepted> {
         let id = job.id;
         let (answer, answered) = oneshot::channel();
+        let admitted = self.pressure.admit(1).ok_or_else(busy)?;
         let share = self.budget.take(job.size()).ok_or_else(busy)?;
-        self.batcher
-            .push(Waiting { job, answer, share })
-            .map_err(|_| busy())?;
+        let waiting = Waiting {
+            job,
+            answer,
+            share,
+            admitted,
+        };
+        self.batcher.push(waiting).map_err(|_| busy())?;
         let enqueued = answered.await.map_err(Error::internal)??;
         accepted(enqueued, id, field)?.ok_or_else(|| Error::internal("a single job was not tried"))
     }
@@ -82,15 +91,18 @@ impl Enqueues {
         field: impl Fn(usize, &str) -> String,
     ) -> Result<Vec<Accepted>> {
         let size = jobs.iter().map(NewJob::size).sum();
+        let admitted = self.pressure.admit(jobs.len()).ok_or_else(busy)?;
         let share = self.budget.take(size).ok_or_else(busy)?;
         let jobs: Arc<[NewJob]> = jobs.into();
         let (core, offers, unit) = (self.core.clone(), self.offers.clone(), jobs.clone());
         // In a task of its own: a caller that leaves stops nothing half-way (I10).
         let write = tokio::spawn(async move {
-            let answer = write(&core, unit.clone(), Unit::All).await?;
+            let answer = write(&core, unit.clone(), Unit::All).await;
+            admitted.answered(unit.len());
+            let answer = answer?;
             count(&core, &answer.jobs);
             offers.offer(answer.segments);
-            drop(share);
+            drop((share, admitted));
             Ok::<_, Error>(answer.jobs)
         });
         let answers = write.await.map_err(Error::internal)??;
@@ -113,13 +125,14 @@ fn busy() -> Error {
 }
 
 async fn flush(core: Arc<Core>, offers: Offers, batch: Vec<Waiting>) {
-    let (mut jobs, mut answers, mut shares) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut jobs, mut answers, mut held) = (Vec::new(), Vec::new(), Vec::new());
     for waiting in batch {
         jobs.push(waiting.job);
         answers.push(waiting.answer);
         // Held to the end of this flush.
-        shares.push(waiting.share);
+        held.push((waiting.share, waiting.admitted));
     }
+    let flushed = held.len();
     let mut open = vec![(Arc::<[NewJob]>::from(jobs), answers)];
     while let Some((jobs, mut answers)) = open.pop() {
         match write(&core, jobs.clone(), Unit::Each).await {
@@ -143,6 +156,9 @@ async fn flush(core: Arc<Core>, offers: Offers, batch: Vec<Waiting>) {
                 .into_iter()
                 .for_each(|waiting| drop(waiting.send(Err(error.clone())))),
         }
+    }
+    if let Some((_, oldest)) = held.first() {
+        oldest.answered(flushed);
     }
 }
 

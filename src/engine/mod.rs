@@ -20,6 +20,7 @@ mod loops;
 mod offer;
 mod outbox;
 pub mod page;
+mod pressure;
 mod progress;
 mod renew;
 mod results;

@@ -1,6 +1,6 @@
 //! The free slots of the node's sessions, for one round of hand-out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::sessions::Live;
@@ -55,6 +55,16 @@ impl Slots {
             .iter()
             .map(|(queue, takers)| (queue.clone(), free(takers)))
             .collect()
+    }
+
+    /// How many jobs could be placed. A session's slots that each of its queues may have count once.
+    pub fn count_all(&self) -> usize {
+        let mut sessions: HashMap<*const Live, u32> = HashMap::new();
+        for (live, free) in self.queues.values().flat_map(|takers| &takers.sessions) {
+            let most = sessions.entry(Arc::as_ptr(live)).or_default();
+            *most = (*free).max(*most);
+        }
+        sessions.values().map(|free| *free as usize).sum()
     }
 
     /// Reserves the next free slot of a queue, going round its sessions.

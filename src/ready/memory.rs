@@ -64,7 +64,23 @@ impl MemoryReady {
             line: line.clone(),
             entry,
             epoch: self.epoch,
+            early: false,
         }
+    }
+
+    /// Moves up to `most` of a line to what was taken, and returns how many it moved.
+    fn give(&self, state: &mut State, line: &Line, most: usize, hints: &mut Vec<Hint>) -> usize {
+        let Some(ids) = state.lines.get_mut(line) else {
+            return 0;
+        };
+        let (now, before) = (Instant::now(), hints.len());
+        while hints.len() - before < most
+            && let Some((entry, job)) = ids.waiting.pop_first()
+        {
+            ids.taken.insert(entry, (job, now));
+            hints.push(self.hint(line, entry, job));
+        }
+        hints.len() - before
     }
 }
 
@@ -105,26 +121,24 @@ impl ReadyList for MemoryReady {
     }
 
     async fn take(&self, wants: Vec<Want>) -> Result<Vec<Hint>> {
-        let now = Instant::now();
         let mut state = self.state();
         let mut hints = Vec::new();
-        for Want { queue, count } in wants {
-            let mut left = count.min(BATCH_MAX);
-            for priority in Priority::ALL {
-                let line = Line {
-                    queue: queue.clone(),
-                    priority,
-                };
-                let Some(ids) = state.lines.get_mut(&line) else {
-                    continue;
-                };
-                while left > 0
-                    && let Some((entry, job)) = ids.waiting.pop_first()
-                {
-                    left -= 1;
-                    ids.taken.insert(entry, (job, now));
-                    hints.push(self.hint(&line, entry, job));
-                }
+        for want in wants {
+            let line = |priority| Line {
+                queue: want.queue.clone(),
+                priority,
+            };
+            let mut left = want.count.min(BATCH_MAX);
+            let mut lower = want.lower.min(left);
+            for level in want.lower_levels() {
+                let before = hints.len();
+                let given = self.give(&mut state, &line(level), lower, &mut hints);
+                hints.iter_mut().skip(before).for_each(|h| h.early = true);
+                lower -= given;
+                left -= given;
+            }
+            for level in Priority::ALL {
+                left -= self.give(&mut state, &line(level), left, &mut hints);
             }
         }
         Ok(hints)

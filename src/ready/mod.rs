@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::error::Result;
-use crate::job::{JobId, QueueName};
+use crate::job::{JobId, Priority, QueueName};
 use crate::store::{EntryId, Epoch, Line};
 
 /// One id taken from a line, to be settled or put back.
@@ -24,6 +24,8 @@ pub struct Hint {
     pub entry: EntryId,
     /// The incarnation it belongs to; in a later one it means nothing.
     pub epoch: Epoch,
+    /// It was found below the highest level by a want that looks there first: its turn is before that of higher levels.
+    pub early: bool,
 }
 
 /// How many hints are wanted of a queue.
@@ -33,6 +35,21 @@ pub struct Want {
     pub queue: QueueName,
     /// At most so many over all its levels; of more than 1,000, so many.
     pub count: usize,
+    /// So many of them look at the levels below the highest first, and only then at all.
+    pub lower: usize,
+    /// At which of these levels first: `Low` or `Normal`.
+    pub lower_first: Priority,
+}
+
+impl Want {
+    /// The levels that [`lower`](Self::lower) of them look at first, in that order.
+    pub fn lower_levels(&self) -> impl Iterator<Item = Priority> {
+        let (first, rest): (Vec<_>, Vec<_>) = Priority::ALL
+            .into_iter()
+            .skip(1)
+            .partition(|level| *level == self.lower_first);
+        first.into_iter().chain(rest)
+    }
 }
 
 /// Where the jobs of one offer stand now.
@@ -74,7 +91,8 @@ pub trait ReadyList: Send + Sync + 'static {
     /// Cancel safe: it takes nothing.
     async fn doorbell(&self, lines: Vec<Line>, wait: Duration) -> Result<Ring>;
     /// Takes hints without waiting, of all queues in one go. Of each queue high levels give first, and lower ones what is
-    /// still wanted then; a line gives its oldest first. A queue that gives less than was wanted had no more in that
+    /// still wanted then, but for as many as its [`Want`] says look at the lower ones before that, whose hints are `early`;
+    /// a line gives its oldest first. A queue that gives less than was wanted had no more in that
     /// moment. The hints stay this node's until they are settled or put back.
     async fn take(&self, wants: Vec<Want>) -> Result<Vec<Hint>>;
     /// Forgets hints: their jobs were handed out, or seen not QUEUED.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use leasehold::job::{JobId, Priority};
-use leasehold::ready::Hint;
+use leasehold::ready::{Hint, Want};
 
 use crate::support::until;
 use crate::world::{WITHIN, World, emails, jobs, line, want};
@@ -95,6 +95,73 @@ async fn what_is_wanted_of_a_queue_is_shared_by_its_levels_and_high_comes_first(
     let then = w.b.take(want(&a, 9)).await.unwrap();
     assert_eq!(ids(&then), [&normal[1..], low].concat());
     assert_eq!(w.b.take(want(&b, 99)).await.unwrap().len(), 8);
+}
+
+on_each_list!(some_of_what_is_wanted_begins_below_the_highest_level);
+async fn some_of_what_is_wanted_begins_below_the_highest_level(w: World) {
+    let all = jobs(12);
+    let [high, normal, low] = [&all[..6], &all[6..9], &all[9..]];
+    let lines = Priority::ALL.map(|priority| line("q", priority));
+    let offer = lines.iter().cloned().zip([high, normal, low]);
+    w.a.offer(offer.map(|(line, jobs)| (line, jobs.to_vec())).collect())
+        .await
+        .unwrap();
+    let take = async |count, lower, first| {
+        let [want] = <[Want; 1]>::try_from(want(&lines[0], count)).unwrap();
+        let want = Want {
+            lower,
+            lower_first: first,
+            ..want
+        };
+        let hints = w.a.take(vec![want]).await.unwrap();
+        let (early, others): (Vec<_>, Vec<_>) = hints.into_iter().partition(|hint| hint.early);
+        (ids(&early), ids(&others), [early, others].concat())
+    };
+    // One of them looks there first; the others find the rest in the usual order.
+    let (early, others, taken) = take(3, 1, Priority::Low).await;
+    assert_eq!((&early[..], &others[..]), (&low[..1], &high[..2]));
+    // What is put back is early only if it is found so again, and keeps its place.
+    w.a.put_back(taken).await.unwrap();
+    let (early, others, _) = take(3, 1, Priority::Normal).await;
+    assert_eq!((&early[..], &others[..]), (&normal[..1], &high[..2]));
+    let (early, others, _) = take(2, 2, Priority::Low).await;
+    assert_eq!((&early[..], &others[..]), (&low[..2], &[][..]));
+    // When one of the two levels is empty the other one follows, and then all; more than is wanted is as many.
+    let (early, others, _) = take(2, 9, Priority::Low).await;
+    assert_eq!(early.len(), 2);
+    assert!(early.contains(&low[2]) && early.contains(&normal[1]));
+    assert!(others.is_empty());
+    let (early, others, _) = take(4, 3, Priority::Low).await;
+    assert_eq!((&early[..], &others[..]), (&normal[2..], &high[2..5]));
+    let (early, others, _) = take(4, 3, Priority::Normal).await;
+    assert_eq!((&early[..], &others[..]), (&[][..], &high[5..]));
+}
+
+on_each_list!(early_ones_of_some_queues_come_in_the_same_call);
+async fn early_ones_of_some_queues_come_in_the_same_call(w: World) {
+    let queues = ["a", "b", "c"];
+    let mut offer = Vec::new();
+    for queue in queues {
+        for priority in [Priority::High, Priority::Low] {
+            offer.push((line(queue, priority), jobs(3)));
+        }
+    }
+    w.a.offer(offer).await.unwrap();
+    let wants = queues.iter().enumerate().flat_map(|(lower, queue)| {
+        let wants = want(&line(queue, Priority::High), 2).into_iter();
+        wants.map(move |want| Want { lower, ..want })
+    });
+    let hints = w.b.take(wants.collect()).await.unwrap();
+    for (lower, queue) in queues.iter().enumerate() {
+        let of = |early, priority| {
+            let line = line(queue, priority);
+            let of = hints.iter().filter(|h| h.early == early && h.line == line);
+            of.count()
+        };
+        assert_eq!(of(true, Priority::Low), lower, "{queue}");
+        assert_eq!(of(false, Priority::High), 2 - lower, "{queue}");
+    }
+    assert_eq!(hints.len(), 6);
 }
 
 on_each_list!(what_was_put_back_comes_before_the_rest_of_its_level_only);

@@ -66,6 +66,8 @@ pub fn want(line: &Line, count: usize) -> Vec<Want> {
     vec![Want {
         queue: line.queue.clone(),
         count,
+        lower: 0,
+        lower_first: Priority::Low,
     }]
 }
 

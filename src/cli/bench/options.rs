@@ -79,7 +79,7 @@ pub(in crate::cli) struct Args {
     #[arg(long, default_value_t = 3.0)]
     pub(super) times: f64,
     /// Calls that wait for an answer at once, at most (overload)
-    #[arg(long, default_value_t = 16_000)]
+    #[arg(long, default_value_t = 6_000)]
     pub(super) outstanding: usize,
     /// How long a run of steady, overload or soak takes
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]

@@ -150,18 +150,20 @@ pub(super) fn streams(value: &Value) -> Vec<(&Value, &Value)> {
     }
 }
 
-/// The entries that a script wrote one after the other: place, "=" and the 16 bytes of the job's id. `None`: it is no such
-/// text.
-pub(super) fn flat_entries(text: &Value) -> Option<Vec<Entry>> {
+/// The entries that a script wrote one after the other: place, "=" or "<", and the 16 bytes of the job's id; whether it was
+/// "<" beside each. `None`: it is no such text.
+pub(super) fn flat_entries(text: &Value) -> Option<Vec<(Entry, bool)>> {
     let mut rest = bytes(text)?;
     // An id by now has 13 digits and a number.
     let mut entries = Vec::with_capacity(rest.len() / 32);
     while !rest.is_empty() {
-        let end = rest.iter().position(|byte| *byte == b'=')?;
+        let end = rest.iter().position(|byte| matches!(byte, b'=' | b'<'))?;
         let (place, id) = rest.split_at_checked(end)?;
-        let (id, after) = id.get(1..)?.split_at_checked(16)?;
+        let (mark, id) = id.split_first()?;
+        let (id, after) = id.split_at_checked(16)?;
         let job = JobId::from_store(Uuid::from_slice(id).ok()?);
-        entries.push((place_of(std::str::from_utf8(place).ok()?)?, job));
+        let place = place_of(std::str::from_utf8(place).ok()?)?;
+        entries.push(((place, job), *mark == b'<'));
         rest = after;
     }
     Some(entries)

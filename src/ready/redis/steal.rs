@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use redis::pipe;
 
 use super::reply::{self, Fault};
-use super::take::{hints_of, pending};
+use super::take::{hint_of, pending};
 use super::{CHUNK, GROUP, Hint, RedisReady, SHELF, TRIES, away, lock};
 use crate::error::Result;
 use crate::store::{Epoch, Line};
@@ -51,7 +51,8 @@ impl RedisReady {
                 gone |= reply::fault(&answer) == Some(Fault::Gone);
                 // Where it got to, the entries, and those that were deleted meanwhile.
                 if let [_, entries, ..] = reply::items(&answer) {
-                    hints.extend(hints_of(epoch, line, reply::entries(entries)));
+                    let entries = reply::entries(entries).into_iter();
+                    hints.extend(entries.map(|entry| hint_of(epoch, line, entry)));
                 }
             }
             if gone {

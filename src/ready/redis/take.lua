@@ -2,17 +2,19 @@
 --
 -- KEYS: the marker; then the lines: all queues of the highest level, all of the next in the same order, and so on.
 -- ARGV: the epoch; the taker; since how many milliseconds an entry must lie on the shelf; then for each queue how many
--- hints are wanted over all its levels.
+-- hints are wanted over all its levels, how many of them look at the levels below the highest first, and at which of
+-- these first.
 --
 -- Answers nil when the epoch is another; the error of the first command that failed; else one string for each line:
--- place, "=" and the 16 bytes of the job's id, again and again. Flat strings cost both sides less than nested lists.
+-- place, "=" and the 16 bytes of the job's id, again and again, with "<" for "=" if it was found below the highest level
+-- first. Flat strings cost both sides less than nested lists.
 local marker = redis.pcall('GET', KEYS[1])
 if type(marker) ~= 'string' or string.sub(marker, 1, #ARGV[1]) ~= ARGV[1] then
   return false
 end
 
 -- Appends entries to a list of text, those that are not ours left out. Returns how many it appended.
-local function add(text, entries)
+local function add(text, entries, mark)
   local before = #text
   local at = before
   for n = 1, #entries do
@@ -20,7 +22,7 @@ local function add(text, entries)
     local fields = entry and entry[2]
     if fields and fields[1] == 'j' and #fields[2] == 16 then
       text[at + 1] = entry[1]
-      text[at + 2] = '='
+      text[at + 2] = mark
       text[at + 3] = fields[2]
       at = at + 3
     end
@@ -28,16 +30,19 @@ local function add(text, entries)
   return (at - before) / 3
 end
 
-local queues = #ARGV - 3
+local queues = (#ARGV - 3) / 3
+local levels = (#KEYS - 1) / queues
 local left = {}
 for queue = 1, queues do
-  left[queue] = tonumber(ARGV[queue + 3])
+  left[queue] = tonumber(ARGV[queue * 3 + 1])
 end
--- What `line` still gives of a queue, put into `text`; nil, or the error that a command ended with.
-local function take(line, queue, text)
-  local shelved = redis.pcall('XPENDING', line, 'nodes', '-', '+', left[queue], 'put-back')
+local texts, empty = {}, {}
+-- Puts what `line` has into `text`, `most` at most. Returns how many, and the error that a command ended with, or nil.
+local function take(line, most, text, mark)
+  local got = 0
+  local shelved = redis.pcall('XPENDING', line, 'nodes', '-', '+', most, 'put-back')
   if shelved.err then
-    return shelved
+    return got, shelved
   end
   if #shelved > 0 then
     local places = {}
@@ -46,41 +51,69 @@ local function take(line, queue, text)
     end
     local claimed = redis.pcall('XCLAIM', line, 'nodes', ARGV[2], ARGV[3], unpack(places))
     if claimed.err then
-      return claimed
+      return got, claimed
     end
-    left[queue] = left[queue] - add(text, claimed)
+    got = add(text, claimed, mark)
   end
-  if left[queue] > 0 then
-    local read = redis.pcall('XREADGROUP', 'GROUP', 'nodes', ARGV[2], 'COUNT', left[queue], 'STREAMS', line, '>')
+  if got < most then
+    local read = redis.pcall('XREADGROUP', 'GROUP', 'nodes', ARGV[2], 'COUNT', most - got, 'STREAMS', line, '>')
     if read then
       if read.err then
-        return read
+        return got, read
       end
-      left[queue] = left[queue] - add(text, read[1][2])
+      got = got + add(text, read[1][2], mark)
+    end
+  end
+  return got
+end
+
+-- The same for a line of a queue, by its number.
+local function look(queue, level, most, mark)
+  local at = (level - 1) * queues + queue
+  local line = KEYS[at + 1]
+  -- What is held or on the shelf is still in the stream: an empty one has nothing at all, and asking costs little.
+  local length = redis.pcall('XLEN', line)
+  if length == 0 then
+    empty[#empty + 1] = line
+    return 0
+  end
+  if type(length) == 'table' then
+    return 0, length
+  end
+  texts[at] = texts[at] or {}
+  local got, fault = take(line, most, texts[at], mark)
+  left[queue] = left[queue] - got
+  return got, fault
+end
+
+for queue = 1, queues do
+  local lower, first = tonumber(ARGV[queue * 3 + 2]), tonumber(ARGV[queue * 3 + 3])
+  for step = 0, levels - 2 do
+    if lower > 0 then
+      local got, fault = look(queue, (first - 2 + step) % (levels - 1) + 2, lower, '<')
+      if fault then
+        return fault
+      end
+      lower = lower - got
     end
   end
 end
-
-local answer, empty = {}, {}
-for at = 2, #KEYS do
-  local line, queue = KEYS[at], (at - 2) % queues + 1
-  local text = {}
-  if left[queue] > 0 then
-    -- What is held or on the shelf is still in the stream: an empty one has nothing at all, and asking costs little.
-    local length = redis.pcall('XLEN', line)
-    if length == 0 then
-      empty[#empty + 1] = line
-    else
-      local fault = type(length) == 'table' and length or take(line, queue, text)
+for level = 1, levels do
+  for queue = 1, queues do
+    if left[queue] > 0 then
+      local _, fault = look(queue, level, left[queue], '=')
       if fault then
         return fault
       end
     end
   end
-  answer[at - 1] = table.concat(text)
 end
 -- A stream that is gone looks empty too.
 if #empty > 0 and redis.call('EXISTS', unpack(empty)) < #empty then
   return redis.error_reply('NOGROUP a line is gone')
+end
+local answer = {}
+for at = 1, #KEYS - 1 do
+  answer[at] = texts[at] and table.concat(texts[at]) or ''
 end
 return answer

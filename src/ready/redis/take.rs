@@ -49,10 +49,13 @@ impl RedisReady {
                 over |= *answer == Value::Nil;
                 for (line, text) in lines.iter().zip(reply::items(answer)) {
                     let entries = reply::flat_entries(text).ok_or_else(away)?;
-                    if let Some((last, _)) = entries.last() {
+                    if let Some(((last, _), _)) = entries.last() {
                         self.places.took(epoch, line, *last);
                     }
-                    hints.extend(hints_of(epoch, line, entries));
+                    hints.extend(entries.into_iter().map(|(entry, early)| Hint {
+                        early,
+                        ..hint_of(epoch, line, entry)
+                    }));
                 }
             }
             if over {
@@ -76,7 +79,10 @@ impl RedisReady {
             self.consumer(),
             SHELVED_MS_MIN.to_string(),
         ];
-        let counts = wants.iter().map(|want| count(want).to_string());
+        let counts = wants.iter().flat_map(|want| {
+            let lower = want.lower.min(count(want));
+            [count(want), lower, number(want.lower_first)].map(|n| n.to_string())
+        });
         let args = head.into_iter().chain(counts);
         call.args.extend(args.map(String::into_bytes));
         call
@@ -148,6 +154,12 @@ fn count(want: &Want) -> usize {
     want.count.min(CHUNK)
 }
 
+/// Of a level, as the script counts them: the highest is 1.
+fn number(level: Priority) -> usize {
+    let above = Priority::ALL.iter().take_while(|other| **other != level);
+    1 + above.count()
+}
+
 /// What one script call takes: so many hints at most, of so many queues.
 fn parts(wants: &[Want]) -> Vec<Vec<Want>> {
     let mut parts = Vec::<Vec<Want>>::new();
@@ -185,18 +197,15 @@ pub(super) fn pending(answer: &Value) -> Vec<String> {
         .collect()
 }
 
-/// The entries of a line as hints.
-pub(super) fn hints_of(
-    epoch: Epoch,
-    line: &Line,
-    entries: Vec<Entry>,
-) -> impl Iterator<Item = Hint> {
-    entries.into_iter().map(move |(entry, job)| Hint {
+/// An entry of a line as a hint.
+pub(super) fn hint_of(epoch: Epoch, line: &Line, (entry, job): Entry) -> Hint {
+    Hint {
         job,
         line: line.clone(),
         entry,
         epoch,
-    })
+        early: false,
+    }
 }
 
 fn by_line(hints: &[Hint]) -> Vec<((Epoch, &Line), Vec<String>)> {
