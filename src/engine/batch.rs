@@ -164,7 +164,8 @@ impl<T> Lane<T> {
                 more = self.add(&mut batch, inbox, self.bounds.beside) => if !more { break },
             }
         }
-        while batch.items.len() < self.bounds.items {
+        // What was held over above is the first of the next batch.
+        while inbox.held_over.is_none() && batch.items.len() < self.bounds.items {
             let Ok(item) = inbox.queue.try_recv() else {
                 break;
             };
@@ -228,6 +229,13 @@ mod tests {
 
     /// A batcher whose flushes say what they got and then wait to be let go.
     fn held(bounds: Bounds) -> (Batcher<u8>, mpsc::Receiver<Vec<u8>>, Arc<Notify>) {
+        held_by(bounds, |_| 0)
+    }
+
+    fn held_by(
+        bounds: Bounds,
+        size: fn(&u8) -> usize,
+    ) -> (Batcher<u8>, mpsc::Receiver<Vec<u8>>, Arc<Notify>) {
         let (told, flushes) = mpsc::channel(10);
         let go = Arc::new(Notify::new());
         let flush = {
@@ -240,7 +248,7 @@ mod tests {
                 }
             }
         };
-        let batcher = Batcher::start(&Tasks::default(), bounds, |_| 0, flush);
+        let batcher = Batcher::start(&Tasks::default(), bounds, size, flush);
         (batcher, flushes, go)
     }
 
@@ -279,6 +287,28 @@ mod tests {
         batcher.push(4).unwrap();
         go.notify_waiters();
         assert_eq!(next(&mut flushes).await, vec![4]);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_into_a_batch_that_gathers_is_the_first_of_the_next() {
+        for linger in [Duration::ZERO, Duration::from_secs(100)] {
+            let bounds = Bounds {
+                items: 10,
+                bytes: 10,
+                ..bounds(2, 10, linger)
+            };
+            let (batcher, mut flushes, go) = held_by(bounds, |size| usize::from(*size));
+            for size in [9, 4, 5, 6, 7, 8] {
+                batcher.push(size).unwrap();
+            }
+            drop(batcher);
+            let mut all = Vec::new();
+            while all.len() < 6 {
+                all.extend(next(&mut flushes).await);
+                go.notify_one();
+            }
+            assert_eq!(all, [9, 4, 5, 6, 7, 8]);
+        }
     }
 
     #[tokio::test]
