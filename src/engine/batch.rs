@@ -164,36 +164,38 @@ impl<T> Lane<T> {
                 more = self.add(&mut batch, inbox, self.bounds.beside) => if !more { break },
             }
         }
-        // What was held over above is the first of the next batch.
-        while inbox.held_over.is_none() && batch.items.len() < self.bounds.items {
-            let Ok(item) = inbox.queue.try_recv() else {
-                break;
-            };
-            if !self.fits(&mut batch, inbox, item) {
-                break;
-            }
+        while self.has_room(&batch, inbox, self.bounds.items)
+            && let Ok(item) = inbox.queue.try_recv()
+        {
+            self.put(&mut batch, inbox, item);
         }
         Some((batch.items, OneMore::of(&self.under_way)))
     }
 
     /// Waits for one more item. `false`: the batch is to go.
     async fn add(&self, batch: &mut Filling<T>, inbox: &mut Inbox<T>, most: usize) -> bool {
-        if inbox.held_over.is_some() || batch.items.len() >= most.min(self.bounds.items) {
+        if !self.has_room(batch, inbox, most.min(self.bounds.items)) {
             return false;
         }
-        match inbox.queue.recv().await {
-            Some(item) => self.fits(batch, inbox, item),
-            None => false,
+        let item = inbox.queue.recv().await;
+        let more = item.is_some();
+        if let Some(item) = item {
+            self.put(batch, inbox, item);
         }
+        more
     }
 
-    fn fits(&self, batch: &mut Filling<T>, inbox: &mut Inbox<T>, item: T) -> bool {
+    /// Whether one more may be received: there is one place only for what is held over.
+    fn has_room(&self, batch: &Filling<T>, inbox: &Inbox<T>, most: usize) -> bool {
+        inbox.held_over.is_none() && batch.items.len() < most
+    }
+
+    fn put(&self, batch: &mut Filling<T>, inbox: &mut Inbox<T>, item: T) {
         batch.bytes += (self.size)(&item);
         match batch.bytes <= self.bounds.bytes {
             true => batch.items.push(item),
             false => inbox.held_over = Some(item),
         }
-        inbox.held_over.is_none()
     }
 }
 
