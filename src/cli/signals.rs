@@ -10,8 +10,7 @@ pub(super) const INTERRUPTED: i32 = 130;
 
 /// A token that the first signal cancels. From then on, a second one ends the process at once, after `last`.
 pub(super) fn shutdown(last: impl FnOnce() + Send + 'static) -> Result<CancellationToken, Failure> {
-    let mut signals = Signals::listen()
-        .map_err(|why| Failure::trouble(format!("cannot listen to signals: {why}")))?;
+    let mut signals = Signals::listen()?;
     let token = CancellationToken::new();
     let told = token.clone();
     tokio::spawn(async move {
@@ -36,11 +35,14 @@ pub(super) struct Signals {
 #[cfg(unix)]
 impl Signals {
     /// From now on they do not end the process by themselves.
-    pub(super) fn listen() -> std::io::Result<Self> {
+    pub(super) fn listen() -> Result<Self, Failure> {
         use tokio::signal::unix::{SignalKind, signal};
+        let listen = |kind| {
+            signal(kind).map_err(|why| Failure::trouble(format!("cannot listen to signals: {why}")))
+        };
         Ok(Self {
-            term: signal(SignalKind::terminate())?,
-            int: signal(SignalKind::interrupt())?,
+            term: listen(SignalKind::terminate())?,
+            int: listen(SignalKind::interrupt())?,
         })
     }
 
@@ -58,7 +60,7 @@ pub(super) struct Signals;
 #[cfg(not(unix))]
 impl Signals {
     /// From now on they do not end the process by themselves.
-    pub(super) fn listen() -> std::io::Result<Self> {
+    pub(super) fn listen() -> Result<Self, Failure> {
         Ok(Self)
     }
 

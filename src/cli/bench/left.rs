@@ -80,8 +80,7 @@ impl Left {
 /// nodes, for which removal waits longest. What is not gone some seconds later, or at a third signal, is named, and the
 /// process ends.
 pub(super) fn interruption(left: Left) -> Result<CancellationToken, Failure> {
-    let mut signals = Signals::listen()
-        .map_err(|why| Failure::trouble(format!("cannot listen to signals: {why}")))?;
+    let mut signals = Signals::listen()?;
     let token = CancellationToken::new();
     let told = token.clone();
     tokio::spawn(async move {
