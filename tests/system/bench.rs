@@ -249,16 +249,23 @@ async fn idle_streams_are_weighed() {
     assert_eq!(figure["samples"][0]["audit"]["found"], 60);
 }
 
-#[tokio::test]
-async fn a_benchmark_that_is_interrupted_removes_what_it_made() {
+/// A benchmark in the middle of its first run, on stores of its own.
+async fn enqueueing() -> (PrivatePostgres, PrivateRedis, Bench) {
     let (postgres, redis) = (
         PrivatePostgres::launch().await,
         PrivateRedis::launch().await,
     );
     let (database, list) = (postgres.url(), redis.url());
     let urls = ["--postgres", &database, "--redis", &list];
-    let mut bench = Bench::start(&[&["enqueue", "--jobs", "1000000"], &urls[..]].concat());
+    let bench = Bench::start(&[&["enqueue", "--jobs", "1000000"], &urls[..]].concat());
     bench.process.logged("# enqueue: run 1", ENDS_WITHIN).await;
+    (postgres, redis, bench)
+}
+
+#[tokio::test]
+async fn a_benchmark_that_is_interrupted_removes_what_it_made() {
+    let (postgres, redis, mut bench) = enqueueing().await;
+    let (database, list) = (postgres.url(), redis.url());
     bench.process.signal("INT");
     let code = bench.ended().await;
     assert_eq!(code, Some(3), "{}", bench.told());
@@ -285,14 +292,8 @@ async fn a_benchmark_that_is_interrupted_tells_the_figures_that_it_has() {
 
 #[tokio::test]
 async fn a_second_interruption_removes_all_the_same() {
-    let (postgres, redis) = (
-        PrivatePostgres::launch().await,
-        PrivateRedis::launch().await,
-    );
+    let (postgres, redis, mut bench) = enqueueing().await;
     let (database, list) = (postgres.url(), redis.url());
-    let urls = ["--postgres", &database, "--redis", &list];
-    let mut bench = Bench::start(&[&["enqueue", "--jobs", "1000000"], &urls[..]].concat());
-    bench.process.logged("# enqueue: run 1", ENDS_WITHIN).await;
     let nodes = nodes_of(&list);
     assert_eq!(nodes.len(), 1);
     // A node that does not leave when it is asked to.
@@ -308,14 +309,7 @@ async fn a_second_interruption_removes_all_the_same() {
 
 #[tokio::test]
 async fn what_cannot_be_removed_is_named() {
-    let (mut postgres, redis) = (
-        PrivatePostgres::launch().await,
-        PrivateRedis::launch().await,
-    );
-    let (database, list) = (postgres.url(), redis.url());
-    let urls = ["--postgres", &database, "--redis", &list];
-    let mut bench = Bench::start(&[&["enqueue", "--jobs", "1000000"], &urls[..]].concat());
-    bench.process.logged("# enqueue: run 1", ENDS_WITHIN).await;
+    let (mut postgres, _redis, mut bench) = enqueueing().await;
     postgres.kill();
     bench.process.signal("INT");
     let code = bench.ended().await;

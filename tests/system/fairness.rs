@@ -182,34 +182,30 @@ async fn one_slot_beside_a_thousand(url: String) {
     assert!(of_small >= least, "{of_small} beside {of_large}");
 }
 
+/// Over SQLite and the list in memory, then over Postgres and Redis.
+async fn on_both(case: impl AsyncFn(String)) {
+    let dev = Dev::start().await;
+    case(dev.node.url()).await;
+    let site = Site::new().await;
+    case(site.node().await.url()).await;
+}
+
 #[tokio::test]
 async fn a_backlog_does_not_starve_another_queue_of_the_same_worker() {
-    let dev = Dev::start().await;
-    a_short_line_beside_a_long_one(dev.node.url()).await;
-    let site = Site::new().await;
-    a_short_line_beside_a_long_one(site.node().await.url()).await;
+    on_both(a_short_line_beside_a_long_one).await;
 }
 
 #[tokio::test]
 async fn high_goes_before_normal_and_normal_before_low() {
-    let dev = Dev::start().await;
-    the_highest_level_first(dev.node.url()).await;
-    let site = Site::new().await;
-    the_highest_level_first(site.node().await.url()).await;
+    on_both(the_highest_level_first).await;
 }
 
 #[tokio::test]
 async fn low_is_not_starved_for_ever_by_a_steady_stream_of_high() {
-    let dev = Dev::start().await;
-    low_is_not_starved_by_high(dev.node.url()).await;
-    let site = Site::new().await;
-    low_is_not_starved_by_high(site.node().await.url()).await;
+    on_both(low_is_not_starved_by_high).await;
 }
 
 #[tokio::test]
 async fn a_worker_of_one_slot_beside_one_of_a_thousand_gets_its_share() {
-    let dev = Dev::start().await;
-    one_slot_beside_a_thousand(dev.node.url()).await;
-    let site = Site::new().await;
-    one_slot_beside_a_thousand(site.node().await.url()).await;
+    on_both(one_slot_beside_a_thousand).await;
 }
