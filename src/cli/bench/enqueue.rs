@@ -1,5 +1,6 @@
 //! Those who enqueue: one job a call, or many.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -52,15 +53,26 @@ async fn caller(
         if batch == 1 {
             one(&client, &ledger, from).await?;
         } else {
-            let jobs = (from..to).map(|number| {
-                ledger.due_at(number, begun);
-                ledger.job(number)
-            });
-            let answers = client.enqueue_batch(jobs).await?;
-            ledger.accepted(answers.iter().filter_map(id));
+            many(&client, &ledger, from..to, begun).await?;
         }
         times.record(begun.elapsed());
     }
+}
+
+/// Enqueues the jobs of these numbers by one call. They were to begin at `due`.
+pub(super) async fn many(
+    client: &Client,
+    ledger: &Ledger,
+    numbers: Range<u64>,
+    due: Instant,
+) -> Result<(), Error> {
+    let jobs = numbers.map(|number| {
+        ledger.due_at(number, due);
+        ledger.job(number)
+    });
+    let answers = client.enqueue_batch(jobs).await?;
+    ledger.accepted(answers.iter().filter_map(id));
+    Ok(())
 }
 
 /// Enqueues the job of this number.

@@ -90,7 +90,7 @@ impl<'a> Modes<'a> {
                 overload::run(self, &ledger, offer.unwrap_or_default()).await?,
                 JobState::Queued,
             ),
-            _ => (pace::steady(self, &ledger).await?, JobState::Succeeded),
+            _ => (pace::steady(self, &ledger, 1).await?, JobState::Succeeded),
         };
         let client = self.client()?;
         let mut audit = Audit::of(client, &ledger, state).await?;

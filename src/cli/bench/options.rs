@@ -57,7 +57,7 @@ pub(in crate::cli) struct Args {
     /// Callers of EnqueueBatch, and connections of the raw batches beside it
     #[arg(long, default_value_t = 4)]
     pub(super) callers: usize,
-    /// Jobs of an EnqueueBatch, and rows of a raw batch
+    /// Jobs of an EnqueueBatch (enqueue-batch, drain, flow, soak), and rows of a raw batch
     #[arg(long, default_value_t = 1000)]
     pub(super) batch: usize,
     /// Bytes of a payload
@@ -116,7 +116,7 @@ pub(super) enum Mode {
     Steady,
     /// Workers that wait: memory that each costs the node
     Streams,
-    /// Jobs at a given rate for long, with sizes of tables and of Redis over time
+    /// Jobs at a given rate for long, in batches, with sizes of tables and of Redis over time
     Soak,
     /// Single jobs at several times the rate that the server can take: what it accepts, what it refuses, and its memory
     Overload,

@@ -21,27 +21,40 @@ const IN_FLIGHT_MAX: usize = 4_096;
 /// Jobs whose time has come and that are not taken up yet; more wait, and that counts too.
 const DUE_MAX: usize = 65_536;
 
-/// Enqueues the ledger's jobs at the rate of the arguments, with workers on them. From when each was to begin: to the
-/// server's OK (`accepted`), and to the start of its handler (`started`). The figure is the 99th percentile of the latter.
-pub(super) async fn steady(modes: &Modes<'_>, ledger: &Arc<Ledger>) -> Result<Taken, Failure> {
+/// Enqueues the ledger's jobs at the rate of the arguments, `batch` a call, with workers on them. From when each was to
+/// begin: to the server's OK (`accepted`), and to the start of its handler (`started`). The figure is the 99th percentile
+/// of the latter.
+pub(super) async fn steady(
+    modes: &Modes<'_>,
+    ledger: &Arc<Ledger>,
+    batch: usize,
+) -> Result<Taken, Failure> {
+    let batch = batch as u64;
     let crew = modes.crew(ledger)?;
     let before = modes.stage.spent().await;
     let begun = Instant::now();
-    let mut due = pacemaker(ledger.jobs(), modes.args.rate, begun)?;
+    let calls = ledger.jobs().div_ceil(batch);
+    let mut due = pacemaker(calls, modes.args.rate / batch as f64, begun)?;
     let places = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
     let accepted = Arc::new(Mutex::new(Times::new()));
     let mut late = Times::new();
     let mut calling = JoinSet::new();
     let mut clients = modes.clients().iter().cycle();
-    while let Some((number, at)) = due.recv().await {
+    while let Some((call, at)) = due.recv().await {
         late.record(at.elapsed());
-        ledger.due_at(number, at);
+        let numbers = call * batch..((call + 1) * batch).min(ledger.jobs());
         let place = places.clone().acquire_owned().await;
         let client = clients.next().unwrap_or(modes.client()?).clone();
         let (ledger, accepted) = (ledger.clone(), accepted.clone());
         calling.spawn(async move {
             let _place = place;
-            let called = enqueue::one(&client, &ledger, number).await;
+            let called = match batch {
+                1 => {
+                    ledger.due_at(numbers.start, at);
+                    enqueue::one(&client, &ledger, numbers.start).await
+                }
+                _ => enqueue::many(&client, &ledger, numbers, at).await,
+            };
             let mut times = accepted.lock().unwrap_or_else(PoisonError::into_inner);
             times.record(at.elapsed());
             called
@@ -76,15 +89,15 @@ pub(super) async fn steady(modes: &Modes<'_>, ledger: &Arc<Ledger>) -> Result<Ta
     })
 }
 
-/// Says the numbers of the jobs, each at its time. A thread, since the runtime's timers are a millisecond coarse.
+/// Says the numbers of the calls, each at its time. A thread, since the runtime's timers are a millisecond coarse.
 pub(super) fn pacemaker(
-    jobs: u64,
+    calls: u64,
     rate: f64,
     begun: Instant,
 ) -> Result<mpsc::Receiver<(u64, Instant)>, Failure> {
     let (say, due) = mpsc::channel(DUE_MAX);
     let pace = move || {
-        for number in 0..jobs {
+        for number in 0..calls {
             let at = begun + Duration::from_secs_f64(number as f64 / rate);
             std::thread::sleep(at.saturating_duration_since(Instant::now()));
             // Nobody listens any more: the run was given up.

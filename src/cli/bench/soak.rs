@@ -19,13 +19,13 @@ SELECT coalesce(sum(pg_table_size(c.oid)), 0)::float8, coalesce(sum(pg_indexes_s
        coalesce(sum(pg_stat_get_dead_tuples(c.oid)), 0)::float8
   FROM pg_class c WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace";
 
-/// Steady load, looked at.
+/// Steady load by batches, looked at.
 pub(super) async fn run(modes: &Modes<'_>, ledger: &Arc<Ledger>) -> Result<Taken, Failure> {
     let mut series = Vec::new();
     let looking = look(modes, ledger, &mut series);
     // Cancel safe: what was seen until then is kept outside.
     let taken = tokio::select! {
-        taken = pace::steady(modes, ledger) => taken,
+        taken = pace::steady(modes, ledger, modes.args.batch) => taken,
         () = looking => Err(Failure::trouble("the looks at the sizes ended by themselves")),
     };
     let mut taken = taken?;
