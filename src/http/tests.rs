@@ -198,8 +198,17 @@ async fn what_is_no_request_is_refused_as_a_problem() {
     assert_eq!(post(address, "/jobs", deep).await.problem().2, ["body"]);
 
     let key = "content-type: application/json\r\nidempotency-key: 1\r\n";
-    let answer = call(address, "POST /jobs", key, br#"{"queue":"q","kind":"k"}"#).await;
+    let other = br#"{"queue":"q","kind":"k","idempotency_key":"2"}"#;
+    let answer = call(address, "POST /jobs", key, other).await;
+    assert_eq!(answer.problem().2, ["idempotency_key"]);
+    let batch = br#"{"jobs":[{"queue":"q","kind":"k"}]}"#;
+    let answer = call(address, "POST /jobs/batch", key, batch).await;
     assert_eq!(answer.problem().2, ["Idempotency-Key"]);
+    for bad in ["idempotency-key: \r\n", "idempotency-key: 1\r\nidempotency-key: 1\r\n"] {
+        let bad = format!("content-type: application/json\r\n{bad}");
+        let answer = call(address, "POST /jobs", &bad, br#"{"queue":"q","kind":"k"}"#).await;
+        assert_eq!(answer.problem().2, ["Idempotency-Key"]);
+    }
 
     let counted = node.engine.metrics().render().unwrap();
     for line in [
