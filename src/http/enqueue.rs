@@ -213,7 +213,7 @@ mod tests {
 
     fn read(text: &str) -> Result<NewJob, Vec<(String, String)>> {
         let fresh = JobId::parse("01890a5d-ac96-774b-bcce-b302099a8057").unwrap();
-        new_job(document(text).unwrap(), "", fresh)
+        new_job(document(text).unwrap(), "", fresh, None)
             .map_err(|faults| faults.into_iter().map(|f| (f.field, f.why)).collect())
     }
 
