@@ -72,6 +72,9 @@ pub enum Error {
     /// The id names a job of another request.
     #[error("job {0} exists with another request")]
     IdConflict(JobId),
+    /// The idempotency key is that of a job of another request.
+    #[error("the idempotency key is that of job {0}, which was another request")]
+    KeyConflict(JobId),
     /// The job is in a state in which this cannot be done.
     #[error("job {job} is {}, which does not allow to {verb} it", .is.name())]
     WrongState {
@@ -212,6 +215,7 @@ impl Error {
             Self::HeartbeatMissed => (4, 408, "HEARTBEAT_MISSED"),
             Self::JobNotFound(_) => (5, 404, "JOB_NOT_FOUND"),
             Self::IdConflict(_) => (6, 409, "ID_CONFLICT"),
+            Self::KeyConflict(_) => (6, 409, "KEY_CONFLICT"),
             Self::LimitReached { limit, .. } => match limit {
                 Limit::Streams => (8, 429, "TOO_MANY_STREAMS"),
                 Limit::Busy => (8, 429, "OVERLOADED"),

@@ -171,7 +171,7 @@ async fn write(core: &Core, jobs: Arc<[NewJob]>, unit: Unit) -> Result<EnqueueAn
             Ok(mut answer) => {
                 failpoint::reached("enqueue-committed");
                 if tries > 1 {
-                    mark_created(&mut answer);
+                    mark_created(&jobs, &mut answer);
                 }
                 return Ok(answer);
             }
@@ -182,10 +182,10 @@ async fn write(core: &Core, jobs: Arc<[NewJob]>, unit: Unit) -> Result<EnqueueAn
 
 /// After a run in doubt, what exists untouched was most likely created by that run: its caller asked once, so tell it
 /// that the job is new.
-fn mark_created(answer: &mut EnqueueAnswer) {
-    for enqueued in &mut answer.jobs {
+fn mark_created(asked: &[NewJob], answer: &mut EnqueueAnswer) {
+    for (new, enqueued) in asked.iter().zip(&mut answer.jobs) {
         if let Enqueued::Existed(job) = enqueued
-            && job.revision == 1
+            && (job.id, job.revision) == (new.id, 1)
         {
             *enqueued = Enqueued::Created(job.clone());
         }
@@ -213,6 +213,7 @@ fn accepted(
         })),
         Enqueued::Existed(job) => Ok(Some(Accepted { job, existed: true })),
         Enqueued::Conflict => Err(Error::IdConflict(id)),
+        Enqueued::KeyConflict(job) => Err(Error::KeyConflict(job)),
         Enqueued::IdOutOfTime => {
             let why = format!(
                 "must have been made within the last {ID_AGE_MAX:?} and not {ID_AHEAD_MAX:?} ahead"

@@ -23,7 +23,7 @@ impl Engine {
     /// Accepts one job. `field(name)` is what the caller calls a field of it, for errors.
     ///
     /// # Errors
-    /// `InvalidArgument` (an id out of its time), `IdConflict`, `LimitReached`, and the store's.
+    /// `InvalidArgument` (an id out of its time), `IdConflict`, `KeyConflict`, `LimitReached`, and the store's.
     pub async fn enqueue(&self, job: NewJob, field: impl Fn(&str) -> String) -> Result<Accepted> {
         self.enqueues.one(job, field).await
     }

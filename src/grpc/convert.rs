@@ -21,6 +21,7 @@ pub fn draft(request: pb::EnqueueRequest) -> Draft {
     let spec = request.job.unwrap_or_default();
     Draft {
         id: request.job_id,
+        idempotency_key: request.idempotency_key,
         queue: spec.queue,
         kind: spec.kind,
         payload: spec.payload.map(payload),
@@ -83,6 +84,10 @@ pub fn duration(span: Duration) -> ProtoDuration {
 pub fn job(job: Job) -> pb::Job {
     pb::Job {
         id: job.id.to_string(),
+        idempotency_key: job
+            .idempotency_key
+            .map(|key| key.as_str().to_owned())
+            .unwrap_or_default(),
         spec: Some(spec(job.spec, job.payload)),
         state: state(job.state),
         revision: job.revision,

@@ -34,7 +34,7 @@ pub fn status(failed: Error) -> Status {
         Error::JobNotFound(id) => {
             details.set_resource_info("job", cut(id), "", "");
         }
-        Error::IdConflict(id) => {
+        Error::IdConflict(id) | Error::KeyConflict(id) => {
             details.set_resource_info("job", id.to_string(), "", "");
         }
         Error::WrongState { job, is, .. } => {

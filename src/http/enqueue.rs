@@ -21,15 +21,21 @@ const LENIENT: GeneralPurposeConfig =
 const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT);
 const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
 
-/// Reads one job. `item` is its place: "" or "jobs[17].".
+/// Reads one job. `item` is its place: "" or "jobs[17].". `key` is the idempotency key that came beside it.
 ///
 /// # Errors
 /// Everything that is wrong with it, by the caller's own names.
-pub fn new_job(raw: &RawValue, item: &str, fresh: JobId) -> Result<NewJob, Vec<Violation>> {
+pub fn new_job(
+    raw: &RawValue,
+    item: &str,
+    fresh: JobId,
+    key: Option<String>,
+) -> Result<NewJob, Vec<Violation>> {
     let mut members = Members::of(raw, item);
     let (payload, body_field) = payload(&mut members);
     let draft = Draft {
         id: members.text("job_id").unwrap_or_default(),
+        idempotency_key: idempotency_key(&mut members, key),
         queue: members.text("queue").unwrap_or_default(),
         kind: members.text("kind").unwrap_or_default(),
         payload,
@@ -70,6 +76,19 @@ fn local(field: &str, item: &str, body_field: &str) -> String {
         Some("payload") => format!("{item}{body_field}"),
         Some("payload.content_type") => format!("{item}payload_content_type"),
         _ => field.to_owned(),
+    }
+}
+
+/// The key in the body, or the one beside it; both may be given if they are the same.
+fn idempotency_key(members: &mut Members<'_>, beside: Option<String>) -> String {
+    let inside = members.text("idempotency_key").unwrap_or_default();
+    match beside {
+        Some(beside) if inside.is_empty() || inside == beside => beside,
+        Some(_) => {
+            members.fault("idempotency_key", "is not what the header Idempotency-Key says");
+            String::new()
+        }
+        None => inside,
     }
 }
 
@@ -194,7 +213,7 @@ mod tests {
 
     fn read(text: &str) -> Result<NewJob, Vec<(String, String)>> {
         let fresh = JobId::parse("01890a5d-ac96-774b-bcce-b302099a8057").unwrap();
-        new_job(document(text).unwrap(), "", fresh)
+        new_job(document(text).unwrap(), "", fresh, None)
             .map_err(|faults| faults.into_iter().map(|f| (f.field, f.why)).collect())
     }
 

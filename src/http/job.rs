@@ -18,6 +18,8 @@ use crate::job::{AttemptRecord, Failure, Job, Payload, Progress};
 #[derive(Serialize)]
 pub struct JobJson<'a> {
     id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idempotency_key: Option<&'a str>,
     queue: &'a str,
     kind: &'a str,
     state: &'static str,
@@ -133,6 +135,7 @@ impl<'a> JobJson<'a> {
         let spec = &job.spec;
         Self {
             id: job.id.to_string(),
+            idempotency_key: job.idempotency_key.as_ref().map(|key| key.as_str()),
             queue: spec.queue.as_str(),
             kind: spec.kind.as_str(),
             state: job.state.name(),

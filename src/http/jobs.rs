@@ -24,16 +24,17 @@ use crate::job::{JobId, NewJob};
 type Answer = std::result::Result<Response, Problem>;
 type Shared = State<Arc<Engine>>;
 
+const KEY_HEADER: &str = "Idempotency-Key";
 /// Bytes of the body of a call that has few fields.
 const SMALL_BODY_BYTES: usize = 16 * 1024;
 
 /// `POST /jobs`
 pub async fn enqueue(State(engine): Shared, RawQuery(asked): RawQuery, request: Request) -> Answer {
     query::none(&asked.unwrap_or_default())?;
-    refuse_key(request.headers())?;
+    let key = idempotency_key(request.headers())?;
     let text = body::read(request, Need::Required, BODY_BYTES_MAX).await?;
     let id = engine.ids().await.fresh();
-    let job = new_job(body::document(&text)?, "", id);
+    let job = new_job(body::document(&text)?, "", id, key);
     // The body is not needed while the call waits for the store.
     drop(text);
     let job = job.map_err(Error::InvalidArgument)?;
@@ -56,7 +57,10 @@ pub async fn enqueue_batch(
     request: Request,
 ) -> Answer {
     query::none(&asked.unwrap_or_default())?;
-    refuse_key(request.headers())?;
+    if idempotency_key(request.headers())?.is_some() {
+        let why = "is for one job; in a batch each job may have an idempotency_key";
+        return Err(Error::field(KEY_HEADER, why).into());
+    }
     let text = body::read(request, Need::Required, BODY_BYTES_MAX).await?;
     let jobs = batch(&text, engine.ids().await)?;
     drop(text);
@@ -165,7 +169,7 @@ fn batch(text: &str, ids: Ids) -> Result<Vec<NewJob>> {
     let mut faults = Vec::new();
     let mut bytes = 0_usize;
     for (index, raw) in listed.into_iter().enumerate() {
-        match new_job(raw, &format!("jobs[{index}]."), ids.fresh()) {
+        match new_job(raw, &format!("jobs[{index}]."), ids.fresh(), None) {
             Ok(job) => {
                 bytes = bytes.saturating_add(job.size());
                 jobs.push(job);
@@ -186,14 +190,16 @@ fn batch(text: &str, ids: Ids) -> Result<Vec<NewJob>> {
     }
 }
 
-/// Idempotency keys are not built yet. Who sends one relies on it, and must not be told that all is well.
-fn refuse_key(headers: &HeaderMap) -> Result<()> {
-    match headers.contains_key("idempotency-key") {
-        true => Err(Error::field(
-            "Idempotency-Key",
-            "is not supported yet; a job_id (UUIDv7) made by you makes the call safe to repeat",
-        )),
-        false => Ok(()),
+/// The key that came as a header.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>> {
+    let mut values = headers.get_all(KEY_HEADER).iter();
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    let key = value.to_str().ok().filter(|key| !key.is_empty());
+    match (key, values.next()) {
+        (Some(key), None) => Ok(Some(key.to_owned())),
+        _ => Err(Error::field(KEY_HEADER, "must be given once, in visible ASCII")),
     }
 }
 

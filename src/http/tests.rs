@@ -50,6 +50,30 @@ async fn a_job_is_accepted_found_and_accepted_again_as_the_same() {
 }
 
 #[tokio::test]
+async fn an_idempotency_key_comes_as_a_header_or_in_the_body() {
+    let (address, _node) = serve().await;
+    let head = "content-type: application/json\r\nidempotency-key: order 7\r\n";
+    let body = br#"{"queue":"q","kind":"k","payload":1}"#;
+    let made = call(address, "POST /jobs", head, body).await;
+    assert_eq!((made.status, &made.json()["idempotency_key"]), (201, &json!("order 7")));
+    let id = made.json()["id"].clone();
+
+    let inside = r#"{"queue":"q","kind":"k","payload":1,"idempotency_key":"order 7"}"#;
+    for again in [
+        call(address, "POST /jobs", head, body).await,
+        call(address, "POST /jobs", head, inside.as_bytes()).await,
+        post(address, "/jobs", inside).await,
+    ] {
+        assert_eq!((again.status, &again.json()["id"]), (200, &id));
+    }
+    let other = post(address, "/jobs", inside.replace(":1,", ":2,")).await;
+    assert_eq!(other.problem(), (409, "KEY_CONFLICT".into(), vec![]));
+    let long = inside.replace("order 7", &"x".repeat(256));
+    let long = post(address, "/jobs", long).await;
+    assert_eq!(long.problem().2, ["idempotency_key"]);
+}
+
+#[tokio::test]
 async fn a_batch_is_all_or_none_and_names_the_bad_one() {
     let (address, _node) = serve().await;
     let bad = post(
@@ -198,8 +222,17 @@ async fn what_is_no_request_is_refused_as_a_problem() {
     assert_eq!(post(address, "/jobs", deep).await.problem().2, ["body"]);
 
     let key = "content-type: application/json\r\nidempotency-key: 1\r\n";
-    let answer = call(address, "POST /jobs", key, br#"{"queue":"q","kind":"k"}"#).await;
+    let other = br#"{"queue":"q","kind":"k","idempotency_key":"2"}"#;
+    let answer = call(address, "POST /jobs", key, other).await;
+    assert_eq!(answer.problem().2, ["idempotency_key"]);
+    let batch = br#"{"jobs":[{"queue":"q","kind":"k"}]}"#;
+    let answer = call(address, "POST /jobs/batch", key, batch).await;
     assert_eq!(answer.problem().2, ["Idempotency-Key"]);
+    for bad in ["idempotency-key: \r\n", "idempotency-key: 1\r\nidempotency-key: 1\r\n"] {
+        let bad = format!("content-type: application/json\r\n{bad}");
+        let answer = call(address, "POST /jobs", &bad, br#"{"queue":"q","kind":"k"}"#).await;
+        assert_eq!(answer.problem().2, ["Idempotency-Key"]);
+    }
 
     let counted = node.engine.metrics().render().unwrap();
     for line in [

@@ -13,7 +13,7 @@ use super::limits::{
     TIMEOUT_DEFAULT, WORD_BYTES_MAX,
 };
 use super::{
-    JobId, JobSpec, Kind, NewJob, Payload, Priority, QueueName, RetryPolicy, Start, Timestamp,
+    IdempotencyKey, JobId, JobSpec, Kind, NewJob, Payload, Priority, QueueName, RetryPolicy, Start, Timestamp,
 };
 use crate::error::Violation;
 
@@ -54,6 +54,8 @@ pub enum RawStart {
 pub struct Draft {
     /// UUIDv7, or empty for a new one.
     pub id: String,
+    /// Empty: none.
+    pub idempotency_key: String,
     /// Required.
     pub queue: String,
     /// Required.
@@ -81,7 +83,7 @@ pub struct Draft {
 /// Where a face has the fields of a [`Draft`], so that a violation is named as the caller wrote it.
 #[derive(Debug, Clone)]
 pub struct Fields {
-    /// Before `job_id`: "" or "requests[17]." or "jobs[17].".
+    /// Before `job_id` and `idempotency_key`: "" or "requests[17]." or "jobs[17].".
     pub item: String,
     /// Before the fields of the spec, after `item`: "job." over gRPC, "" over HTTP.
     pub spec: &'static str,
@@ -109,6 +111,19 @@ impl Draft {
                 "must be a UUIDv7 in its 36-character form",
             ));
         }
+        let idempotency_key = match self.idempotency_key.as_str() {
+            "" => None,
+            text => {
+                let key = IdempotencyKey::parse(text);
+                if key.is_none() {
+                    faults.found.push(Violation::field(
+                        format!("{}idempotency_key", fields.item),
+                        format!("must have at most {WORD_BYTES_MAX} bytes and no U+0000"),
+                    ));
+                }
+                key
+            }
+        };
         let queue = QueueName::parse(&self.queue);
         faults.require(queue.is_some(), "queue", || {
             format!("must match {NAME_SHAPE}")
@@ -170,6 +185,7 @@ impl Draft {
                 let fingerprint = fingerprint(&spec, &payload, start);
                 Ok(NewJob {
                     id,
+                    idempotency_key,
                     spec,
                     payload,
                     start,
@@ -332,7 +348,8 @@ pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), String> {
 }
 
 /// Hashes what makes a request the same request: its fields by value, each with its length before it. Not the encoded
-/// message (protobuf is not canonical), not the id, and not the headers (a retried call has a new trace).
+/// message (protobuf is not canonical), not the id or the idempotency key, which say whose request it is, and not the
+/// headers (a retried call has a new trace).
 fn fingerprint(spec: &JobSpec, payload: &Payload, start: Start) -> [u8; 32] {
     let mut hash = Sha256::new();
     let mut put = |bytes: &[u8]| {

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use uuid::Uuid;
 
-use super::limits::NAME_BYTES_MAX;
+use super::limits::{NAME_BYTES_MAX, WORD_BYTES_MAX};
 use super::time::Timestamp;
 
 /// Identity of a job: a UUIDv7, so that ids sort by the time they were made.
@@ -139,6 +139,28 @@ name! {
 name! {
     /// Which handler runs a job.
     Kind
+}
+
+/// What a request is about, in its caller's words: within a queue it has one job, however often it is made.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IdempotencyKey(Arc<str>);
+
+impl IdempotencyKey {
+    /// Takes 1 to 255 bytes without U+0000; anything else is `None`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let fits = (1..=WORD_BYTES_MAX).contains(&text.len()) && !text.contains('\0');
+        fits.then(|| Self(text.into()))
+    }
+
+    /// Takes a key that the store gives back; it was checked on its way in.
+    pub fn from_store(text: &str) -> Self {
+        Self(text.into())
+    }
+
+    /// The key as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 /// What a name must look like, for messages.

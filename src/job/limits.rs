@@ -12,7 +12,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 pub const PAYLOAD_BYTES_MAX: usize = MIB;
 /// Bytes of a queue's or a kind's name.
 pub const NAME_BYTES_MAX: usize = 128;
-/// Bytes of a content type, a worker's name, an SDK's name or a failure's type.
+/// Bytes of a content type, an idempotency key, a worker's name, an SDK's name or a failure's type.
 pub const WORD_BYTES_MAX: usize = 255;
 /// Bytes of a failure's message.
 pub const FAILURE_MESSAGE_BYTES_MAX: usize = 8 * KIB;

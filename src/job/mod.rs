@@ -17,7 +17,7 @@ pub use attempt::{
     AttemptOutcome, AttemptRecord, Ending, Failure, HeldLease, Lease, Outcome, Progress,
     StaleReason, Standing, Verdict,
 };
-pub use id::{JobId, Kind, NodeId, QueueName, SessionId};
+pub use id::{IdempotencyKey, JobId, Kind, NodeId, QueueName, SessionId};
 pub use retry::RetryPolicy;
 pub use state::JobState;
 pub use time::Timestamp;
@@ -106,13 +106,15 @@ pub enum Start {
 pub struct NewJob {
     /// Its identity, by the client or made for it.
     pub id: JobId,
+    /// What it is about, in the caller's words.
+    pub idempotency_key: Option<IdempotencyKey>,
     /// What it is.
     pub spec: JobSpec,
     /// What its handler gets.
     pub payload: Payload,
     /// When it may run first.
     pub start: Start,
-    /// What makes two requests under one id the same request: SHA-256 over the request's fields.
+    /// What makes two requests under one id or key the same request: SHA-256 over the request's fields, those two aside.
     pub fingerprint: [u8; 32],
 }
 
@@ -120,7 +122,15 @@ impl NewJob {
     /// Bytes of its payload and words, as the bounds of a batch count them.
     pub fn size(&self) -> usize {
         let words = self.spec.labels.iter().chain(&self.spec.headers);
-        self.payload.data.len() + words.map(|(k, v)| k.len() + v.len()).sum::<usize>()
+        let key = self.idempotency_key.as_ref().map_or(0, |key| key.as_str().len());
+        self.payload.data.len() + key + words.map(|(k, v)| k.len() + v.len()).sum::<usize>()
+    }
+
+    /// Where its idempotency key is the only one of its kind.
+    pub fn key(&self) -> Option<(&QueueName, &IdempotencyKey)> {
+        self.idempotency_key
+            .as_ref()
+            .map(|key| (&self.spec.queue, key))
     }
 }
 
@@ -129,6 +139,8 @@ impl NewJob {
 pub struct Job {
     /// Its identity.
     pub id: JobId,
+    /// With which it was enqueued.
+    pub idempotency_key: Option<IdempotencyKey>,
     /// What the caller chose.
     pub spec: JobSpec,
     /// What its handler gets. `None` in a basic view.
@@ -177,6 +189,7 @@ impl Job {
     ) -> Self {
         Self {
             id: new.id,
+            idempotency_key: new.idempotency_key.clone(),
             spec: new.spec.clone(),
             payload: None,
             state,

@@ -80,16 +80,29 @@ pub enum Unit {
 pub enum Enqueued {
     /// It is durable now. A basic view.
     Created(Job),
-    /// The same request was accepted before; the job as it is now. A basic view.
+    /// The same request was accepted before, under this id or, with its idempotency key, under another; the job as it is
+    /// now. A basic view.
     Existed(Job),
-    /// The id names a job of another request.
+    /// The id names a job of another request, or of one with another idempotency key.
     Conflict,
+    /// The idempotency key is that of this job, which was another request.
+    KeyConflict(JobId),
     /// The id's own time is more than an hour ago, or minutes ahead, and there is no such job (any more).
     IdOutOfTime,
     /// `run_time` is further ahead than the bound.
     StartTooFar,
     /// Only for [`Unit::All`]: nothing is wrong with this one, but another was refused.
     NotTried,
+}
+
+impl Enqueued {
+    /// Something is wrong with this very one.
+    pub fn is_refused(&self) -> bool {
+        match self {
+            Self::Created(_) | Self::Existed(_) | Self::NotTried => false,
+            Self::Conflict | Self::KeyConflict(_) | Self::IdOutOfTime | Self::StartTooFar => true,
+        }
+    }
 }
 
 /// What an enqueue did.
@@ -347,7 +360,8 @@ pub trait Store: Send + Sync + 'static {
     /// What its clock says: one cheap round trip.
     async fn now(&self) -> Result<Timestamp>;
 
-    /// Accepts jobs, durably. One id twice in a batch is one job (the second: `Existed` or `Conflict`).
+    /// Accepts jobs, durably. One id, or one idempotency key of a queue, twice in a
+    /// batch is one job (the second: `Existed` or a conflict).
     async fn enqueue(&self, jobs: std::sync::Arc<[NewJob]>, unit: Unit) -> Result<EnqueueAnswer>;
     /// Reads jobs; `None` where there is none.
     async fn get(&self, ids: Vec<JobId>, view: View) -> Result<Vec<Option<Job>>>;

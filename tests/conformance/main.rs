@@ -63,6 +63,7 @@ mod store_cancel;
 mod store_clock;
 mod store_enqueue;
 mod store_fence;
+mod store_keys;
 mod store_lease;
 mod store_list;
 mod store_migrate;

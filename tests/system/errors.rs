@@ -149,6 +149,13 @@ async fn each_bad_field_is_named_over_grpc() {
             },
             "job_id",
         ),
+        (
+            pb::EnqueueRequest {
+                idempotency_key: "x".repeat(256),
+                ..good()
+            },
+            "idempotency_key",
+        ),
         // A UUIDv7 of the year 2020.
         (
             pb::EnqueueRequest {

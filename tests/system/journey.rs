@@ -84,6 +84,7 @@ macro_rules! journeys {
 journeys!(
     a_job_is_run_and_its_result_recorded,
     the_same_id_and_request_are_one_job,
+    the_same_idempotency_key_is_one_job,
     a_failing_job_is_retried_and_ends_in_the_dead_letter,
     a_handler_says_how_it_ends,
     a_panic_is_a_failure_and_not_the_end_of_the_worker,
@@ -135,6 +136,40 @@ async fn the_same_id_and_request_are_one_job(world: World) {
     let other = NewJob::new("echo", &2).unwrap().queue("q").id(&id);
     let refused = world.ask.enqueue(other).await.unwrap_err();
     assert_eq!(refused.reason(), Some("ID_CONFLICT"));
+}
+
+async fn the_same_idempotency_key_is_one_job(world: World) {
+    let worker = world.worker();
+    // Each has an id of its own, and so has each call over HTTP.
+    let job = |n: i32| NewJob::new("echo", &n).unwrap().queue("q").idempotency_key("order 7");
+    let calls = (0..64).map(|n| {
+        let client = match n % 2 {
+            0 => world.enqueue.clone(),
+            _ => world.ask.clone(),
+        };
+        tokio::spawn(async move { client.enqueue(job(1)).await.unwrap() })
+    });
+    let (mut ids, mut new) = (HashSet::new(), 0);
+    for call in calls.collect::<Vec<_>>() {
+        let accepted = call.await.unwrap();
+        assert_eq!(accepted.job.idempotency_key, "order 7");
+        ids.insert(accepted.job.id);
+        new += usize::from(!accepted.existed);
+    }
+    assert_eq!((ids.len(), new), (1, 1), "{ids:?}");
+    let id = ids.into_iter().next().unwrap();
+    assert_eq!(world.ended(&id).await.state(), JobState::Succeeded);
+    // Also of a job that is over.
+    assert_eq!(world.ask.enqueue(job(1)).await.unwrap().job.id, id);
+
+    let refused = world.ask.enqueue(job(2)).await.unwrap_err();
+    assert_eq!(refused.reason(), Some("KEY_CONFLICT"));
+    assert!(refused.to_string().contains(&id), "{refused}");
+    let batch = [NewJob::new("echo", &3).unwrap().queue("q"), job(2)];
+    let refused = world.enqueue.enqueue_batch(batch).await.unwrap_err();
+    assert_eq!(refused.reason(), Some("KEY_CONFLICT"));
+    assert_eq!(runs(&world.log).len(), 1, "what was refused never ran");
+    worker.stop().await;
 }
 
 async fn a_failing_job_is_retried_and_ends_in_the_dead_letter(world: World) {

@@ -157,6 +157,7 @@ async fn by_grpc(mut channel: JobServiceClient<Channel>, id: Uuid) -> Answered {
     let call = pb::EnqueueRequest {
         job_id: id.to_string(),
         job: Some(spec),
+        ..Default::default()
     };
     match channel.enqueue(call).await {
         Ok(_) => Answered::Accepted,

@@ -101,7 +101,7 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Call`], among others with reason `FIELD_INVALID`, `PAYLOAD_TOO_LARGE`,
-    /// `ID_CONFLICT` (the id names a job of another request) or `STORE_UNAVAILABLE`.
+    /// `ID_CONFLICT` or `KEY_CONFLICT` (the id or the idempotency key is that of another request) or `STORE_UNAVAILABLE`.
     pub async fn enqueue(&self, job: NewJob) -> Result<Enqueued, Error> {
         let request = job.into_request()?;
         let answer = self.call(

@@ -19,6 +19,7 @@ use crate::proto;
 #[must_use = "a job is enqueued by `Client::enqueue`"]
 pub struct NewJob {
     id: String,
+    idempotency_key: String,
     spec: proto::JobSpec,
     fault: Option<String>,
 }
@@ -59,6 +60,7 @@ impl NewJob {
         };
         Self {
             id: Uuid::now_v7().to_string(),
+            idempotency_key: String::new(),
             spec,
             fault: None,
         }
@@ -134,13 +136,21 @@ impl NewJob {
         self
     }
 
+    /// What the job is about, in your words, at most 255 bytes: as long as a job
+    /// of its queue with this key is kept, enqueueing the same thing again gives
+    /// that job, and another thing is refused with reason `KEY_CONFLICT`.
+    pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
+        self.idempotency_key = key.into();
+        self
+    }
+
     /// An id of your own, a UUIDv7 of the last hour.
     pub fn id(mut self, id: impl Into<String>) -> Self {
         self.id = id.into();
         self
     }
 
-    /// The id that the job will have.
+    /// The id that the job will have, if none with its idempotency key is there.
     pub fn job_id(&self) -> &str {
         &self.id
     }
@@ -152,6 +162,7 @@ impl NewJob {
             Some(fault) => Err(Error::Config(fault)),
             None => Ok(proto::EnqueueRequest {
                 job_id: self.id,
+                idempotency_key: self.idempotency_key,
                 job: Some(self.spec),
             }),
         }

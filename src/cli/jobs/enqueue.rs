@@ -56,6 +56,10 @@ pub(super) struct Args {
     /// Id of the job, a UUIDv7 of the last hour: the same call again gives the same job
     #[arg(long, value_name = "UUID")]
     id: Option<String>,
+    /// What the job is about, in your words: as long as it is kept, the same request with this key gives the same job,
+    /// and another one is an error
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
     /// Show each change of state, and end as the job does: 0 succeeded, 1 failed or cancelled
     #[arg(long)]
     wait: bool,
@@ -157,6 +161,12 @@ fn new_job(args: Args) -> Result<NewJob, Failure> {
     }
     if let Some(id) = args.id {
         job = job.id(id);
+    }
+    if let Some(key) = args.idempotency_key {
+        if key.is_empty() {
+            return Err(Failure::usage("--idempotency-key must not be empty"));
+        }
+        job = job.idempotency_key(key);
     }
     let job = args
         .label

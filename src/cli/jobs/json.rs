@@ -30,6 +30,8 @@ pub(super) fn json(job: &Job, pretty: bool) -> String {
 #[derive(Serialize)]
 struct JobJson<'a> {
     id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idempotency_key: Option<&'a str>,
     queue: &'a str,
     kind: &'a str,
     state: &'static str,
@@ -121,6 +123,7 @@ impl<'a> JobJson<'a> {
         let output = Shown::of(job.output.as_ref());
         Self {
             id: &job.id,
+            idempotency_key: Some(job.idempotency_key.as_str()).filter(|key| !key.is_empty()),
             queue: &spec.queue,
             kind: &spec.kind,
             state: word(job.state()),

@@ -141,6 +141,9 @@ fn details(job: &Job) -> Vec<(&'static str, String)> {
             .into_iter()
             .filter_map(|(name, at)| Some((name, time(at.as_ref())?))),
     );
+    if !job.idempotency_key.is_empty() {
+        lines.push(("key", plain(&job.idempotency_key)));
+    }
     if !job.worker.is_empty() {
         lines.push(("worker", plain(&job.worker)));
     }

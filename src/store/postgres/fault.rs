@@ -65,9 +65,10 @@ pub(super) fn gave_way(cause: &Fault) -> bool {
     matches!(cause, Fault::Database(e) if matches!(e.code().as_deref(), Some("40P01" | "40001")))
 }
 
-/// The id of a job that was to be new is there.
+/// The id or the idempotency key of a job that was to be new is there.
 pub(super) fn is_taken(cause: &Fault) -> bool {
-    matches!(cause, Fault::Database(e) if e.is_unique_violation() && e.constraint() == Some("jobs_pkey"))
+    matches!(cause, Fault::Database(e) if e.is_unique_violation()
+        && matches!(e.constraint(), Some("jobs_pkey" | "jobs_idempotency_key")))
 }
 
 /// A row that says what no row of ours can say.

@@ -7,11 +7,18 @@ use super::pool::Pool;
 use crate::error::{Error, Result};
 use crate::store::MigrationReport;
 
-const MIGRATIONS: &[(i64, &str, &str)] = &[(
-    1,
-    "jobs and their logs",
-    include_str!("migrations/0001_jobs.sql"),
-)];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (
+        1,
+        "jobs and their logs",
+        include_str!("migrations/0001_jobs.sql"),
+    ),
+    (
+        2,
+        "idempotency keys",
+        include_str!("migrations/0002_idempotency_keys.sql"),
+    ),
+];
 
 /// Any number that nobody else locks.
 const LOCK: i64 = 0x6c65_6173_6568_6f6c;

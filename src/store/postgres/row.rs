@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::fault::broken;
 use crate::error::{Error, Result};
 use crate::job::{
-    AttemptOutcome, AttemptRecord, Failure, Job, JobId, JobSpec, JobState, Kind, Payload, Priority,
+    AttemptOutcome, AttemptRecord, Failure, IdempotencyKey, Job, JobId, JobSpec, JobState, Kind, Payload, Priority,
     Progress, QueueName, RetryPolicy, Timestamp, View,
 };
 use crate::store::{Line, Segment};
@@ -20,7 +20,7 @@ macro_rules! job_columns {
     () => {
         "id, revision, create_time, run_time, start_time, finish_time, purge_time, timeout, retention, backoff_initial, \
          backoff_max, backoff_factor, attempt, failures, lost_leases, releases, max_attempts, state, priority, queue, \
-         kind, worker, labels::text AS labels, headers::text AS headers"
+         kind, worker, idempotency_key, labels::text AS labels, headers::text AS headers"
     };
 }
 pub(super) use job_columns;
@@ -67,6 +67,8 @@ pub(super) fn job(row: &PgRow, view: View) -> Result<Job> {
     };
     Ok(Job {
         id: JobId::from_store(column(row, "id")?),
+        idempotency_key: column::<Option<&str>>(row, "idempotency_key")?
+            .map(IdempotencyKey::from_store),
         spec: JobSpec {
             queue: QueueName::from_store(column(row, "queue")?),
             kind: Kind::from_store(column(row, "kind")?),

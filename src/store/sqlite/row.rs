@@ -13,14 +13,14 @@ use super::progress;
 use crate::error::{Error, Result};
 use crate::job::limits::ATTEMPTS_SHOWN;
 use crate::job::{
-    AttemptOutcome, AttemptRecord, Failure, Job, JobId, JobSpec, JobState, Kind, Payload, Priority,
+    AttemptOutcome, AttemptRecord, Failure, IdempotencyKey, Job, JobId, JobSpec, JobState, Kind, Payload, Priority,
     QueueName, RetryPolicy, Timestamp, View,
 };
 
 const JOBS: &str = "
 SELECT j.id, j.queue, j.kind, j.priority, j.state, j.revision, j.attempt, j.failures, j.lost_leases, j.releases,
        j.max_attempts, j.backoff_initial, j.backoff_max, j.backoff_factor, j.timeout, j.retention, j.worker,
-       j.create_time, j.run_time, j.start_time, j.finish_time, j.purge_time, p.labels, p.headers
+       j.create_time, j.run_time, j.start_time, j.finish_time, j.purge_time, j.idempotency_key, p.labels, p.headers
   FROM jobs j JOIN payloads p ON p.id = j.id
  WHERE j.id IN (SELECT unhex(value) FROM json_each(?1))";
 const PAYLOADS: &str = "
@@ -207,6 +207,7 @@ struct JobRow {
     start_time: Option<i64>,
     finish_time: Option<i64>,
     purge_time: Option<i64>,
+    idempotency_key: Option<String>,
     labels: String,
     headers: String,
 }
@@ -230,6 +231,10 @@ impl JobRow {
         };
         Ok(Job {
             id: JobId::from_store(self.id),
+            idempotency_key: self
+                .idempotency_key
+                .as_deref()
+                .map(IdempotencyKey::from_store),
             spec,
             payload: None,
             state: state(self.state)?,

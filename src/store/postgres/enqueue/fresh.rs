@@ -13,29 +13,30 @@ use crate::error::Result;
 use crate::job::limits::{ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX};
 use crate::job::time::micros;
 use crate::job::{JobId, NewJob, Priority, QueueName, Start, Timestamp};
+use super::{key, place};
 use crate::store::postgres::fault::{broken, is_taken};
 use crate::store::postgres::pool::{Pool, Statement};
 use crate::store::postgres::row::{column, int, json, priority};
 use crate::store::{Line, Segment};
 
-/// The rows come sorted by id and are written in that order, so that two batches with the same ids cannot wait for each
-/// other in a circle. $29 has the ids of all segments, one after the other.
+/// The rows come in the order of [`place`] and are written so. $29 has the ids of all segments, one after the other.
 const INSERT: &str = "
 WITH clock AS MATERIALIZED (SELECT now, now BETWEEN $27 AND $28 AS is_time FROM (SELECT lh_us() AS now) AS c),
 created AS (
   INSERT INTO jobs (id, fingerprint, payload, labels, headers, queue, kind, priority, max_attempts, backoff_initial,
                     backoff_max, backoff_factor, timeout, retention, payload_type, payload_is_text,
-                    state, create_time, run_time, due_at, queued_time)
+                    state, create_time, run_time, due_at, queued_time, idempotency_key)
   SELECT n.id, n.fingerprint, n.payload, n.labels::jsonb, n.headers::jsonb, ($9::text[])[n.shape],
          ($10::text[])[n.shape], ($11::int2[])[n.shape], ($12::int4[])[n.shape], ($13::int8[])[n.shape],
          ($14::int8[])[n.shape], ($15::float8[])[n.shape], ($16::int8[])[n.shape], ($17::int8[])[n.shape],
          ($18::text[])[n.shape], ($19::bool[])[n.shape],
          CASE WHEN n.delay IS NULL AND n.start_at IS NULL THEN 2 ELSE 1 END, c.now,
          coalesce(n.start_at, c.now + n.delay, c.now), coalesce(n.start_at, c.now + n.delay),
-         CASE WHEN n.delay IS NULL AND n.start_at IS NULL THEN c.now END
+         CASE WHEN n.delay IS NULL AND n.start_at IS NULL THEN c.now END, n.idempotency_key
     FROM clock c
-   CROSS JOIN unnest($1::uuid[], $2::int4[], $3::bytea[], $4::bytea[], $5::text[], $6::text[], $7::int8[], $8::int8[])
-      AS n (id, shape, fingerprint, payload, labels, headers, delay, start_at)
+   CROSS JOIN unnest($1::uuid[], $2::int4[], $3::bytea[], $4::bytea[], $5::text[], $6::text[], $7::int8[], $8::int8[],
+                     $30::text[])
+      AS n (id, shape, fingerprint, payload, labels, headers, delay, start_at, idempotency_key)
    WHERE c.is_time),
 segment AS (
   INSERT INTO backlog (queue, priority, created_at, check_at, jobs)
@@ -56,13 +57,13 @@ const SHAPES_MAX: usize = 256;
 
 /// A batch that may be written so.
 pub(super) struct Batch<'a> {
-    /// Sorted by id.
+    /// In the order of [`place`].
     jobs: Vec<&'a NewJob>,
     /// Of each of `jobs`, from 1.
     shapes: Vec<i32>,
     /// A job of each shape.
     samples: Vec<&'a NewJob>,
-    /// What becomes QUEUED at once.
+    /// What becomes QUEUED at once, sorted by id.
     lines: BTreeMap<Line, Vec<JobId>>,
 }
 
@@ -75,7 +76,7 @@ impl<'a> Batch<'a> {
             samples: Vec::new(),
             lines: BTreeMap::new(),
         };
-        batch.jobs.sort_by_key(|job| job.id);
+        batch.jobs.sort_by_key(|job| place(job));
         let mut known = HashMap::new();
         let mut before: Option<(Shape<'_>, i32)> = None;
         for job in &batch.jobs {
@@ -97,6 +98,7 @@ impl<'a> Batch<'a> {
                 batch.lines.entry(line).or_default().push(job.id);
             }
         }
+        batch.lines.values_mut().for_each(|ids| ids.sort_unstable());
         (batch.samples.len() <= SHAPES_MAX).then_some(batch)
     }
 
@@ -200,6 +202,7 @@ impl<'a> Batch<'a> {
             .bind(earliest)
             .bind(latest)
             .bind(each(&lined, |id| id.uuid()))
+            .bind(none_if_none(each(jobs, key)))
     }
 
     /// Scheduled and queued jobs of each queue.

@@ -1,12 +1,12 @@
-//! A batch of which some ids may be there already, or out of their time: what the INSERT leaves out is looked at.
+//! A batch of which some ids or keys may be there already, or out of their time: what the INSERT leaves out is looked at.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use super::{Known, answers, out_of_bounds};
+use super::{Known, Standing, answers, firsts, key, out_of_bounds, place};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::job::limits::{ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX};
@@ -18,27 +18,27 @@ use crate::store::postgres::row::{self, column, int, job_columns, json};
 use crate::store::{EnqueueAnswer, Enqueued};
 
 /// Ids out of their time and starts too far ahead are left out here, and named by the time that the answer carries.
-/// The rows come sorted by id and are written in that order, so that two batches with the same ids cannot wait for each
-/// other in a circle. What is read twice is kept aside without payloads.
+/// The rows come in the order of [`place`] and are written so. What is read twice is kept aside without payloads.
 const INSERT: &str = "
 WITH clock AS MATERIALIZED (SELECT lh_us() AS now),
 created AS (
   INSERT INTO jobs (id, queue, kind, priority, max_attempts, backoff_initial, backoff_max, backoff_factor, timeout,
                     retention, labels, headers, fingerprint, payload_type, payload_is_text, payload,
-                    state, create_time, run_time, due_at, queued_time)
+                    idempotency_key, state, create_time, run_time, due_at, queued_time)
   SELECT n.id, n.queue, n.kind, n.priority, n.max_attempts, n.backoff_initial, n.backoff_max, n.backoff_factor,
          n.timeout, n.retention, n.labels::jsonb, n.headers::jsonb, n.fingerprint, n.payload_type, n.payload_is_text,
-         n.payload, CASE WHEN r.run_time > c.now THEN 1 ELSE 2 END, c.now, r.run_time,
+         n.payload, n.idempotency_key, CASE WHEN r.run_time > c.now THEN 1 ELSE 2 END, c.now, r.run_time,
          CASE WHEN r.run_time > c.now THEN r.run_time END, CASE WHEN r.run_time > c.now THEN NULL ELSE c.now END
     FROM clock c
    CROSS JOIN unnest($1::uuid[], $2::text[], $3::text[], $4::int2[], $5::int4[], $6::int8[], $7::int8[], $8::float8[],
                      $9::int8[], $10::int8[], $11::text[], $12::text[], $13::bytea[], $14::text[], $15::bool[],
-                     $16::bytea[], $17::int8[], $18::int8[], $19::int8[])
+                     $16::bytea[], $17::int8[], $18::int8[], $19::int8[], $23::text[])
       AS n (id, queue, kind, priority, max_attempts, backoff_initial, backoff_max, backoff_factor, timeout, retention,
-            labels, headers, fingerprint, payload_type, payload_is_text, payload, delay, start_at, id_time)
+            labels, headers, fingerprint, payload_type, payload_is_text, payload, delay, start_at, id_time,
+            idempotency_key)
    CROSS JOIN LATERAL (SELECT greatest(coalesce(n.start_at, c.now + n.delay), c.now) AS run_time) AS r
    WHERE n.id_time >= c.now - $20 AND n.id_time <= c.now + $21 AND coalesce(n.start_at, 0) <= c.now + $22
-  ON CONFLICT (id) DO NOTHING
+  ON CONFLICT DO NOTHING
   RETURNING id, queue, priority, state),
 segment AS (
   INSERT INTO backlog (queue, priority, created_at, check_at, jobs)
@@ -59,31 +59,27 @@ const EXISTING: &str = concat!(
     job_columns!(),
     " FROM jobs WHERE id = ANY($1)"
 );
+/// The same for those whose key was taken under another id.
+const KEYED: &str = concat!(
+    "SELECT fingerprint, ",
+    job_columns!(),
+    " FROM unnest($1::text[], $2::text[]) AS n (of_queue, key)
+      JOIN jobs ON queue = n.of_queue AND idempotency_key = n.key AND idempotency_key IS NOT NULL"
+);
 
 /// A job that was in the way and is gone at the second look is tried again; so often.
 const ROUNDS_MAX: u32 = 3;
 
 /// Accepts those that nothing is said against.
-pub(super) async fn each(
-    pool: &Pool,
-    jobs: &[NewJob],
-    firsts: Vec<&NewJob>,
-) -> Result<EnqueueAnswer> {
-    on(pool, async |conn| {
-        attempt(conn, jobs, &firsts, RUNS_MAX).await
-    })
-    .await
+pub(super) async fn each(pool: &Pool, jobs: &[NewJob]) -> Result<EnqueueAnswer> {
+    on(pool, async |conn| attempt(conn, jobs, RUNS_MAX).await).await
 }
 
 /// Accepts all or none.
-pub(super) async fn all(
-    pool: &Pool,
-    jobs: &[NewJob],
-    firsts: Vec<&NewJob>,
-) -> Result<EnqueueAnswer> {
+pub(super) async fn all(pool: &Pool, jobs: &[NewJob]) -> Result<EnqueueAnswer> {
     on(pool, async |conn| {
         for run in 1.. {
-            match unit(conn, jobs, &firsts).await {
+            match unit(conn, jobs).await {
                 // It is the whole that gives way, and that is run again.
                 Err(Broke::Driver(e)) if run < RUNS_MAX && gave_way(&e) => {}
                 answer => return answer,
@@ -111,14 +107,10 @@ async fn on(
     }
 }
 
-async fn unit(
-    conn: &mut PgConnection,
-    jobs: &[NewJob],
-    firsts: &[&NewJob],
-) -> Result<EnqueueAnswer, Broke> {
+async fn unit(conn: &mut PgConnection, jobs: &[NewJob]) -> Result<EnqueueAnswer, Broke> {
     let mut tx = conn.begin().await?;
-    let answer = attempt(&mut tx, jobs, firsts, 1).await?;
-    if answer.jobs.iter().any(is_refused) {
+    let answer = attempt(&mut tx, jobs, 1).await?;
+    if answer.jobs.iter().any(Enqueued::is_refused) {
         tx.rollback().await?;
         return Ok(refused(answer));
     }
@@ -127,19 +119,12 @@ async fn unit(
     Ok(answer)
 }
 
-fn is_refused(answer: &Enqueued) -> bool {
-    matches!(
-        answer,
-        Enqueued::Conflict | Enqueued::IdOutOfTime | Enqueued::StartTooFar
-    )
-}
-
 /// Nothing was accepted: what was not refused itself was not tried.
 fn refused(answer: EnqueueAnswer) -> EnqueueAnswer {
     let jobs = answer
         .jobs
         .into_iter()
-        .map(|answer| match is_refused(&answer) {
+        .map(|answer| match answer.is_refused() {
             true => answer,
             false => Enqueued::NotTried,
         });
@@ -171,18 +156,19 @@ impl From<Error> for Broke {
 async fn attempt(
     conn: &mut PgConnection,
     jobs: &[NewJob],
-    firsts: &[&NewJob],
     runs: u32,
 ) -> Result<EnqueueAnswer, Broke> {
-    let mut open = firsts.to_vec();
-    open.sort_by_key(|job| job.id);
-    let mut known: HashMap<JobId, Known> = HashMap::with_capacity(open.len());
+    let mut open: Vec<&NewJob> = jobs.iter().collect();
+    let mut known = Known::default();
     let mut segments = Vec::new();
     let mut now = Timestamp(0);
     for _ in 0..ROUNDS_MAX {
+        // What comes after the first of a key may be the first at the next round: that one may be refused for its id.
+        let mut firsts = firsts(open.iter().copied());
+        firsts.sort_by_key(place);
         let mut run = 1;
         let rows = loop {
-            match statement(&open)?.fetch_all(&mut *conn).await {
+            match statement(&firsts)?.fetch_all(&mut *conn).await {
                 Err(e) if run < runs && gave_way(&e) => run += 1,
                 rows => break rows?,
             }
@@ -190,27 +176,16 @@ async fn attempt(
         segments.extend(row::segments(&rows)?);
         let created: HashSet<JobId>;
         (now, created) = inserted(&rows)?;
-        known.extend(
-            open.iter()
-                .filter(|job| created.contains(&job.id))
-                .map(|job| Known::new(job, now)),
-        );
-        open.retain(|job| !known.contains_key(&job.id));
+        for new in firsts.iter().filter(|new| created.contains(&new.id)) {
+            known.add_created(new, now);
+        }
+        open.retain(|new| !known.has(new));
         if open.is_empty() {
             break;
         }
-        let ids: Vec<Uuid> = open.iter().map(|job| job.id.uuid()).collect();
-        let found = sqlx::query(EXISTING).bind(&ids);
-        for row in found.fetch_all(&mut *conn).await? {
-            let before = Known {
-                job: row::job(&row, View::Basic)?,
-                fingerprint: column(&row, "fingerprint")?,
-                is_news: false,
-            };
-            known.insert(before.job.id, before);
-        }
-        open.retain(|job| !known.contains_key(&job.id));
-        if open.iter().all(|job| out_of_bounds(job, now).is_some()) {
+        look(conn, &open, &mut known).await?;
+        open.retain(|new| !known.has(new) && out_of_bounds(new, now).is_none());
+        if open.is_empty() {
             break;
         }
     }
@@ -218,6 +193,32 @@ async fn attempt(
         jobs: answers(jobs, known, now)?,
         segments,
     })
+}
+
+/// Looks at what is there under the ids, and under the keys, of jobs that were not created.
+async fn look(conn: &mut PgConnection, open: &[&NewJob], known: &mut Known) -> Result<(), Broke> {
+    let ids: Vec<Uuid> = open.iter().map(|new| new.id.uuid()).collect();
+    let mut rows = sqlx::query(EXISTING)
+        .bind(&ids)
+        .fetch_all(&mut *conn)
+        .await?;
+    let (queues, keys): (Vec<&str>, Vec<&str>) = open
+        .iter()
+        .filter_map(|new| new.key())
+        .map(|(queue, key)| (queue.as_str(), key.as_str()))
+        .unzip();
+    if !keys.is_empty() {
+        let keyed = sqlx::query(KEYED).bind(&queues).bind(&keys);
+        rows.extend(keyed.fetch_all(&mut *conn).await?);
+    }
+    for row in &rows {
+        known.add(Standing {
+            job: row::job(row, View::Basic)?,
+            fingerprint: column(row, "fingerprint")?,
+            is_news: false,
+        });
+    }
+    Ok(())
 }
 
 /// The time by which the ids were judged, and those that were new.
@@ -297,5 +298,6 @@ fn statement<'q>(jobs: &[&NewJob]) -> Result<Statement<'q>> {
         .bind(each(|j| j.id.time().0))
         .bind(micros(ID_AGE_MAX))
         .bind(micros(ID_AHEAD_MAX))
-        .bind(micros(SPAN_MAX)))
+        .bind(micros(SPAN_MAX))
+        .bind(jobs.iter().map(key).collect::<Vec<_>>()))
 }
