@@ -261,18 +261,19 @@ impl Session {
             return 0;
         };
         let reserved = u32::try_from(self.reserved.len()).unwrap_or(u32::MAX);
-        let of_queue =
-            u32::try_from(self.reserved.iter().filter(|q| *q == queue).count()).unwrap_or(u32::MAX);
         let free = self
             .window
             .saturating_sub(self.held.in_flight())
             .saturating_sub(reserved);
         match subscription.max_in_flight {
             None => free,
-            Some(max) => free.min(
-                max.saturating_sub(self.held.in_flight_of(queue))
-                    .saturating_sub(of_queue),
-            ),
+            Some(max) => {
+                let of_queue = self.reserved.iter().filter(|q| *q == queue).count();
+                free.min(
+                    max.saturating_sub(self.held.in_flight_of(queue))
+                        .saturating_sub(u32::try_from(of_queue).unwrap_or(u32::MAX)),
+                )
+            }
         }
     }
 
