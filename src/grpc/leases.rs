@@ -156,7 +156,8 @@ async fn read(
     mut inbound: Streaming<pb::LeaseJobsRequest>,
     opened: oneshot::Sender<Result<Arc<Live>>>,
 ) {
-    let live = match open(&engine, &mut inbound).await {
+    // In a box of its own: what it takes to open a session is not kept for as long as the stream lives.
+    let live = match Box::pin(open(&engine, &mut inbound)).await {
         Ok(live) => live,
         Err(error) => {
             // A worker that is gone already needs no answer.
