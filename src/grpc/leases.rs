@@ -142,7 +142,7 @@ impl Stream for Outbound {
         let Self::Open(Guard(live)) = &*self else {
             return Poll::Ready(None);
         };
-        let next = std::task::ready!(live.outbox().poll_next(context));
+        let next = std::task::ready!(live.poll_next(context));
         if !matches!(next, Some(Ok(_))) {
             *self = Self::Ended;
         }
