@@ -19,7 +19,7 @@ use super::candidate::{Candidate, Claims, in_turns, settle};
 use super::heal::refused;
 use super::hunger::{Hungry, doorbell};
 use super::sessions::Live;
-use super::slots::Slots;
+use super::slots::Free;
 use super::tasks::Tasks;
 use super::{Core, lines_of};
 use crate::error::Error;
@@ -52,6 +52,8 @@ const AFTER_LOCKED: Duration = Duration::from_millis(20);
 /// Hints that another node has had for so long are taken over.
 const STEAL_IDLE: Duration = Duration::from_secs(5);
 const STEAL_EVERY: Duration = Duration::from_secs(1);
+/// How long a slot counts that time alone has taken, and the other way round.
+const RECOUNT_EVERY: Duration = Duration::from_secs(1);
 
 /// A slot that was promised to a candidate.
 struct Promise {
@@ -93,7 +95,7 @@ pub(super) fn start(tasks: &Tasks, core: Arc<Core>) {
         claims,
         claimed_at: Instant::now(),
         stolen_at: Instant::now(),
-        turn: 0,
+        recounted_at: Instant::now(),
     };
     tasks.spawn(dispatcher.run(tasks.clone()));
     tasks.spawn(doorbell(tasks.clone(), core, hungry));
@@ -125,8 +127,7 @@ struct Dispatcher {
     claims: Arc<Claims>,
     claimed_at: Instant,
     stolen_at: Instant,
-    /// Turns round the sessions, so that none is always first.
-    turn: usize,
+    recounted_at: Instant,
 }
 
 impl Dispatcher {
@@ -160,30 +161,33 @@ impl Dispatcher {
         if let Some(pause) = self.brake.release() {
             return Looked::Pause(pause);
         }
-        let mut slots = Slots::count(&self.core, self.turn);
-        self.turn = self.turn.wrapping_add(1);
-        if slots.is_empty() {
+        if self.recounted_at.elapsed() >= RECOUNT_EVERY {
+            self.core.sessions.recount();
+            self.recounted_at = Instant::now();
+        }
+        let free = self.core.sessions.free();
+        if free.queues.is_empty() {
             self.hungry.set(Vec::new());
             return Looked::Nothing;
         }
-        if self.is_in_vain(&slots) {
+        if self.is_in_vain(&free) {
             return Looked::Nothing;
         }
-        let (candidates, all) = match self.candidates(&slots).await {
+        let (candidates, all) = match self.candidates(&free).await {
             Ok(found) => found,
             Err(error) => {
                 warn!(%error, "no jobs can be claimed");
                 return Looked::Pause(AFTER_FAULT);
             }
         };
-        let candidates = in_turns(candidates, slots.count_all());
+        let candidates = in_turns(candidates, free.all);
         let found = !candidates.is_empty();
         if found {
             failpoint::reached("hints-taken");
         }
         let mut surplus = Vec::new();
         for candidate in candidates {
-            match slots.assign(&candidate.line.queue) {
+            match self.core.sessions.reserve(&candidate.line.queue) {
                 Some(to) => self.promise(candidate, to).await,
                 None => surplus.push(candidate),
             }
@@ -193,24 +197,29 @@ impl Dispatcher {
         if found && !all {
             return Looked::Found;
         }
-        self.hungry.set(slots.lines());
+        // Of those that nothing was found for, and not of one that has got its first free slot since.
+        let mut still = self.core.sessions.free();
+        still
+            .queues
+            .retain(|queue, _| free.queues.contains_key(queue));
+        self.hungry.set(still.lines());
         Looked::Nothing
     }
 
     /// Nothing was there at the last look, and the doorbell, which has listened since, heard nothing: a slot that becomes
     /// free is no reason to look again.
-    fn is_in_vain(&self, slots: &Slots) -> bool {
+    fn is_in_vain(&self, free: &Free) -> bool {
         let shelved = self.core.shelved.swap(false, Ordering::Relaxed);
         !shelved
             && !self.core.ready_is_degraded()
             && self.stolen_at.elapsed() < STEAL_EVERY
             && self.claims.is_empty()
-            && self.hungry.is_for(&slots.lines())
+            && self.hungry.is_for(&free.lines())
     }
 
     /// Jobs for free slots. `true`: they are all that there was.
-    async fn candidates(&mut self, slots: &Slots) -> Result<(Vec<Candidate>, bool), Error> {
-        let mut wanted = slots.wanted();
+    async fn candidates(&mut self, free: &Free) -> Result<(Vec<Candidate>, bool), Error> {
+        let mut wanted = free.queues.clone();
         let mut found = Vec::new();
         self.claims.take(&mut wanted, &mut found);
         if !self.core.ready_is_away() {
