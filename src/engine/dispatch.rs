@@ -17,7 +17,8 @@ use tracing::{debug, warn};
 use super::batch::{Batcher, Bounds};
 use super::candidate::{Candidate, Claims, in_turns, settle};
 use super::heal::refused;
-use super::hunger::{Hungry, doorbell};
+use super::hunger::doorbell;
+use super::offer::Offers;
 use super::sessions::Live;
 use super::slots::Slots;
 use super::tasks::Tasks;
@@ -61,10 +62,9 @@ struct Promise {
     _under_way: tokio::sync::OwnedSemaphorePermit,
 }
 
-pub(super) fn start(tasks: &Tasks, core: Arc<Core>) {
-    let hungry = Arc::new(Hungry::default());
+pub(super) fn start(tasks: &Tasks, core: Arc<Core>, offers: Offers) {
     let brake = Arc::new(Brake::default());
-    let claims = Arc::new(Claims::default());
+    let claims = Arc::new(Claims::new(offers.clone()));
     let lanes = (0..LANES)
         .map(|_| {
             let bounds = Bounds {
@@ -86,7 +86,7 @@ pub(super) fn start(tasks: &Tasks, core: Arc<Core>) {
         .collect();
     let dispatcher = Dispatcher {
         core: core.clone(),
-        hungry: hungry.clone(),
+        offers,
         brake,
         lanes,
         under_way: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
@@ -96,7 +96,7 @@ pub(super) fn start(tasks: &Tasks, core: Arc<Core>) {
         turn: 0,
     };
     tasks.spawn(dispatcher.run(tasks.clone()));
-    tasks.spawn(doorbell(tasks.clone(), core, hungry));
+    tasks.spawn(doorbell(tasks.clone(), core));
 }
 
 /// Slows down a loop whose grants come to nothing. What they were for is given back at once, and would be found at once:
@@ -118,7 +118,7 @@ impl Brake {
 
 struct Dispatcher {
     core: Arc<Core>,
-    hungry: Arc<Hungry>,
+    offers: Offers,
     brake: Arc<Brake>,
     lanes: Vec<Batcher<Promise>>,
     under_way: Arc<Semaphore>,
@@ -149,22 +149,44 @@ impl Dispatcher {
                 () = tokio::time::sleep(idle) => {}
             }
         }
+        self.rest();
+    }
+
+    /// Nothing is handed out for now: what was fed goes to who can.
+    fn rest(&self) {
+        self.offers
+            .pass_on(self.core.hungry.set(Vec::new(), BTreeMap::new()));
+    }
+
+    /// Nothing more is found for these slots.
+    fn hunger(&self, slots: &Slots) {
+        let fed = self.core.hungry.set(slots.lines(), slots.room());
+        if !fed.is_empty() {
+            self.offers.offer(fed);
+        }
     }
 
     /// One round: as many jobs as there are free slots, if there are as many.
     async fn look(&mut self) -> Looked {
         if self.core.is_draining() || self.core.store_is_away() {
-            self.hungry.set(Vec::new());
+            self.rest();
             return Looked::Pause(AFTER_FAULT);
         }
         if let Some(pause) = self.brake.release() {
+            self.rest();
             return Looked::Pause(pause);
         }
         let mut slots = Slots::count(&self.core, self.turn);
         self.turn = self.turn.wrapping_add(1);
         if slots.is_empty() {
-            self.hungry.set(Vec::new());
+            self.rest();
             return Looked::Nothing;
+        }
+        let fed = self.core.hungry.fed();
+        if !fed.is_empty() {
+            let fed = fed.into_iter().flat_map(Candidate::fed).collect();
+            let surplus = self.assign(&mut slots, fed).await;
+            self.claims.give_back(&self.core, surplus).await;
         }
         if self.is_in_vain(&slots) {
             return Looked::Nothing;
@@ -181,6 +203,18 @@ impl Dispatcher {
         if found {
             failpoint::reached("hints-taken");
         }
+        let surplus = self.assign(&mut slots, candidates).await;
+        let all = all && surplus.is_empty();
+        self.claims.give_back(&self.core, surplus).await;
+        if found && !all {
+            return Looked::Found;
+        }
+        self.hunger(&slots);
+        Looked::Nothing
+    }
+
+    /// Gives candidates the slots there are. Returns those that got none.
+    async fn assign(&self, slots: &mut Slots, candidates: Vec<Candidate>) -> Vec<Candidate> {
         let mut surplus = Vec::new();
         for candidate in candidates {
             match slots.assign(&candidate.line.queue) {
@@ -188,13 +222,7 @@ impl Dispatcher {
                 None => surplus.push(candidate),
             }
         }
-        let all = all && surplus.is_empty();
-        self.claims.give_back(&self.core, surplus).await;
-        if found && !all {
-            return Looked::Found;
-        }
-        self.hungry.set(slots.lines());
-        Looked::Nothing
+        surplus
     }
 
     /// Nothing was there at the last look, and the doorbell, which has listened since, heard nothing: a slot that becomes
@@ -205,7 +233,7 @@ impl Dispatcher {
             && !self.core.ready_is_degraded()
             && self.stolen_at.elapsed() < STEAL_EVERY
             && self.claims.is_empty()
-            && self.hungry.is_for(&slots.lines())
+            && self.core.hungry.is_for(&slots.lines(), || slots.room())
     }
 
     /// Jobs for free slots. `true`: they are all that there was.

@@ -57,6 +57,20 @@ impl Slots {
             .collect()
     }
 
+    /// How many jobs of each queue this node may feed to itself: as many as leave half of what its sessions take in free.
+    pub fn room(&self) -> BTreeMap<QueueName, usize> {
+        let room = |takers: &Takers| {
+            let of = |(live, free): &(Arc<Live>, u32)| {
+                free.saturating_sub(live.in_flight()).div_ceil(2) as usize
+            };
+            takers.sessions.iter().map(of).sum()
+        };
+        self.queues
+            .iter()
+            .map(|(queue, takers)| (queue.clone(), room(takers)))
+            .collect()
+    }
+
     /// How many jobs could be placed. A session's slots that each of its queues may have count once.
     pub fn count_all(&self) -> usize {
         let mut sessions: HashMap<*const Live, u32> = HashMap::new();
