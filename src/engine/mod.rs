@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! enqueue ─> store ─> offer ─> ready-list ─> dispatch ─> store (grant) ─> sessions ─> worker
-//!                                                          results, renewals <─ sessions
+//!                       └─ if hungry here ─────^           results, renewals <─ sessions
 //! loops: promote, expire, reconcile, retain, tidy, signals, health
 //! ```
 
