@@ -17,7 +17,8 @@ use tracing::{debug, warn};
 use super::batch::{Batcher, Bounds};
 use super::candidate::{Candidate, Claims, in_turns, settle};
 use super::heal::refused;
-use super::hunger::{Hungry, doorbell};
+use super::hunger::doorbell;
+use super::offer::Offers;
 use super::sessions::Live;
 use super::slots::Free;
 use super::tasks::Tasks;
@@ -63,10 +64,9 @@ struct Promise {
     _under_way: tokio::sync::OwnedSemaphorePermit,
 }
 
-pub(super) fn start(tasks: &Tasks, core: Arc<Core>) {
-    let hungry = Arc::new(Hungry::default());
+pub(super) fn start(tasks: &Tasks, core: Arc<Core>, offers: Offers) {
     let brake = Arc::new(Brake::default());
-    let claims = Arc::new(Claims::default());
+    let claims = Arc::new(Claims::new(offers.clone()));
     let lanes = (0..LANES)
         .map(|_| {
             let bounds = Bounds {
@@ -88,7 +88,7 @@ pub(super) fn start(tasks: &Tasks, core: Arc<Core>) {
         .collect();
     let dispatcher = Dispatcher {
         core: core.clone(),
-        hungry: hungry.clone(),
+        offers,
         brake,
         lanes,
         under_way: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
@@ -98,7 +98,7 @@ pub(super) fn start(tasks: &Tasks, core: Arc<Core>) {
         recounted_at: Instant::now(),
     };
     tasks.spawn(dispatcher.run(tasks.clone()));
-    tasks.spawn(doorbell(tasks.clone(), core, hungry));
+    tasks.spawn(doorbell(tasks.clone(), core));
 }
 
 /// Slows down a loop whose grants come to nothing. What they were for is given back at once, and would be found at once:
@@ -120,7 +120,7 @@ impl Brake {
 
 struct Dispatcher {
     core: Arc<Core>,
-    hungry: Arc<Hungry>,
+    offers: Offers,
     brake: Arc<Brake>,
     lanes: Vec<Batcher<Promise>>,
     under_way: Arc<Semaphore>,
@@ -150,25 +150,48 @@ impl Dispatcher {
                 () = tokio::time::sleep(idle) => {}
             }
         }
+        self.rest();
+    }
+
+    /// Nothing is handed out for now: what was fed goes to who can.
+    fn rest(&self) {
+        self.offers
+            .pass_on(self.core.hungry.set(Vec::new(), BTreeMap::new()));
+    }
+
+    /// Nothing more is found for these slots.
+    fn hunger(&self, free: &Free) {
+        let fed = self.core.hungry.set(free.lines(), free.room.clone());
+        if !fed.is_empty() {
+            self.offers.offer(fed);
+        }
     }
 
     /// One round: as many jobs as there are free slots, if there are as many.
     async fn look(&mut self) -> Looked {
         if self.core.is_draining() || self.core.store_is_away() {
-            self.hungry.set(Vec::new());
+            self.rest();
             return Looked::Pause(AFTER_FAULT);
         }
         if let Some(pause) = self.brake.release() {
+            self.rest();
             return Looked::Pause(pause);
         }
         if self.recounted_at.elapsed() >= RECOUNT_EVERY {
             self.core.sessions.recount();
             self.recounted_at = Instant::now();
         }
-        let free = self.core.sessions.free();
+        let mut free = self.core.sessions.free();
         if free.queues.is_empty() {
-            self.hungry.set(Vec::new());
+            self.rest();
             return Looked::Nothing;
+        }
+        let fed = self.core.hungry.fed();
+        if !fed.is_empty() {
+            let fed = fed.into_iter().flat_map(Candidate::fed).collect();
+            let surplus = self.assign(fed).await;
+            self.claims.give_back(&self.core, surplus).await;
+            free = self.core.sessions.free();
         }
         if self.is_in_vain(&free) {
             return Looked::Nothing;
@@ -185,13 +208,7 @@ impl Dispatcher {
         if found {
             failpoint::reached("hints-taken");
         }
-        let mut surplus = Vec::new();
-        for candidate in candidates {
-            match self.core.sessions.reserve(&candidate.line.queue) {
-                Some(to) => self.promise(candidate, to).await,
-                None => surplus.push(candidate),
-            }
-        }
+        let surplus = self.assign(candidates).await;
         let all = all && surplus.is_empty();
         self.claims.give_back(&self.core, surplus).await;
         if found && !all {
@@ -202,8 +219,20 @@ impl Dispatcher {
         still
             .queues
             .retain(|queue, _| free.queues.contains_key(queue));
-        self.hungry.set(still.lines());
+        self.hunger(&still);
         Looked::Nothing
+    }
+
+    /// Gives candidates the slots there are. Returns those that got none.
+    async fn assign(&self, candidates: Vec<Candidate>) -> Vec<Candidate> {
+        let mut surplus = Vec::new();
+        for candidate in candidates {
+            match self.core.sessions.reserve(&candidate.line.queue) {
+                Some(to) => self.promise(candidate, to).await,
+                None => surplus.push(candidate),
+            }
+        }
+        surplus
     }
 
     /// Nothing was there at the last look, and the doorbell, which has listened since, heard nothing: a slot that becomes
@@ -214,7 +243,7 @@ impl Dispatcher {
             && !self.core.ready_is_degraded()
             && self.stolen_at.elapsed() < STEAL_EVERY
             && self.claims.is_empty()
-            && self.hungry.is_for(&free.lines())
+            && self.core.hungry.is_for(&free.lines(), || free.room.clone())
     }
 
     /// Jobs for free slots. `true`: they are all that there was.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! enqueue ─> store ─> offer ─> ready-list ─> dispatch ─> store (grant) ─> sessions ─> worker
-//!                                                          results, renewals <─ sessions
+//!                       └─ if hungry here ─────^           results, renewals <─ sessions
 //! loops: promote, expire, reconcile, retain, tidy, signals, health
 //! ```
 
@@ -53,6 +53,7 @@ use crate::telemetry::Metrics;
 use attach::Attaches;
 use enqueue::Enqueues;
 use heal::Doubts;
+use hunger::Hungry;
 use offer::Offers;
 use progress::Reports;
 use registry::Registry;
@@ -122,6 +123,8 @@ pub(crate) struct Core {
     clock: ids::Offset,
     /// Rings when there may be a job for a free slot.
     wake: Notify,
+    /// The lines in which nothing is for them.
+    hungry: Hungry,
     /// Rings when other nodes may have something to say.
     nudged: Notify,
     /// Bytes that wait to be sent to workers, over all streams.
@@ -171,6 +174,7 @@ impl Engine {
             doubts: Doubts::default(),
             clock: ids::Offset::default(),
             wake: Notify::new(),
+            hungry: Hungry::default(),
             nudged: Notify::new(),
             outbox_bytes: AtomicUsize::new(0),
             store_away: AtomicBool::new(false),
@@ -186,7 +190,7 @@ impl Engine {
         let renewals = Renewals::start(&tasks, core.clone());
         let reports = Reports::start(&tasks, core.clone());
         let attaches = Attaches::start(&tasks, core.clone());
-        dispatch::start(&tasks, core.clone());
+        dispatch::start(&tasks, core.clone(), offers.clone());
         loops::start(&tasks, core.clone(), &offers);
         info!(node = %node, name = options.node_name, "node starts");
         Arc::new(Self {

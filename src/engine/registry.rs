@@ -64,7 +64,12 @@ impl Registry {
         }
     }
 
-    pub(super) fn count_slots(&self, live: &Arc<Live>, free: Vec<(QueueName, u32)>) {
+    pub(super) fn count_slots(
+        &self,
+        live: &Arc<Live>,
+        free: Vec<(QueueName, u32)>,
+        in_flight: u32,
+    ) {
         let mut sessions = self.lock();
         let id = live.attached().session;
         // A stream that is gone, or not the session's newest, gets nothing.
@@ -73,7 +78,7 @@ impl Registry {
             .get(&id)
             .is_some_and(|there| Arc::ptr_eq(there, live));
         if is_there {
-            sessions.slots.set(id, live, free);
+            sessions.slots.set(id, live, free, in_flight);
         }
     }
 
@@ -84,7 +89,7 @@ impl Registry {
             && live.attached() == attached
         {
             let live = live.clone();
-            sessions.slots.set(attached.session, &live, Vec::new());
+            sessions.slots.set(attached.session, &live, Vec::new(), 0);
             sessions.live.remove(&attached.session);
         }
     }
@@ -99,7 +104,7 @@ impl Registry {
             match sessions.live.get(&id).is_some_and(is_newer) {
                 true => Some(live),
                 false => {
-                    sessions.slots.set(id, &live, Vec::new());
+                    sessions.slots.set(id, &live, Vec::new(), 0);
                     sessions.live.insert(id, live)
                 }
             }

@@ -133,7 +133,9 @@ impl Live {
         };
         let of = |queue: &QueueName| (queue.clone(), session.free(now, queue));
         let free = queues.map(|subscription| of(&subscription.queue)).collect();
-        self.core.sessions.count_slots(self, free);
+        self.core
+            .sessions
+            .count_slots(self, free, session.in_flight());
     }
 
     /// The leases that its worker runs, as far as is known.

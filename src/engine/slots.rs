@@ -22,6 +22,7 @@ pub struct Slots<T> {
 #[derive(Debug)]
 struct Queue<T> {
     free: usize,
+    room: usize,
     line: BTreeMap<u64, (SessionId, T)>,
 }
 
@@ -30,6 +31,7 @@ struct Queue<T> {
 struct Place {
     queue: QueueName,
     free: u32,
+    room: u32,
     turn: u64,
 }
 
@@ -45,12 +47,17 @@ impl<T> Default for Slots<T> {
 }
 
 impl<T: Clone> Slots<T> {
-    /// Says how many slots of each of its queues a session has free now. It keeps its places in line.
-    pub fn set(&mut self, id: SessionId, taker: &T, free: Vec<(QueueName, u32)>) {
+    /// Says how many slots of each of its queues a session has free now, beside those in flight. It keeps its places in
+    /// line.
+    pub fn set(&mut self, id: SessionId, taker: &T, free: Vec<(QueueName, u32)>, in_flight: u32) {
+        // As many as leave half of all that it takes free.
+        let room = |free: u32| free.saturating_sub(in_flight).div_ceil(2);
         let before = self.places.get(&id).map(Vec::as_slice).unwrap_or_default();
-        let counted = before.iter().map(|place| (&place.queue, place.free));
+        let counted = before
+            .iter()
+            .map(|place| (&place.queue, place.free, place.room));
         let some = free.iter().filter(|(_, free)| *free > 0);
-        if counted.eq(some.map(|(queue, free)| (queue, *free))) {
+        if counted.eq(some.map(|(queue, free)| (queue, *free, room(*free)))) {
             return;
         }
         let before = self.places.remove(&id).unwrap_or_default();
@@ -59,9 +66,12 @@ impl<T: Clone> Slots<T> {
         for (queue, free) in free.into_iter().filter(|(_, free)| *free > 0) {
             let of = self.queues.entry(queue.clone()).or_insert(Queue {
                 free: 0,
+                room: 0,
                 line: BTreeMap::new(),
             });
+            let room = room(free);
             of.free += free as usize;
+            of.room += room as usize;
             let turn = match before.iter().find(|place| place.queue == queue) {
                 Some(place) => place.turn,
                 None => {
@@ -70,11 +80,17 @@ impl<T: Clone> Slots<T> {
                     self.turn
                 }
             };
-            places.push(Place { queue, free, turn });
+            places.push(Place {
+                queue,
+                free,
+                room,
+                turn,
+            });
         }
         for place in before {
             if let Some(of) = self.queues.get_mut(&place.queue) {
                 of.free -= place.free as usize;
+                of.room -= place.room as usize;
                 if places.iter().all(|now| now.turn != place.turn) {
                     of.line.remove(&place.turn);
                 }
@@ -101,11 +117,15 @@ impl<T: Clone> Slots<T> {
         {
             place.free -= 1;
             of.free -= 1;
+            // What is left of it is known at the next count.
+            of.room -= place.room.min(1) as usize;
+            place.room -= place.room.min(1);
             if place.free > 0 {
                 self.turn += 1;
                 place.turn = self.turn;
                 of.line.insert(self.turn, (id, taker.clone()));
             } else {
+                of.room -= place.room as usize;
                 places.swap_remove(at);
             }
         }
@@ -121,12 +141,13 @@ impl<T: Clone> Slots<T> {
 
     /// What is free now.
     pub fn free(&self) -> Free {
+        let each = |count: fn(&Queue<T>) -> usize| {
+            let counts = self.queues.iter().map(|(queue, of)| (queue.clone(), count(of)));
+            counts.collect()
+        };
         Free {
-            queues: self
-                .queues
-                .iter()
-                .map(|(queue, of)| (queue.clone(), of.free))
-                .collect(),
+            queues: each(|of| of.free),
+            room: each(|of| of.room),
             all: self.all,
         }
     }
@@ -143,6 +164,8 @@ fn most(places: &[Place]) -> usize {
 pub struct Free {
     /// Of each queue that has some.
     pub queues: BTreeMap<QueueName, usize>,
+    /// How many jobs of each this node may feed to itself: as many as leave half of what its sessions take in free.
+    pub room: BTreeMap<QueueName, usize>,
     /// How many jobs could be placed. A session's slots that each of its queues may have count once.
     pub all: usize,
 }
@@ -169,7 +192,7 @@ mod tests {
 
     fn set(slots: &mut Slots<u8>, of: u8, free: &[(&str, u32)]) {
         let free = free.iter().map(|(name, free)| (queue(name), *free));
-        slots.set(id(of), &of, free.collect());
+        slots.set(id(of), &of, free.collect(), 0);
     }
 
     fn wanted(slots: &Slots<u8>) -> Vec<(String, usize)> {
@@ -220,6 +243,20 @@ mod tests {
         set(&mut slots, 2, &[]);
         assert_eq!(wanted(&slots), [("a".into(), 1), ("b".into(), 1)]);
         assert_eq!(slots.free().all, 1);
+    }
+
+    #[test]
+    fn there_is_room_while_more_than_half_is_free() {
+        let mut slots = Slots::default();
+        let room = |slots: &Slots<u8>| slots.free().room.into_values().sum::<usize>();
+        set(&mut slots, 1, &[("q", 1)]);
+        assert_eq!(room(&slots), 1);
+        slots.set(id(2), &2, vec![(queue("q"), 6)], 2);
+        assert_eq!(room(&slots), 1 + 2);
+        slots.set(id(2), &2, vec![(queue("q"), 4)], 4);
+        assert_eq!(room(&slots), 1);
+        assert_eq!(slots.take(&queue("q")), Some(1));
+        assert_eq!(room(&slots), 0);
     }
 
     #[test]
