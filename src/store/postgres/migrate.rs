@@ -18,6 +18,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "idempotency keys",
         include_str!("migrations/0002_idempotency_keys.sql"),
     ),
+    (
+        3,
+        "ids of batches as they are",
+        include_str!("migrations/0003_plain_ids.sql"),
+    ),
 ];
 
 /// Any number that nobody else locks.

@@ -103,9 +103,6 @@ CREATE TABLE progress (
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 1);
 ALTER TABLE progress ALTER COLUMN checkpoint SET STORAGE EXTERNAL;
 
--- Ids are random for the most part: to compress an array of a thousand takes Postgres 0.8 ms and gains nothing. So where
--- tables of batches have such a column, it is out of line as it is. Sessions repeat, and are compressed.
-
 -- QUEUED implies a row here. epoch of zeros: not offered. created_at equals queued_time of the jobs it counts for: a
 -- job that was QUEUED again counts in its newest segment alone.
 CREATE TABLE backlog (
@@ -123,7 +120,6 @@ CREATE TABLE backlog (
   jobs uuid[] NOT NULL,
   CONSTRAINT backlog_pkey PRIMARY KEY (id)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 1);
-ALTER TABLE backlog ALTER COLUMN jobs SET STORAGE EXTERNAL;
 CREATE INDEX backlog_epoch ON backlog (epoch, id);
 CREATE INDEX backlog_line ON backlog (queue, priority, id);
 CREATE INDEX backlog_offer ON backlog (queue, priority, epoch, last_ms, last_seq);
@@ -140,7 +136,6 @@ CREATE TABLE grants (
   sessions uuid[] NOT NULL,
   CONSTRAINT grants_pkey PRIMARY KEY (id)
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 1);
-ALTER TABLE grants ALTER COLUMN jobs SET STORAGE EXTERNAL;
 CREATE INDEX grants_node ON grants (node, id);
 CREATE INDEX grants_check ON grants (check_at);
 
@@ -153,7 +148,6 @@ CREATE TABLE finished (
   jobs uuid[] NOT NULL,
   CONSTRAINT finished_pkey PRIMARY KEY (id)
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 1);
-ALTER TABLE finished ALTER COLUMN jobs SET STORAGE EXTERNAL;
 CREATE INDEX finished_check ON finished (check_at);
 CREATE INDEX finished_small ON finished (bucket, id) WHERE size < 100;
 
