@@ -68,6 +68,7 @@ pub struct Claims {
 }
 
 impl Claims {
+    /// None yet. What was fed goes back to the `offers`.
     pub fn new(offers: Offers) -> Self {
         Self {
             waiting: Mutex::default(),

@@ -22,7 +22,7 @@ const CONNECT_WITHIN: Duration = Duration::from_millis(1_500);
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// A connection that was idle for so long is tried before it is used.
 const TRY_AFTER_IDLE: Duration = Duration::from_secs(1);
-/// A connection is closed when it is so old.
+/// A connection that is so old is closed instead of used.
 const AGE_MAX: Duration = Duration::from_secs(30 * 60);
 /// A statement that gave way to another is run so often.
 pub(super) const RUNS_MAX: u32 = 5;
