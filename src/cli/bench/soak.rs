@@ -19,44 +19,67 @@ SELECT coalesce(sum(pg_table_size(c.oid)), 0)::float8, coalesce(sum(pg_indexes_s
        coalesce(sum(pg_stat_get_dead_tuples(c.oid)), 0)::float8
   FROM pg_class c WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace";
 
-/// Steady load by batches, looked at.
+/// Steady load by batches, looked at; the last look is when it is over.
 pub(super) async fn run(modes: &Modes<'_>, ledger: &Arc<Ledger>) -> Result<Taken, Failure> {
-    let mut series = Vec::new();
-    let looking = look(modes, ledger, &mut series);
+    let mut looks = Looks {
+        modes,
+        ledger,
+        begun: Instant::now(),
+        before: (Duration::ZERO, 0),
+        series: Vec::new(),
+    };
     // Cancel safe: what was seen until then is kept outside.
     let taken = tokio::select! {
         taken = pace::steady(modes, ledger, modes.args.batch) => taken,
-        () = looking => Err(Failure::trouble("the looks at the sizes ended by themselves")),
+        () = looks.go_on() => Err(Failure::trouble("the looks at the sizes ended by themselves")),
     };
     let mut taken = taken?;
+    looks.look().await;
     taken.value = rate(ledger.jobs(), taken.took);
-    taken.sample.series = series;
+    taken.sample.series = looks.series;
     Ok(taken)
 }
 
-/// Goes on until it is dropped.
-async fn look(modes: &Modes<'_>, ledger: &Ledger, series: &mut Vec<BTreeMap<&'static str, f64>>) {
-    let every = (modes.args.duration / LOOKS).max(EVERY_MIN);
-    let begun = Instant::now();
-    let mut before = (Duration::ZERO, 0);
-    loop {
-        tokio::time::sleep(every).await;
-        let (at, ran) = (begun.elapsed(), ledger.ran());
+struct Looks<'a> {
+    modes: &'a Modes<'a>,
+    ledger: &'a Ledger,
+    begun: Instant,
+    /// When the last look was, and how many jobs had run then.
+    before: (Duration, u64),
+    series: Vec<BTreeMap<&'static str, f64>>,
+}
+
+impl Looks<'_> {
+    /// Until it is dropped.
+    async fn go_on(&mut self) {
+        let every = (self.modes.args.duration / LOOKS).max(EVERY_MIN);
+        loop {
+            tokio::time::sleep(every).await;
+            self.look().await;
+        }
+    }
+
+    async fn look(&mut self) {
+        let stage = self.modes.stage;
+        let (at, ran) = (self.begun.elapsed(), self.ledger.ran());
         let mut seen = BTreeMap::from([
             ("seconds", at.as_secs_f64()),
             ("jobs", ran as f64),
-            ("jobs_a_second", rate(ran - before.1, at - before.0)),
+            (
+                "jobs_a_second",
+                rate(ran - self.before.1, at - self.before.0),
+            ),
         ]);
-        before = (at, ran);
-        if let Some(bytes) = modes.stage.memory() {
+        self.before = (at, ran);
+        if let Some(bytes) = stage.memory() {
             seen.insert("node_mib", mib(bytes as f64));
         }
-        if let Some(list) = &modes.stage.list
+        if let Some(list) = &stage.list
             && let Some(bytes) = list.spent().await.memory
         {
             seen.insert("redis_mib", mib(bytes));
         }
-        match &modes.stage.database {
+        match &stage.database {
             Some(database) => {
                 let sizes: Result<(f64, f64, f64), _> =
                     sqlx::query_as(SIZES).fetch_one(database.pool()).await;
@@ -67,12 +90,12 @@ async fn look(modes: &Modes<'_>, ledger: &Ledger, series: &mut Vec<BTreeMap<&'st
                 }
             }
             None => {
-                if let Some(bytes) = files(&modes.stage.folder.join("data")) {
+                if let Some(bytes) = files(&stage.folder.join("data")) {
                     seen.insert("files_mib", mib(bytes));
                 }
             }
         }
-        series.push(seen);
+        self.series.push(seen);
     }
 }
 
