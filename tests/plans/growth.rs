@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use leasehold::job::{Failure, JobId, JobState, LeasedJob, Outcome, Priority, QueueName, View};
+use leasehold::job::{
+    Failure, IdempotencyKey, JobId, JobState, LeasedJob, NewJob, Outcome, Priority, QueueName, View,
+};
 use leasehold::store::{
     Ask, Attach, Attached, Attaching, EntryId, Epoch, Found, Granted, JobFilter, Line, Offer,
     SessionState, Store, Unit,
@@ -76,6 +78,17 @@ impl Stage {
         let again = self.verbs.store.enqueue(jobs.into(), Unit::All).await;
         again.expect("enqueue answers");
         self.by_id(when, "enqueue of jobs that are there").await;
+        let about = Uuid::new_v4();
+        for what in ["enqueue with keys", "enqueue with keys that are there"] {
+            let keyed = |n| NewJob {
+                idempotency_key: IdempotencyKey::parse(&format!("{about} {n}")),
+                ..job(100)
+            };
+            let jobs = (0..BATCH).map(keyed).collect();
+            let answer = self.verbs.store.enqueue(jobs, Unit::All).await;
+            answer.expect("enqueue answers");
+            self.within(when, what, ids(BATCH)).await;
+        }
     }
 
     async fn succeed(&mut self, when: &str) {
