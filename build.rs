@@ -16,6 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("leasehold.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
+        .codec_path("crate::grpc::codec::Lean")
         .bytes(".leasehold.v1.Payload.data")
         .bytes(".leasehold.v1.Progress.checkpoint")
         .bytes(".leasehold.v1.LeasedJob.checkpoint")

@@ -1,5 +1,6 @@
 //! A job that may be handed out, where that was learned, and how it goes back there when nobody takes it: to the
-//! ready-list, or to the segments that this node has claimed directly.
+//! ready-list, or to the segments that this node has claimed directly. What this node has just made QUEUED goes to the
+//! ready-list.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -9,6 +10,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::Core;
+use super::offer::Offers;
 use crate::job::{JobId, Priority, QueueName};
 use crate::ready::Hint;
 use crate::store::{Line, Segment};
@@ -29,6 +31,8 @@ enum Source {
     Hint(Hint),
     /// From a segment that is this node's until then.
     Claim(Instant),
+    /// From this new segment, which nobody was told of.
+    Fed(i64),
 }
 
 impl From<Hint> for Candidate {
@@ -42,12 +46,36 @@ impl From<Hint> for Candidate {
     }
 }
 
+impl Candidate {
+    /// Those of a new segment.
+    pub fn fed(segment: Segment) -> impl Iterator<Item = Self> {
+        let Segment { id, line, jobs } = segment;
+        jobs.into_iter().map(move |job| Self {
+            job,
+            line: line.clone(),
+            source: Source::Fed(id),
+            early: false,
+        })
+    }
+}
+
 /// What is claimed directly and has no slot yet. No more than what a few calls of the store give: only queues of which
 /// nothing is here ask for more.
-#[derive(Debug, Default)]
-pub struct Claims(Mutex<VecDeque<Candidate>>);
+#[derive(Debug)]
+pub struct Claims {
+    waiting: Mutex<VecDeque<Candidate>>,
+    offers: Offers,
+}
 
 impl Claims {
+    /// None yet. What was fed goes back to the `offers`.
+    pub fn new(offers: Offers) -> Self {
+        Self {
+            waiting: Mutex::default(),
+            offers,
+        }
+    }
+
     /// Takes in segments that are this node's `until` then.
     pub fn add(&self, segments: Vec<Segment>, until: Instant) {
         let mut claimed = self.lock();
@@ -82,12 +110,22 @@ impl Claims {
     pub async fn give_back(&self, core: &Core, candidates: Vec<Candidate>) {
         let mut hints = Vec::new();
         let mut claims = Vec::new();
+        let mut fed: BTreeMap<i64, Segment> = BTreeMap::new();
         for candidate in candidates {
             match candidate.source {
                 Source::Hint(hint) => hints.push(hint),
                 Source::Claim(_) => claims.push(candidate),
+                Source::Fed(id) => {
+                    let segment = fed.entry(id).or_insert_with(|| Segment {
+                        id,
+                        line: candidate.line,
+                        jobs: Vec::new(),
+                    });
+                    segment.jobs.push(candidate.job);
+                }
             }
         }
+        self.offers.pass_on(fed.into_values().collect());
         if !claims.is_empty() {
             let mut claimed = self.lock();
             for candidate in claims.into_iter().rev() {
@@ -110,14 +148,14 @@ impl Claims {
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Candidate>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Candidate {
     fn is_ours(&self, now: Instant) -> bool {
         match self.source {
-            Source::Hint(_) => true,
+            Source::Hint(_) | Source::Fed(_) => true,
             Source::Claim(until) => until > now,
         }
     }
@@ -172,7 +210,7 @@ fn by_level(candidates: Vec<Candidate>) -> Vec<Candidate> {
 pub async fn settle(core: &Core, spent: Vec<Candidate>) {
     let hint = |candidate: Candidate| match candidate.source {
         Source::Hint(hint) => Some(hint),
-        Source::Claim(_) => None,
+        Source::Claim(_) | Source::Fed(_) => None,
     };
     let hints: Vec<Hint> = spent.into_iter().filter_map(hint).collect();
     if !hints.is_empty()

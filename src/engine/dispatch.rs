@@ -17,9 +17,10 @@ use tracing::{debug, warn};
 use super::batch::{Batcher, Bounds};
 use super::candidate::{Candidate, Claims, in_turns, settle};
 use super::heal::refused;
-use super::hunger::{Hungry, doorbell};
+use super::hunger::doorbell;
+use super::offer::Offers;
 use super::sessions::Live;
-use super::slots::Slots;
+use super::slots::Free;
 use super::tasks::Tasks;
 use super::{Core, lines_of};
 use crate::error::Error;
@@ -52,6 +53,8 @@ const AFTER_LOCKED: Duration = Duration::from_millis(20);
 /// Hints that another node has had for so long are taken over.
 const STEAL_IDLE: Duration = Duration::from_secs(5);
 const STEAL_EVERY: Duration = Duration::from_secs(1);
+/// How long a slot counts that time alone has taken, and the other way round.
+const RECOUNT_EVERY: Duration = Duration::from_secs(1);
 
 /// A slot that was promised to a candidate.
 struct Promise {
@@ -61,10 +64,9 @@ struct Promise {
     _under_way: tokio::sync::OwnedSemaphorePermit,
 }
 
-pub(super) fn start(tasks: &Tasks, core: Arc<Core>) {
-    let hungry = Arc::new(Hungry::default());
+pub(super) fn start(tasks: &Tasks, core: Arc<Core>, offers: Offers) {
     let brake = Arc::new(Brake::default());
-    let claims = Arc::new(Claims::default());
+    let claims = Arc::new(Claims::new(offers.clone()));
     let lanes = (0..LANES)
         .map(|_| {
             let bounds = Bounds {
@@ -86,17 +88,17 @@ pub(super) fn start(tasks: &Tasks, core: Arc<Core>) {
         .collect();
     let dispatcher = Dispatcher {
         core: core.clone(),
-        hungry: hungry.clone(),
+        offers,
         brake,
         lanes,
         under_way: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
         claims,
         claimed_at: Instant::now(),
         stolen_at: Instant::now(),
-        turn: 0,
+        recounted_at: Instant::now(),
     };
     tasks.spawn(dispatcher.run(tasks.clone()));
-    tasks.spawn(doorbell(tasks.clone(), core, hungry));
+    tasks.spawn(doorbell(tasks.clone(), core));
 }
 
 /// Slows down a loop whose grants come to nothing. What they were for is given back at once, and would be found at once:
@@ -118,15 +120,14 @@ impl Brake {
 
 struct Dispatcher {
     core: Arc<Core>,
-    hungry: Arc<Hungry>,
+    offers: Offers,
     brake: Arc<Brake>,
     lanes: Vec<Batcher<Promise>>,
     under_way: Arc<Semaphore>,
     claims: Arc<Claims>,
     claimed_at: Instant,
     stolen_at: Instant,
-    /// Turns round the sessions, so that none is always first.
-    turn: usize,
+    recounted_at: Instant,
 }
 
 impl Dispatcher {
@@ -149,68 +150,105 @@ impl Dispatcher {
                 () = tokio::time::sleep(idle) => {}
             }
         }
+        self.rest();
+    }
+
+    /// Nothing is handed out for now: what was fed goes to who can.
+    fn rest(&self) {
+        self.offers
+            .pass_on(self.core.hungry.set(Vec::new(), BTreeMap::new()));
+    }
+
+    /// Nothing more is found for these slots.
+    fn hunger(&self, free: &Free) {
+        let fed = self.core.hungry.set(free.lines(), free.room.clone());
+        if !fed.is_empty() {
+            self.offers.offer(fed);
+        }
     }
 
     /// One round: as many jobs as there are free slots, if there are as many.
     async fn look(&mut self) -> Looked {
         if self.core.is_draining() || self.core.store_is_away() {
-            self.hungry.set(Vec::new());
+            self.rest();
             return Looked::Pause(AFTER_FAULT);
         }
         if let Some(pause) = self.brake.release() {
+            self.rest();
             return Looked::Pause(pause);
         }
-        let mut slots = Slots::count(&self.core, self.turn);
-        self.turn = self.turn.wrapping_add(1);
-        if slots.is_empty() {
-            self.hungry.set(Vec::new());
+        if self.recounted_at.elapsed() >= RECOUNT_EVERY {
+            self.core.sessions.recount();
+            self.recounted_at = Instant::now();
+        }
+        let mut free = self.core.sessions.free();
+        if free.queues.is_empty() {
+            self.rest();
             return Looked::Nothing;
         }
-        if self.is_in_vain(&slots) {
+        let fed = self.core.hungry.fed();
+        if !fed.is_empty() {
+            let fed = fed.into_iter().flat_map(Candidate::fed).collect();
+            let surplus = self.assign(fed).await;
+            self.claims.give_back(&self.core, surplus).await;
+            free = self.core.sessions.free();
+        }
+        if self.is_in_vain(&free) {
             return Looked::Nothing;
         }
-        let (candidates, all) = match self.candidates(&slots).await {
+        let (candidates, all) = match self.candidates(&free).await {
             Ok(found) => found,
             Err(error) => {
                 warn!(%error, "no jobs can be claimed");
                 return Looked::Pause(AFTER_FAULT);
             }
         };
-        let candidates = in_turns(candidates, slots.count_all());
+        let candidates = in_turns(candidates, free.all);
         let found = !candidates.is_empty();
         if found {
             failpoint::reached("hints-taken");
         }
-        let mut surplus = Vec::new();
-        for candidate in candidates {
-            match slots.assign(&candidate.line.queue) {
-                Some(to) => self.promise(candidate, to).await,
-                None => surplus.push(candidate),
-            }
-        }
+        let surplus = self.assign(candidates).await;
         let all = all && surplus.is_empty();
         self.claims.give_back(&self.core, surplus).await;
         if found && !all {
             return Looked::Found;
         }
-        self.hungry.set(slots.lines());
+        // Of those that nothing was found for, and not of one that has got its first free slot since.
+        let mut still = self.core.sessions.free();
+        still
+            .queues
+            .retain(|queue, _| free.queues.contains_key(queue));
+        self.hunger(&still);
         Looked::Nothing
+    }
+
+    /// Gives candidates the slots there are. Returns those that got none.
+    async fn assign(&self, candidates: Vec<Candidate>) -> Vec<Candidate> {
+        let mut surplus = Vec::new();
+        for candidate in candidates {
+            match self.core.sessions.reserve(&candidate.line.queue) {
+                Some(to) => self.promise(candidate, to).await,
+                None => surplus.push(candidate),
+            }
+        }
+        surplus
     }
 
     /// Nothing was there at the last look, and the doorbell, which has listened since, heard nothing: a slot that becomes
     /// free is no reason to look again.
-    fn is_in_vain(&self, slots: &Slots) -> bool {
+    fn is_in_vain(&self, free: &Free) -> bool {
         let shelved = self.core.shelved.swap(false, Ordering::Relaxed);
         !shelved
             && !self.core.ready_is_degraded()
             && self.stolen_at.elapsed() < STEAL_EVERY
             && self.claims.is_empty()
-            && self.hungry.is_for(&slots.lines())
+            && self.core.hungry.is_for(&free.lines(), || free.room.clone())
     }
 
     /// Jobs for free slots. `true`: they are all that there was.
-    async fn candidates(&mut self, slots: &Slots) -> Result<(Vec<Candidate>, bool), Error> {
-        let mut wanted = slots.wanted();
+    async fn candidates(&mut self, free: &Free) -> Result<(Vec<Candidate>, bool), Error> {
+        let mut wanted = free.queues.clone();
         let mut found = Vec::new();
         self.claims.take(&mut wanted, &mut found);
         if !self.core.ready_is_away() {

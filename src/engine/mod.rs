@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! enqueue ─> store ─> offer ─> ready-list ─> dispatch ─> store (grant) ─> sessions ─> worker
-//!                                                          results, renewals <─ sessions
+//!                       └─ if hungry here ─────^           results, renewals <─ sessions
 //! loops: promote, expire, reconcile, retain, tidy, signals, health
 //! ```
 
@@ -22,6 +22,7 @@ mod outbox;
 pub mod page;
 mod pressure;
 mod progress;
+mod registry;
 mod renew;
 mod results;
 mod sessions;
@@ -52,11 +53,13 @@ use crate::telemetry::Metrics;
 use attach::Attaches;
 use enqueue::Enqueues;
 use heal::Doubts;
+use hunger::Hungry;
 use offer::Offers;
 use progress::Reports;
+use registry::Registry;
 use renew::Renewals;
 use results::Results;
-use sessions::{Outlets, Registry};
+use sessions::Outlets;
 use tasks::Tasks;
 use watch::Watches;
 
@@ -120,6 +123,8 @@ pub(crate) struct Core {
     clock: ids::Offset,
     /// Rings when there may be a job for a free slot.
     wake: Notify,
+    /// The lines in which nothing is for them.
+    hungry: Hungry,
     /// Rings when other nodes may have something to say.
     nudged: Notify,
     /// Bytes that wait to be sent to workers, over all streams.
@@ -169,6 +174,7 @@ impl Engine {
             doubts: Doubts::default(),
             clock: ids::Offset::default(),
             wake: Notify::new(),
+            hungry: Hungry::default(),
             nudged: Notify::new(),
             outbox_bytes: AtomicUsize::new(0),
             store_away: AtomicBool::new(false),
@@ -184,7 +190,7 @@ impl Engine {
         let renewals = Renewals::start(&tasks, core.clone());
         let reports = Reports::start(&tasks, core.clone());
         let attaches = Attaches::start(&tasks, core.clone());
-        dispatch::start(&tasks, core.clone());
+        dispatch::start(&tasks, core.clone(), offers.clone());
         loops::start(&tasks, core.clone(), &offers);
         info!(node = %node, name = options.node_name, "node starts");
         Arc::new(Self {

@@ -56,8 +56,22 @@ impl Offers {
         }
     }
 
-    /// Passes segments on. Without a ready-list, or when too many wait, they are left to direct claims and reconcile.
+    /// Passes new segments on: to free slots of this node's own if their lines are known to be empty, else to the
+    /// ready-list.
     pub fn offer(&self, segments: Vec<Segment>) {
+        let mut rest = Vec::new();
+        for segment in segments {
+            match self.core.hungry.feed(segment) {
+                Ok(()) => self.core.wake.notify_one(),
+                Err(segment) => rest.push(segment),
+            }
+        }
+        self.pass_on(rest);
+    }
+
+    /// Passes segments on to the ready-list. Without it, or when too many wait, they are left to direct claims and
+    /// reconcile.
+    pub fn pass_on(&self, segments: Vec<Segment>) {
         let away = self.core.ready_is_degraded();
         for segment in segments {
             if away || self.batcher.push(segment).is_err() {

@@ -29,6 +29,22 @@ struct Inner {
     closed: Option<Waker>,
 }
 
+impl Inner {
+    fn next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<ServerMessage, Error>>> {
+        if let Some(message) = self.messages.pop_front() {
+            self.sending = message.size();
+            return Poll::Ready(Some(Ok(message)));
+        }
+        match self.end.as_mut() {
+            Some(end) => Poll::Ready(end.take().map(Err)),
+            None => {
+                self.reader = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
 impl Outbox {
     pub(super) fn new(core: Arc<Core>) -> Self {
         Self {
@@ -102,30 +118,19 @@ impl Outbox {
         }
     }
 
-    /// The next message; `None` when the stream ends in order. For the one task that writes to the worker.
+    /// The next message; `None` when the stream ends in order. For the one task that writes to the worker. And whether it
+    /// has caught up by asking for it: it was behind, and may be no longer.
     pub fn poll_next(
         &self,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<ServerMessage, Error>>> {
+    ) -> (Poll<Option<Result<ServerMessage, Error>>>, bool) {
         let mut inner = self.lock();
         let before = inner.bytes;
         inner.bytes = before.saturating_sub(std::mem::take(&mut inner.sending));
         self.count(before, inner.bytes);
         let caught_up = before >= OUTBOX_BYTES_SOFT && inner.bytes < OUTBOX_BYTES_SOFT;
-        if caught_up || (before > 0 && inner.bytes == 0 && self.is_crowded()) {
-            self.core.wake.notify_one();
-        }
-        if let Some(message) = inner.messages.pop_front() {
-            inner.sending = message.size();
-            return Poll::Ready(Some(Ok(message)));
-        }
-        match inner.end.as_mut() {
-            Some(end) => Poll::Ready(end.take().map(Err)),
-            None => {
-                inner.reader = Some(context.waker().clone());
-                Poll::Pending
-            }
-        }
+        let caught_up = caught_up || (before > 0 && inner.bytes == 0 && self.is_crowded());
+        (inner.next(context), caught_up)
     }
 
     fn is_crowded(&self) -> bool {

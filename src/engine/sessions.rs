@@ -1,8 +1,7 @@
 //! The sessions whose streams this node has. Runs each one's state machine: feeds it events, carries out its actions.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,15 +13,16 @@ use super::attach::Attaches;
 use super::heal;
 use super::outbox::Outbox;
 use super::progress::Reports;
+use super::registry::Turn;
 use super::renew::Renewals;
 use super::results::{RecordRequest, Results};
 use super::{Core, Options};
 use crate::error::{Error, Limit, Result};
 use crate::job::limits::{HEARTBEATS_PER_TTL, STREAMS_MAX, STREAMS_SPARE};
 use crate::job::{HeldLease, Lease, QueueName, SessionId};
-use crate::session::message::{Hello, Welcome};
+use crate::session::message::{Hello, ServerMessage, Welcome};
 use crate::session::{Action, Event, Session};
-use crate::store::{Attached, Line, NewSession};
+use crate::store::{Attached, NewSession};
 
 /// A session whose stream this node has.
 #[derive(Debug)]
@@ -66,6 +66,7 @@ impl Live {
             look |= self.carry_out(action);
         }
         let moved = session.deadline() < before;
+        self.count(&session);
         drop(session);
         if moved {
             self.moved.notify_one();
@@ -89,22 +90,52 @@ impl Live {
         }
     }
 
-    /// Slots that are free for a queue. None while the worker is behind with reading.
-    pub fn free(&self, queue: &QueueName) -> u32 {
-        match self.is_behind() {
-            true => 0,
-            false => self.lock().free(self.now(), queue),
-        }
-    }
-
     /// The worker lets what it was sent pile up.
     pub fn is_behind(&self) -> bool {
         self.outbox.is_behind()
     }
 
-    /// Promises a slot to a grant.
-    pub fn reserve(&self, queue: &QueueName) -> bool {
-        self.lock().reserve(self.now(), queue)
+    /// The next message for its worker, as [`Outbox::poll_next`] gives it.
+    pub fn poll_next(
+        self: &Arc<Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<ServerMessage>>> {
+        let (next, caught_up) = self.outbox.poll_next(context);
+        if caught_up {
+            self.recount();
+            self.core.wake.notify_one();
+        }
+        next
+    }
+
+    /// Promises a slot to a grant. None is left while the worker is behind with reading.
+    pub(super) fn reserve(self: &Arc<Self>, queue: &QueueName) -> bool {
+        let mut session = self.lock();
+        let reserved = !self.is_behind() && session.reserve(self.now(), queue);
+        // One queue's slot was counted off when its turn came. Those of others may be the same, or there was none.
+        if !reserved || session.hello().queues.len() > 1 {
+            self.count(&session);
+        }
+        reserved
+    }
+
+    /// Counts its free slots anew: some are lost by time alone, as when nothing is heard of the worker.
+    pub(super) fn recount(self: &Arc<Self>) {
+        self.count(&self.lock());
+    }
+
+    /// Tells the registry which slots are free. Under the session's lock, so that the last word is the last state.
+    fn count(self: &Arc<Self>, session: &Session) {
+        let now = self.now();
+        let queues = match self.is_behind() {
+            true => [].iter(),
+            false => session.hello().queues.iter(),
+        };
+        let of = |queue: &QueueName| (queue.clone(), session.free(now, queue));
+        let free = queues.map(|subscription| of(&subscription.queue)).collect();
+        self.core
+            .sessions
+            .count_slots(self, free, session.in_flight());
     }
 
     /// The leases that its worker runs, as far as is known.
@@ -191,69 +222,6 @@ impl Live {
 
     fn lock(&self) -> MutexGuard<'_, Session> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// All sessions of this node.
-#[derive(Debug, Default)]
-pub struct Registry {
-    live: Mutex<HashMap<SessionId, Arc<Live>>>,
-    opening: AtomicUsize,
-}
-
-impl Registry {
-    /// The session, if this node has its stream.
-    pub fn get(&self, id: SessionId) -> Option<Arc<Live>> {
-        self.lock().get(&id).cloned()
-    }
-
-    /// All of them.
-    pub fn all(&self) -> Vec<Arc<Live>> {
-        self.lock().values().cloned().collect()
-    }
-
-    /// How many there are.
-    pub fn count(&self) -> usize {
-        self.lock().len()
-    }
-
-    /// Forgets a stream that is gone, unless a newer one has its session here. The leases live on in the store.
-    pub fn remove(&self, attached: Attached) {
-        let mut live = self.lock();
-        if live
-            .get(&attached.session)
-            .is_some_and(|live| live.attached == attached)
-        {
-            live.remove(&attached.session);
-        }
-    }
-
-    /// Adds a stream, and ends an older one of the same session: that is the one to be added, if it was slower. A worker
-    /// whose newest stream ends so would take itself for a copy.
-    fn add(&self, live: Arc<Live>) {
-        let older = {
-            let mut sessions = self.lock();
-            let is_newer = |there: &Arc<Live>| there.attached.attach > live.attached.attach;
-            match sessions.get(&live.attached.session).is_some_and(is_newer) {
-                true => Some(live),
-                false => sessions.insert(live.attached.session, live),
-            }
-        };
-        if let Some(older) = older {
-            older.feed(Event::Moved);
-        }
-    }
-
-    /// Every line that some session takes jobs of.
-    pub fn lines(&self) -> Vec<Line> {
-        let mut queues: Vec<QueueName> = self.all().iter().flat_map(|live| live.queues()).collect();
-        queues.sort_unstable();
-        queues.dedup();
-        super::lines_of(queues)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Live>>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -357,33 +325,6 @@ async fn begin(core: &Core, session: &Session) -> Result<Begun> {
         session.ttl(),
         None,
     ))
-}
-
-/// A place among the streams of this node, while a session is being opened.
-struct Turn<'a>(&'a Registry);
-
-impl<'a> Turn<'a> {
-    fn take(registry: &'a Registry) -> Self {
-        registry.opening.fetch_add(1, Ordering::SeqCst);
-        Self(registry)
-    }
-
-    /// Whether there are at most so many, with this one.
-    fn check(&self, most: usize) -> Result<()> {
-        match self.0.opening.load(Ordering::SeqCst) + self.0.count() <= most {
-            true => Ok(()),
-            false => Err(Error::LimitReached {
-                limit: Limit::Streams,
-                retry_after: Duration::from_secs(5),
-            }),
-        }
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.0.opening.fetch_sub(1, Ordering::SeqCst);
-    }
 }
 
 /// Passes a cancel on to the session that runs the attempt, if this node has it. `false`: it does not.

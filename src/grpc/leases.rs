@@ -142,7 +142,7 @@ impl Stream for Outbound {
         let Self::Open(Guard(live)) = &*self else {
             return Poll::Ready(None);
         };
-        let next = std::task::ready!(live.outbox().poll_next(context));
+        let next = std::task::ready!(live.poll_next(context));
         if !matches!(next, Some(Ok(_))) {
             *self = Self::Ended;
         }
@@ -156,7 +156,8 @@ async fn read(
     mut inbound: Streaming<pb::LeaseJobsRequest>,
     opened: oneshot::Sender<Result<Arc<Live>>>,
 ) {
-    let live = match open(&engine, &mut inbound).await {
+    // In a box of its own: what it takes to open a session is not kept for as long as the stream lives.
+    let live = match Box::pin(open(&engine, &mut inbound)).await {
         Ok(live) => live,
         Err(error) => {
             // A worker that is gone already needs no answer.

@@ -1,5 +1,6 @@
 //! The gRPC face: the services over the engine, with health and reflection.
 
+pub mod codec;
 mod convert;
 mod frames;
 mod jobs;

@@ -65,6 +65,7 @@ impl MemoryReady {
             entry,
             epoch: self.epoch,
             early: false,
+            share: None,
         }
     }
 

@@ -5,6 +5,8 @@ pub mod memory;
 pub mod observed;
 pub mod redis;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -26,6 +28,58 @@ pub struct Hint {
     pub epoch: Epoch,
     /// It was found below the highest level by a want that looks there first: its turn is before that of higher levels.
     pub early: bool,
+    /// Its share of an entry that holds other ids too.
+    pub share: Option<Share>,
+}
+
+/// A hint's share of an entry that holds several ids. Only the list looks into it.
+#[derive(Debug, Clone)]
+pub struct Share {
+    /// Its number in the entry, below 31.
+    number: u8,
+    /// What this taker has of the entry and has not settled, a bit each, and [`GIVEN_UP`]: one for all that were taken
+    /// together. `None`: the entry is not this taker's, and others see to it.
+    left: Option<Arc<AtomicU32>>,
+}
+
+/// The entry went back with some of its ids, and others see to it.
+const GIVEN_UP: u32 = 1 << 31;
+
+/// The same share of an entry, whatever became of the others.
+impl PartialEq for Share {
+    fn eq(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for Share {}
+
+impl Share {
+    fn bit(&self) -> u32 {
+        1 << (self.number % 31)
+    }
+
+    /// It is settled. `true`: it was the last one, and the entry is to go.
+    fn settle(&self) -> bool {
+        let bit = self.bit();
+        let left = self.left.as_ref();
+        left.is_some_and(|left| left.fetch_and(!bit, Ordering::AcqRel) == bit)
+    }
+
+    /// It goes back, and the others that were taken with it see to the entry no more. `None`: it is settled; `true`: the
+    /// entry was this taker's until now.
+    fn give_up(&self) -> Option<bool> {
+        let Some(left) = &self.left else {
+            return Some(false);
+        };
+        let bit = self.bit();
+        if left.load(Ordering::Acquire) & bit == 0 {
+            return None;
+        }
+        let before = left.fetch_or(GIVEN_UP, Ordering::AcqRel);
+        left.fetch_and(!bit, Ordering::AcqRel);
+        Some(before & GIVEN_UP == 0)
+    }
 }
 
 /// How many hints are wanted of a queue.

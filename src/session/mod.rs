@@ -260,18 +260,16 @@ impl Session {
         else {
             return 0;
         };
-        let reserved = u32::try_from(self.reserved.len()).unwrap_or(u32::MAX);
-        let of_queue =
-            u32::try_from(self.reserved.iter().filter(|q| *q == queue).count()).unwrap_or(u32::MAX);
+        let count = |reserved: usize| u32::try_from(reserved).unwrap_or(u32::MAX);
         let free = self
             .window
             .saturating_sub(self.held.in_flight())
-            .saturating_sub(reserved);
+            .saturating_sub(count(self.reserved.len()));
         match subscription.max_in_flight {
             None => free,
             Some(max) => free.min(
                 max.saturating_sub(self.held.in_flight_of(queue))
-                    .saturating_sub(of_queue),
+                    .saturating_sub(count(self.reserved.iter().filter(|q| *q == queue).count())),
             ),
         }
     }

@@ -2,10 +2,12 @@
 //! answer (I10). Here calls are counted, measured, logged, and their answers bounded in time.
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use tokio::sync::Semaphore;
 use tracing::{Instrument, debug, debug_span, error};
 
@@ -86,10 +88,10 @@ impl Observed {
         let work = work(self.inner.clone());
         let watched = async move {
             let start = Instant::now();
-            // A task of its own once more, so that a panic is seen, measured, and ends nothing else.
-            let result = match tokio::spawn(work.in_current_span()).await {
+            // A panic is seen, measured, and ends nothing else.
+            let result = match AssertUnwindSafe(work).catch_unwind().await {
                 Ok(result) => result,
-                Err(cause) => Err(Error::internal(cause)),
+                Err(_) => Err(Error::internal("a call of the store panicked")),
             };
             let elapsed = start.elapsed();
             let failed = result.as_ref().err().map(|error| error.code().reason);

@@ -137,7 +137,10 @@ impl Nodes {
     async fn hints(&self) -> u64 {
         let mut all = 0;
         for stream in self.ask::<Vec<String>>(&["KEYS", "t:*:*:*"]).await {
-            all += self.ask::<u64>(&["XLEN", &stream]).await;
+            let entries: Vec<(String, Vec<(String, Vec<u8>)>)> =
+                self.ask(&["XRANGE", &stream, "-", "+"]).await;
+            let fields = entries.iter().flat_map(|(_, fields)| fields);
+            all += fields.map(|(_, ids)| ids.len() as u64 / 16).sum::<u64>();
         }
         all
     }

@@ -74,4 +74,5 @@ mod store_retry;
 mod store_session;
 mod store_stats;
 mod store_sweep;
+mod store_unlike;
 mod store_view;

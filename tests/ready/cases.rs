@@ -288,6 +288,28 @@ async fn what_is_put_back_keeps_its_place(w: World) {
     assert_eq!(ids(&w.b.take(want(&line, 3)).await.unwrap()), [all[5]]);
 }
 
+on_each_list!(what_is_put_back_of_a_large_batch_keeps_its_place);
+async fn what_is_put_back_of_a_large_batch_keeps_its_place(w: World) {
+    let line = emails();
+    let all = jobs(256);
+    w.a.offer(vec![(line.clone(), all.clone())]).await.unwrap();
+    let mut hints = w.a.take(want(&line, 20)).await.unwrap();
+    let late = hints.split_off(19);
+    let back = vec![hints.remove(17), hints.remove(3)];
+    w.a.settle(hints[..9].to_vec()).await.unwrap();
+    w.a.put_back(back).await.unwrap();
+    let again = w.b.take(want(&line, 5)).await.unwrap();
+    assert_eq!(ids(&again), [all[3], all[17], all[20], all[21], all[22]]);
+    w.a.settle(hints.split_off(9)).await.unwrap();
+    w.b.settle(again).await.unwrap();
+    w.a.put_back(late).await.unwrap();
+    let rest = w.b.take(want(&line, 256)).await.unwrap();
+    assert_eq!(ids(&rest), [&all[19..20], &all[23..]].concat());
+    w.b.settle(rest).await.unwrap();
+    let probe = w.a.probe(vec![line]).await.unwrap();
+    assert_eq!(probe[0].first, None);
+}
+
 on_each_list!(hints_left_alone_are_taken_over_oldest_first);
 async fn hints_left_alone_are_taken_over_oldest_first(w: World) {
     let line = emails();

@@ -423,7 +423,10 @@ async fn an_offer_of_a_hundred_batches_is_taken_whole() {
     let all = (0..100).map(|_| (emails(), jobs(1_000))).collect();
     assert_eq!(list.offer(all).await.unwrap().len(), 100);
     let stream = server.emails().await;
-    assert_eq!(server.ask::<u64>(&["XLEN", &stream]).await, 100_000);
+    // Sixteen ids an entry, and the rest of each batch in one more.
+    assert_eq!(server.ask::<u64>(&["XLEN", &stream]).await, 100 * 63);
+    let hints = list.take(want(&emails(), 1_000)).await.unwrap();
+    assert_eq!(hints.len(), 1_000);
 }
 
 #[tokio::test]

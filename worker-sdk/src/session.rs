@@ -259,7 +259,7 @@ impl Sessions {
         let held::State::Running { stop } = held.state else {
             return;
         };
-        let (no, lease) = (held.session, held.lease.clone());
+        let no = held.session;
         self.end_progress(ticket);
         self.timers.clear(Timer::Timeout(ticket));
         let Some(session) = self.sessions.get_mut(&no) else {
@@ -272,11 +272,12 @@ impl Sessions {
                 self.queue(ticket);
             }
             None => {
-                if self.current == Some(no) {
-                    self.link.stopped(&lease);
+                if let Some(held) = self.book.remove(ticket) {
+                    if self.current == Some(no) {
+                        self.link.stopped(&held.lease);
+                    }
+                    session.done(held.lease);
                 }
-                session.done(lease);
-                self.book.remove(ticket);
             }
         }
     }

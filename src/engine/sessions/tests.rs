@@ -49,8 +49,8 @@ impl Node {
     }
 }
 
-async fn token(live: &Live) -> Bytes {
-    let first = std::future::poll_fn(|context| live.outbox().poll_next(context)).await;
+async fn token(live: &Arc<Live>) -> Bytes {
+    let first = std::future::poll_fn(|context| live.poll_next(context)).await;
     match first.unwrap().unwrap() {
         ServerMessage::Welcome(welcome) => welcome.resume_token,
         other => unreachable!("{other:?} before Welcome"),
@@ -89,7 +89,7 @@ async fn a_node_that_is_full_has_room_for_the_sessions_that_move_to_it() {
     let first = node.hello(None).await.unwrap();
     let token = token(&first).await;
     let sessions = &node.engine.core.sessions;
-    sessions.opening.fetch_add(STREAMS_MAX, Ordering::SeqCst);
+    let _full: Vec<_> = (0..STREAMS_MAX).map(|_| Turn::take(sessions)).collect();
     assert!(matches!(
         node.hello(None).await.err(),
         Some(Error::LimitReached {

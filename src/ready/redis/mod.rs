@@ -3,16 +3,20 @@
 //! | key | holds |
 //! |---|---|
 //! | `{prefix}:epoch` | the marker: the epoch, and the run id of the server that it began on |
-//! | `{prefix}:{epoch}:{queue}:{priority}` | a line: entries with one job id each |
+//! | `{prefix}:{epoch}:{queue}:{priority}` | a line: entries with up to 16 job ids each |
 //! | `{prefix}:streams` | names of all streams there are, so that those of old epochs can be removed |
 //! | `{prefix}:bell` | wakes doorbells: nudges, hints put back, a new epoch |
 //!
 //! Redis may be away, wiped or replaced at any moment. No call panics, waits long or goes on trying: it says
 //! `Unavailable`, and the next one starts afresh. Nothing blocks but the doorbell.
 //!
-//! `offer`, `take` and the beginning of an epoch are scripts, each of them one command: what is on the shelf decides what is read from the stream, and
-//! what a high line gives decides what is asked of a low one, so that without a script a take would be two round trips for
-//! each level. A script call is bounded: it moves at most a thousand hints, about a millisecond in which Redis serves
+//! A large batch has several ids in an entry, which is most of what a hint costs Redis. An entry of which not all is wanted
+//! goes to the shelf at once, with what is handed out of it; whoever takes the last of it sees to the entry. What a node
+//! has of an entry that others see to is lost with that node, and offered again by reconcile.
+//!
+//! `offer`, `take`, `steal`, `put_back` and the beginning of an epoch are scripts, each of them one command: what is on the
+//! shelf decides what is read from the stream, and what a high line gives decides what is asked of a low one, so that
+//! without a script a take would be two round trips for each level. A script call is bounded: it moves at most a thousand hints, about a millisecond in which Redis serves
 //! nobody else. A user who may not run scripts (EVALSHA and EVAL) makes the list `Unavailable`: then jobs are claimed
 //! directly, and `leasehold doctor` says why. There is no second way without scripts: it would be slow, and seldom tried.
 

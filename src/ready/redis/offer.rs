@@ -11,8 +11,10 @@ use crate::store::{EntryId, Epoch, Line};
 
 use super::Placed;
 
-/// The one field of an entry: 16 bytes, the job's id. The scripts have it too.
-pub(super) const FIELD: &str = "j";
+/// Ids of an entry at most: the scripts have it too.
+const IDS_MAX: usize = 16;
+/// Jobs that are offered together make so many entries before an entry holds more than one, so that few takers split any.
+const ENTRIES_MIN: usize = 16;
 /// Entries that the bell keeps, about. They are no hints: whoever was asleep for longer looks anyway.
 pub(super) const BELL_LENGTH: usize = 1_000;
 
@@ -133,8 +135,11 @@ impl RedisReady {
             let mut call = Call::default();
             call.keys.push(self.keys.marker());
             call.args.push(epoch.0.simple().to_string().into_bytes());
-            for (_, line, jobs) in &chunk {
+            for (n, line, jobs) in &chunk {
                 call.keys.push(self.keys.line(epoch, line));
+                let all = lines.get(*n).map_or(0, |(_, jobs)| jobs.len());
+                let size = (all / ENTRIES_MIN).clamp(1, IDS_MAX);
+                call.args.push(size.to_string().into_bytes());
                 let ids = jobs.iter().flat_map(|job| *job.uuid().as_bytes());
                 call.args.push(ids.collect());
             }

@@ -8,8 +8,27 @@ use crate::error::Result;
 use crate::job::JobId;
 use crate::store::EntryId;
 
-/// An entry of a line, with its job.
-pub(super) type Entry = (EntryId, JobId);
+/// What was taken of an entry.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub place: EntryId,
+    /// It was found below the highest level first.
+    pub early: bool,
+    pub whose: Whose,
+    /// The numbers of the ids in the entry, and the jobs.
+    pub jobs: Vec<(u8, JobId)>,
+}
+
+/// Whose an entry is of which something was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// The taker has all of it.
+    Whole,
+    /// The taker has what was left of it.
+    Own,
+    /// It is on the shelf for its rest.
+    Shelf,
+}
 
 /// What an error of the server means to us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,11 +150,6 @@ pub(super) fn named<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
     }
 }
 
-/// The entries of one stream; deleted ones, and those that are not ours, are left out.
-pub(super) fn entries(value: &Value) -> Vec<Entry> {
-    items(value).iter().filter_map(entry).collect()
-}
-
 /// The streams of an XREAD or XREADGROUP: name and entries.
 pub(super) fn streams(value: &Value) -> Vec<(&Value, &Value)> {
     match value {
@@ -150,29 +164,39 @@ pub(super) fn streams(value: &Value) -> Vec<(&Value, &Value)> {
     }
 }
 
-/// The entries that a script wrote one after the other: place, "=" or "<", and the 16 bytes of the job's id; whether it was
-/// "<" beside each. `None`: it is no such text.
-pub(super) fn flat_entries(text: &Value) -> Option<Vec<(Entry, bool)>> {
+/// The parts of entries that a script wrote one after the other, as `entries.lua` says. `None`: it is no such text.
+pub(super) fn parts(text: &Value) -> Option<Vec<Part>> {
     let mut rest = bytes(text)?;
-    // An id by now has 13 digits and a number.
-    let mut entries = Vec::with_capacity(rest.len() / 32);
+    let mut parts = Vec::new();
     while !rest.is_empty() {
         let end = rest.iter().position(|byte| matches!(byte, b'=' | b'<'))?;
-        let (place, id) = rest.split_at_checked(end)?;
-        let (mark, id) = id.split_first()?;
-        let (id, after) = id.split_at_checked(16)?;
-        let job = JobId::from_store(Uuid::from_slice(id).ok()?);
-        let place = place_of(std::str::from_utf8(place).ok()?)?;
-        entries.push(((place, job), *mark == b'<'));
+        let (place, head) = rest.split_at_checked(end)?;
+        let ([mark, whose, count], ids) = head.split_first_chunk()?;
+        let whose = match whose {
+            b'w' => Whose::Whole,
+            b'o' => Whose::Own,
+            b's' => Whose::Shelf,
+            _ => return None,
+        };
+        let size = 16 + usize::from(whose != Whose::Whole);
+        let count = usize::from(count.checked_sub(b'@')?);
+        let (ids, after) = ids.split_at_checked(size * count)?;
+        let mut jobs = Vec::with_capacity(count);
+        for (at, id) in (0..).zip(ids.chunks_exact(size)) {
+            let (number, id) = id.split_at_checked(size - 16)?;
+            let number = match number.first() {
+                Some(letter) => letter.checked_sub(b'A')?,
+                None => at,
+            };
+            jobs.push((number, JobId::from_store(Uuid::from_slice(id).ok()?)));
+        }
+        parts.push(Part {
+            place: place_of(std::str::from_utf8(place).ok()?)?,
+            early: *mark == b'<',
+            whose,
+            jobs,
+        });
         rest = after;
     }
-    Some(entries)
-}
-
-fn entry(value: &Value) -> Option<Entry> {
-    let [place, fields] = items(value) else {
-        return None;
-    };
-    let id = Uuid::from_slice(bytes(named(fields, super::offer::FIELD)?)?).ok()?;
-    Some((entry_id(place)?, JobId::from_store(id)))
+    Some(parts)
 }

@@ -24,6 +24,8 @@ impl Lua {
 /// All scripts.
 pub(super) struct Scripts {
     pub take: Lua,
+    pub steal: Lua,
+    pub shelve: Lua,
     pub offer: Lua,
     pub begin: Lua,
 }
@@ -31,7 +33,18 @@ pub(super) struct Scripts {
 impl Default for Scripts {
     fn default() -> Self {
         Self {
-            take: Lua::new(include_str!("take.lua")),
+            take: Lua::new(concat!(
+                include_str!("entries.lua"),
+                include_str!("take.lua")
+            )),
+            steal: Lua::new(concat!(
+                include_str!("entries.lua"),
+                include_str!("steal.lua")
+            )),
+            shelve: Lua::new(concat!(
+                include_str!("entries.lua"),
+                include_str!("shelve.lua")
+            )),
             offer: Lua::new(include_str!("offer.lua")),
             begin: Lua::new(include_str!("begin.lua")),
         }

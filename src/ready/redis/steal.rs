@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use redis::pipe;
+use redis::{Value, pipe};
 
 use super::reply::{self, Fault};
-use super::take::{hint_of, pending};
+use super::script::Call;
+use super::take::{SHELVED_MS, hints_of, pending};
 use super::{CHUNK, GROUP, Hint, RedisReady, SHELF, TRIES, away, lock};
 use crate::error::Result;
 use crate::store::{Epoch, Line};
@@ -14,6 +15,8 @@ use crate::store::{Epoch, Line};
 const CONSUMER_IDLE_MIN: Duration = Duration::from_secs(60 * 60);
 /// How often a node looks for such consumers.
 const REAP_EVERY: Duration = Duration::from_secs(60);
+/// Lines of one script call; each costs it some microseconds even if there is nothing.
+const LINES_MAX: usize = 200;
 
 impl RedisReady {
     pub(super) async fn steal_hints(
@@ -27,33 +30,27 @@ impl RedisReady {
             if !self.make_sure(epoch, lines.iter()).await? {
                 continue;
             }
-            let mut claim = pipe();
-            claim.cmd("GET").arg(self.keys.marker());
-            for line in lines {
-                claim
-                    .cmd("XAUTOCLAIM")
-                    .arg(self.keys.line(epoch, line))
-                    .arg(GROUP)
-                    .arg(self.consumer())
-                    .arg(u64::try_from(idle.as_millis()).unwrap_or(u64::MAX / 2))
-                    .arg("0-0")
-                    .arg("COUNT")
-                    .arg(limit.clamp(1, CHUNK));
-            }
-            let mut answers = self.ask(&claim).await?.into_iter();
-            if !self.still(epoch, answers.next().as_ref()) {
-                continue;
-            }
+            let parts: Vec<_> = lines.chunks(LINES_MAX).collect();
+            let calls: Vec<_> = parts
+                .iter()
+                .map(|lines| self.steal_call(epoch, lines, idle, limit))
+                .collect();
+            let answers = self.run(&self.scripts.steal, &calls).await?;
             let mut hints = Vec::new();
             let mut gone = false;
-            for (line, answer) in lines.iter().zip(answers) {
-                reply::refuse_other(&answer)?;
-                gone |= reply::fault(&answer) == Some(Fault::Gone);
-                // Where it got to, the entries, and those that were deleted meanwhile.
-                if let [_, entries, ..] = reply::items(&answer) {
-                    let entries = reply::entries(entries).into_iter();
-                    hints.extend(entries.map(|entry| hint_of(epoch, line, entry)));
+            let mut over = false;
+            for (lines, answer) in parts.iter().zip(&answers) {
+                reply::refuse_other(answer)?;
+                gone |= reply::fault(answer) == Some(Fault::Gone);
+                over |= *answer == Value::Nil;
+                for (line, text) in lines.iter().zip(reply::items(answer)) {
+                    let parts = reply::parts(text).ok_or_else(away)?;
+                    hints.extend(parts.iter().flat_map(|part| hints_of(epoch, line, part)));
                 }
+            }
+            if over {
+                self.forget_marker();
+                continue;
             }
             if gone {
                 self.vanished(epoch).await?;
@@ -65,6 +62,24 @@ impl RedisReady {
             return Ok(hints);
         }
         Err(away())
+    }
+
+    fn steal_call(&self, epoch: Epoch, lines: &[Line], idle: Duration, limit: usize) -> Call {
+        let mut call = Call::default();
+        call.keys.push(self.keys.marker());
+        call.keys
+            .extend(lines.iter().map(|line| self.keys.line(epoch, line)));
+        let args = [
+            epoch.0.simple().to_string(),
+            self.consumer(),
+            u64::try_from(idle.as_millis())
+                .unwrap_or(u64::MAX / 2)
+                .to_string(),
+            SHELVED_MS.to_string(),
+            limit.clamp(1, CHUNK).to_string(),
+        ];
+        call.args.extend(args.map(String::into_bytes));
+        call
     }
 
     /// Removes the consumers of this node that have nothing.

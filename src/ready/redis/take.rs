@@ -4,19 +4,22 @@
 //! there first. So the order stays, and a segment's last entry stays true. To add it anew at the end would let the
 //! oldest job of a long line wait for all the others.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use redis::{Pipeline, Value, pipe};
 
-use super::reply::{self, Entry, Fault};
+use super::reply::{self, Fault, Part, Whose};
 use super::script::Call;
-use super::{CHUNK, GROUP, Hint, RedisReady, SHELF, TRIES, Want, away};
+use super::{CHUNK, GROUP, Hint, RedisReady, TRIES, Want, away};
 use crate::error::Result;
 use crate::job::Priority;
-use crate::store::{Epoch, Line};
+use crate::ready::Share;
+use crate::store::{EntryId, Epoch, Line};
 
 /// What is put on the shelf counts as idle for so long, that anybody may have it at once. In milliseconds.
-const SHELVED_MS: u64 = 24 * 60 * 60 * 1_000;
+pub(super) const SHELVED_MS: u64 = 24 * 60 * 60 * 1_000;
 /// Who claims from the shelf asks for this: of two, the second finds the entry fresh and does not get it.
 const SHELVED_MS_MIN: u64 = SHELVED_MS / 2;
 /// Queues of one script call; each costs it some microseconds even if there is nothing.
@@ -48,14 +51,11 @@ impl RedisReady {
                 gone |= reply::fault(answer) == Some(Fault::Gone);
                 over |= *answer == Value::Nil;
                 for (line, text) in lines.iter().zip(reply::items(answer)) {
-                    let entries = reply::flat_entries(text).ok_or_else(away)?;
-                    if let Some(((last, _), _)) = entries.last() {
-                        self.places.took(epoch, line, *last);
+                    let parts = reply::parts(text).ok_or_else(away)?;
+                    if let Some(last) = parts.last() {
+                        self.places.took(epoch, line, last.place);
                     }
-                    hints.extend(entries.into_iter().map(|(entry, early)| Hint {
-                        early,
-                        ..hint_of(epoch, line, entry)
-                    }));
+                    hints.extend(parts.iter().flat_map(|part| hints_of(epoch, line, part)));
                 }
             }
             if over {
@@ -78,6 +78,7 @@ impl RedisReady {
             epoch.0.simple().to_string(),
             self.consumer(),
             SHELVED_MS_MIN.to_string(),
+            SHELVED_MS.to_string(),
         ];
         let counts = wants.iter().flat_map(|want| {
             let lower = want.lower.min(count(want));
@@ -89,7 +90,7 @@ impl RedisReady {
     }
 
     pub(super) async fn settle_hints(&self, hints: &[Hint]) -> Result<()> {
-        let lines = by_line(hints);
+        let lines = to_forget(hints);
         // A transaction for each line, as many of them in one go as make a batch.
         let mut batch = pipe();
         let mut size = 0;
@@ -126,24 +127,27 @@ impl RedisReady {
         if hints.is_empty() {
             return Ok(());
         }
-        let mut shelve = pipe();
-        for ((epoch, line), entries) in by_line(hints) {
-            let key = self.keys.line(epoch, line);
+        let mut calls = Vec::new();
+        for ((epoch, line), entries) in to_shelve(hints) {
+            let entries: Vec<_> = entries.into_iter().collect();
             for entries in entries.chunks(CHUNK) {
-                shelve
-                    .cmd("XCLAIM")
-                    .arg(&key)
-                    .arg(GROUP)
-                    .arg(SHELF)
-                    .arg(0)
-                    .arg(entries)
-                    .arg("IDLE")
-                    .arg(SHELVED_MS)
-                    .arg("JUSTID");
+                let mut call = Call::default();
+                call.keys.push(self.keys.line(epoch, line));
+                call.args
+                    .extend([self.consumer(), SHELVED_MS.to_string()].map(String::into_bytes));
+                for (entry, back) in entries {
+                    call.args.extend(back.args(*entry));
+                }
+                calls.push(call);
             }
         }
-        self.ring_in(&mut shelve, "work");
-        for answer in self.ask(&shelve).await? {
+        for answer in self.run(&self.scripts.shelve, &calls).await? {
+            // A stream that is gone takes nothing back.
+            reply::refuse_other(&answer)?;
+        }
+        let mut ring = pipe();
+        self.ring_in(&mut ring, "work");
+        for answer in self.ask(&ring).await? {
             reply::refuse_other(&answer)?;
         }
         Ok(())
@@ -197,24 +201,88 @@ pub(super) fn pending(answer: &Value) -> Vec<String> {
         .collect()
 }
 
-/// An entry of a line as a hint.
-pub(super) fn hint_of(epoch: Epoch, line: &Line, (entry, job): Entry) -> Hint {
-    Hint {
-        job,
+/// What was taken of an entry of a line, as hints.
+pub(super) fn hints_of(epoch: Epoch, line: &Line, part: &Part) -> Vec<Hint> {
+    let all = part
+        .jobs
+        .iter()
+        .fold(0, |all, (number, _)| all | 1 << number);
+    let left = (part.whose != Whose::Shelf).then(|| Arc::new(AtomicU32::new(all)));
+    let is_alone = part.whose == Whose::Whole && part.jobs.len() == 1;
+    let hint = |(number, job): &(u8, _)| Hint {
+        job: *job,
         line: line.clone(),
-        entry,
+        entry: part.place,
         epoch,
-        early: false,
+        early: part.early,
+        share: (!is_alone).then(|| Share {
+            number: *number,
+            left: left.clone(),
+        }),
+    };
+    part.jobs.iter().map(hint).collect()
+}
+
+/// The entries that are done with when these hints are settled.
+fn to_forget(hints: &[Hint]) -> Vec<((Epoch, &Line), Vec<String>)> {
+    let mut lines = HashMap::<(Epoch, &Line), Vec<String>>::new();
+    for hint in hints {
+        if hint.share.as_ref().is_none_or(Share::settle) {
+            lines
+                .entry((hint.epoch, &hint.line))
+                .or_default()
+                .push(reply::written(hint.entry));
+        }
+    }
+    lines.into_iter().collect()
+}
+
+/// What comes back of an entry.
+#[derive(Default)]
+struct Back {
+    /// It has no other id.
+    is_alone: bool,
+    /// It was this node's until now.
+    is_own: bool,
+    /// A bit for each id.
+    ids: u32,
+    /// 16 bytes for each id.
+    jobs: Vec<u8>,
+}
+
+impl Back {
+    /// As the script wants them.
+    fn args(&self, entry: EntryId) -> [Vec<u8>; 4] {
+        let whose = match (self.is_alone, self.is_own) {
+            (true, _) => "a",
+            (false, true) => "o",
+            (false, false) => "s",
+        };
+        [
+            reply::written(entry).into_bytes(),
+            whose.into(),
+            self.ids.to_string().into_bytes(),
+            self.jobs.clone(),
+        ]
     }
 }
 
-fn by_line(hints: &[Hint]) -> Vec<((Epoch, &Line), Vec<String>)> {
-    let mut lines = HashMap::<(Epoch, &Line), Vec<String>>::new();
+fn to_shelve(hints: &[Hint]) -> HashMap<(Epoch, &Line), BTreeMap<EntryId, Back>> {
+    let mut lines = HashMap::<(Epoch, &Line), BTreeMap<EntryId, Back>>::new();
     for hint in hints {
-        lines
-            .entry((hint.epoch, &hint.line))
-            .or_default()
-            .push(reply::written(hint.entry));
+        let (bit, was_own) = match &hint.share {
+            None => (1, None),
+            Some(share) => match share.give_up() {
+                None => continue,
+                was_own => (share.bit(), was_own),
+            },
+        };
+        let line = lines.entry((hint.epoch, &hint.line)).or_default();
+        let back = line.entry(hint.entry).or_default();
+        back.is_alone |= was_own.is_none();
+        back.is_own |= was_own == Some(true);
+        back.ids |= bit;
+        back.jobs.extend(hint.job.uuid().as_bytes());
     }
-    lines.into_iter().collect()
+    lines
 }

@@ -16,7 +16,8 @@ use crate::store::{Ask, Attached, Granted, SessionState};
 /// their ids, as by those; the jobs are skipped when somebody else has them, so nothing is waited for out of that order.
 /// The asks come by session, `[first:last]` of the jobs: so a session is looked at and locked once, whatever it gets.
 /// All is walked by key in nested loops: joining two batches with each other would be quadratic, and nothing here joins
-/// `jobs` in any other way.
+/// `jobs` in any other way. The rows of `fit` are QUEUED and stay so until this statement itself changes them, since it has
+/// locked them: so what is logged and counted is what is granted, and the wide rows of the answer are not kept aside.
 const GRANT: &str = "
 WITH look AS MATERIALIZED (SELECT lh_us() AS now),
 held AS MATERIALIZED (
@@ -27,33 +28,30 @@ held AS MATERIALIZED (
    ORDER BY s.id
      FOR KEY SHARE OF s),
 locked AS MATERIALIZED (
-  SELECT j.id, s.id AS session, s.worker, octet_length(j.payload) AS size
+  SELECT j.id, j.queue, s.id AS session, s.worker, octet_length(j.payload) AS size
     FROM held s CROSS JOIN LATERAL unnest(($1::uuid[])[s.first:s.last]) AS a (job)
     JOIN jobs j ON j.id = a.job AND j.state = 2
      FOR UPDATE OF j SKIP LOCKED),
 clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM locked) AS l),
 fit AS MATERIALIZED (
-  SELECT id, session, worker FROM locked
+  SELECT id, queue, session, worker FROM locked
    WHERE (SELECT sum(size) FROM locked) <= $5
       OR id = ANY (ARRAY(SELECT id FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM locked) AS l
                           WHERE before < $5))),
-granted AS (
-  UPDATE jobs j
-     SET state = 3, attempt = j.attempt + 1, revision = j.revision + 1, session = l.session, worker = l.worker,
-         start_time = c.now, timeout_time = c.now + j.timeout
-    FROM clock c, fit l
-   WHERE j.id = l.id AND j.state = 2
-  RETURNING j.id, j.attempt, j.session, j.queue, j.kind, j.priority, j.failures, j.max_attempts, j.lost_leases,
-            j.releases, j.timeout, j.start_time - j.run_time AS waited, j.headers::text AS headers,
-            j.has_progress, j.payload_type, j.payload_is_text, j.payload),
 logged AS (
   INSERT INTO grants (node, created_at, check_at, jobs, sessions)
-  SELECT $4, min(c.now), min(c.now) + 30000000, array_agg(g.id), array_agg(g.session)
-    FROM granted g, clock c HAVING count(*) > 0),
+  SELECT $4, min(c.now), min(c.now) + 30000000, array_agg(l.id), array_agg(l.session)
+    FROM fit l, clock c HAVING count(*) > 0),
 counted AS (
-  INSERT INTO queue_counts (queue, queued, running) SELECT queue, -count(*), count(*) FROM granted GROUP BY queue)
-SELECT id, attempt, queue, kind, priority, failures, max_attempts, lost_leases, releases, timeout, waited, headers,
-       has_progress, payload_type, payload_is_text, payload FROM granted";
+  INSERT INTO queue_counts (queue, queued, running) SELECT queue, -count(*), count(*) FROM fit GROUP BY queue)
+UPDATE jobs j
+   SET state = 3, attempt = j.attempt + 1, revision = j.revision + 1, session = l.session, worker = l.worker,
+       start_time = c.now, timeout_time = c.now + j.timeout
+  FROM clock c, fit l
+ WHERE j.id = l.id AND j.state = 2
+RETURNING j.id, j.attempt, j.queue, j.kind, j.priority, j.failures, j.max_attempts, j.lost_leases, j.releases, j.timeout,
+          j.start_time - j.run_time AS waited, j.headers::text AS headers, j.has_progress, j.payload_type,
+          j.payload_is_text, j.payload";
 
 /// With a new snapshot, and only for jobs that have any: the grant may have waited for a session while another attempt
 /// began, reported and ended, and its own snapshot is from before that. From now on nobody but its leases' holders writes.

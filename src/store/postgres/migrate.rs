@@ -2,7 +2,7 @@
 
 use sqlx::{Connection, PgConnection, Row};
 
-use super::fault::{Effect, fault, no_connection};
+use super::fault::{Effect, fault};
 use super::pool::Pool;
 use crate::error::{Error, Result};
 use crate::store::MigrationReport;
@@ -17,6 +17,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         2,
         "idempotency keys",
         include_str!("migrations/0002_idempotency_keys.sql"),
+    ),
+    (
+        3,
+        "ids of batches as they are",
+        include_str!("migrations/0003_plain_ids.sql"),
     ),
 ];
 
@@ -35,8 +40,8 @@ const NO_TIMEOUT: &str = "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeou
 
 /// Brings the schema to this binary's version.
 pub(super) async fn migrate(pool: &Pool) -> Result<MigrationReport> {
-    let mut conn = pool.inner().acquire().await.map_err(no_connection)?;
-    let mut tx = conn.begin().await.map_err(write_fault)?;
+    let mut taken = pool.take().await?;
+    let mut tx = taken.conn.begin().await.map_err(write_fault)?;
     sqlx::raw_sql(NO_TIMEOUT)
         .execute(&mut *tx)
         .await
@@ -76,8 +81,8 @@ pub(super) async fn migrate(pool: &Pool) -> Result<MigrationReport> {
 
 /// Says what [`migrate`] would do.
 pub(super) async fn pending(pool: &Pool) -> Result<MigrationReport> {
-    let mut conn = pool.inner().acquire().await.map_err(no_connection)?;
-    report(&mut conn).await
+    let mut taken = pool.take().await?;
+    report(&mut taken.conn).await
 }
 
 async fn report(conn: &mut PgConnection) -> Result<MigrationReport> {

@@ -1,11 +1,14 @@
 //! Small pools with bounds of time on everything, and pinned plans.
 
 use std::str::FromStr;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::query::Query;
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection, PgPool, Postgres};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::fault::{Effect, fault, gave_way, no_connection, silent, words};
 use crate::error::{Error, Result};
@@ -19,6 +22,8 @@ const CONNECT_WITHIN: Duration = Duration::from_millis(1_500);
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// A connection that was idle for so long is tried before it is used.
 const TRY_AFTER_IDLE: Duration = Duration::from_secs(1);
+/// A connection that is so old is closed instead of used.
+const AGE_MAX: Duration = Duration::from_secs(30 * 60);
 /// A statement that gave way to another is run so often.
 pub(super) const RUNS_MAX: u32 = 5;
 
@@ -103,29 +108,55 @@ pub(super) async fn trouble(base: &PgConnectOptions) -> Option<String> {
     }
 }
 
-/// One pool.
+/// One pool. Connections that have just answered are kept here, the last one on top: it has the statements prepared and
+/// its server process is warm, while the driver would take the one that rests longest, and ask each one after each
+/// statement whether it is good: one more round trip.
 #[derive(Debug, Clone)]
-pub(super) struct Pool(PgPool);
+pub(super) struct Pool {
+    driver: PgPool,
+    turns: Arc<Semaphore>,
+    /// `None`: what comes back must be rolled back, which the driver's pool does.
+    kept: Option<Arc<Mutex<Kept>>>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    closed: bool,
+    idle: Vec<Wire>,
+}
+
+/// A connection, since when it is here, and since when it rests.
+#[derive(Debug)]
+struct Wire {
+    conn: PoolConnection<Postgres>,
+    had_since: Instant,
+    idle_since: Instant,
+}
+
+/// A connection and the turn to use one. What is not put back, goes to the driver's pool, which tries it or closes it.
+pub(super) struct Taken<'a> {
+    pub conn: PoolConnection<Postgres>,
+    had_since: Instant,
+    _turn: SemaphorePermit<'a>,
+}
 
 impl Pool {
     pub(super) fn new(base: &PgConnectOptions, size: u32, transactions: Transactions) -> Self {
+        let size = size.max(1);
         let options = PgPoolOptions::new()
-            .max_connections(size.max(1))
+            .max_connections(size)
             .acquire_timeout(CONNECT_WITHIN)
             // The driver would warn of each call that waited: a line for every one of a crowd. Metrics tell of it.
             .acquire_slow_threshold(Duration::from_secs(60))
-            .max_lifetime(Duration::from_secs(30 * 60))
+            .max_lifetime(AGE_MAX)
             .test_before_acquire(false)
             .before_acquire(|conn, meta| {
-                Box::pin(async move {
-                    if meta.idle_for < TRY_AFTER_IDLE {
-                        return Ok(true);
-                    }
-                    Ok(tokio::time::timeout(CONNECT_WITHIN / 2, conn.ping())
-                        .await
-                        .is_ok_and(|answer| answer.is_ok()))
-                })
+                Box::pin(async move { Ok(meta.idle_for < TRY_AFTER_IDLE || answers(conn).await) })
             });
+        let kept = match transactions {
+            Transactions::None => Some(Arc::default()),
+            Transactions::RolledBack => None,
+        };
         let options = match transactions {
             Transactions::None => options,
             // A begin() that was dropped can come back with its transaction open (sqlx #4385): what others then
@@ -139,16 +170,20 @@ impl Pool {
                 })
             }),
         };
-        Self(options.connect_lazy_with(base.clone()))
+        Self {
+            driver: options.connect_lazy_with(base.clone()),
+            turns: Arc::new(Semaphore::new(usize::try_from(size).unwrap_or(1))),
+            kept,
+        }
     }
 
     pub(super) async fn close(&self) {
-        self.0.close().await;
-    }
-
-    /// The driver's pool, for what needs a transaction.
-    pub(super) fn inner(&self) -> &PgPool {
-        &self.0
+        let idle = self.kept().map(|mut kept| {
+            kept.closed = true;
+            std::mem::take(&mut kept.idle)
+        });
+        drop(idle);
+        self.driver.close().await;
     }
 
     /// Runs one statement that only reads.
@@ -172,25 +207,92 @@ impl Pool {
         self.run(Effect::Write, excused, make).await
     }
 
+    /// A connection, for more than one statement. It is to be put back only if all were answered to their end.
+    pub(super) async fn take(&self) -> Result<Taken<'_>> {
+        tokio::time::timeout(CONNECT_WITHIN, self.take_in_turn())
+            .await
+            .unwrap_or(Err(sqlx::Error::PoolTimedOut))
+            .map_err(no_connection)
+    }
+
+    // Cancel safe: what is dropped on the way goes to the driver's pool.
+    async fn take_in_turn(&self) -> Result<Taken<'_>, sqlx::Error> {
+        let turn = self.turns.acquire().await;
+        let turn = turn.map_err(|_| sqlx::Error::PoolClosed)?;
+        while let Some(mut wire) = self.kept().and_then(|mut kept| kept.idle.pop()) {
+            let is_young = wire.had_since.elapsed() < AGE_MAX;
+            if is_young
+                && (wire.idle_since.elapsed() < TRY_AFTER_IDLE || answers(&mut wire.conn).await)
+            {
+                return Ok(Taken {
+                    conn: wire.conn,
+                    had_since: wire.had_since,
+                    _turn: turn,
+                });
+            }
+            wire.conn.close_on_drop();
+            if is_young {
+                // It does not answer, and so perhaps do those below, which have rested longer.
+                let below = self.kept().map(|mut kept| std::mem::take(&mut kept.idle));
+                for mut wire in below.into_iter().flatten() {
+                    wire.conn.close_on_drop();
+                }
+            }
+        }
+        Ok(Taken {
+            conn: self.driver.acquire().await?,
+            had_since: Instant::now(),
+            _turn: turn,
+        })
+    }
+
+    /// Keeps a connection whose statements were answered to their end.
+    pub(super) fn put_back(&self, taken: Taken<'_>) {
+        if let Some(mut kept) = self.kept()
+            && !kept.closed
+        {
+            kept.idle.push(Wire {
+                conn: taken.conn,
+                had_since: taken.had_since,
+                idle_since: Instant::now(),
+            });
+        }
+    }
+
+    fn kept(&self) -> Option<MutexGuard<'_, Kept>> {
+        let kept = self.kept.as_ref()?;
+        Some(kept.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     async fn run<'q>(
         &self,
         effect: Effect,
         excused: fn(&sqlx::Error) -> bool,
         make: impl Fn() -> Statement<'q>,
     ) -> Result<Option<Vec<PgRow>>> {
-        let mut conn = self.0.acquire().await.map_err(no_connection)?;
+        let mut taken = self.take().await?;
         for run in 1.. {
-            match tokio::time::timeout(ANSWER_WITHIN, make().fetch_all(&mut *conn)).await {
-                Ok(Ok(rows)) => return Ok(Some(rows)),
+            let answer = make().fetch_all(&mut *taken.conn);
+            match tokio::time::timeout(ANSWER_WITHIN, answer).await {
+                Ok(Ok(rows)) => {
+                    self.put_back(taken);
+                    return Ok(Some(rows));
+                }
                 Ok(Err(e)) if excused(&e) => return Ok(None),
                 Ok(Err(e)) if run < RUNS_MAX && gave_way(&e) => {}
                 Ok(Err(e)) => return Err(fault(e, effect)),
                 Err(_) => {
-                    conn.close_on_drop();
+                    taken.conn.close_on_drop();
                     return Err(silent(effect));
                 }
             }
         }
         Err(silent(effect))
     }
+}
+
+/// Whether a connection that has rested is still one.
+async fn answers(conn: &mut PgConnection) -> bool {
+    let answer = tokio::time::timeout(CONNECT_WITHIN / 2, conn.ping()).await;
+    answer.is_ok_and(|answer| answer.is_ok())
 }

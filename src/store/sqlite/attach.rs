@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::fault::{broken, fault};
 use super::lease::GrantRow;
 use super::progress;
-use super::row::{batch, hex, payloads, span};
+use super::row::{batch, hex, payloads, span, words};
 use super::session::{attach as attach_number, rows as session_rows};
 use super::{SqliteStore, commit};
 use crate::error::Result;
@@ -164,7 +164,9 @@ pub(super) async fn leased(
             .ok_or_else(|| broken("no payload"))?;
         let progress = reports.remove(&row.job());
         let granted = Timestamp(row.start_time);
-        let job = row.granted.into_job(body, progress, granted)?;
+        let headers = words(&body.headers)?;
+        let payload = body.into_payload();
+        let job = row.granted.into_job(headers, payload, progress, granted)?;
         found.insert(place, Found::Job(Box::new(job)));
     }
     Ok(leases

@@ -9,7 +9,7 @@ use sqlx::{FromRow, SqliteConnection};
 use uuid::Uuid;
 
 use super::fault::{broken, fault};
-use super::row::{batch, hex, id_list, priority, rows_max};
+use super::row::{batch, hex, id_list, packed, priority, rows_max};
 use super::{SqliteStore, Tx, commit};
 use crate::error::Result;
 use crate::job::{JobId, Priority, QueueName, Timestamp};
@@ -17,7 +17,7 @@ use crate::store::{EntryId, Epoch, Line, Offer, Segment};
 
 const APPEND: &str = "
 INSERT INTO backlog (queue, priority, create_time, jobs)
-SELECT value->>'$[0]', value->>'$[1]', ?2, unhex(value->>'$[2]') FROM json_each(?1)
+SELECT value->>'$[0]', value->>'$[1]', ?3, substr(?2, value->>'$[2]', value->>'$[3]') FROM json_each(?1)
 RETURNING id, queue, priority";
 const OFFERED: &str = "
 UPDATE backlog
@@ -87,15 +87,19 @@ pub(super) async fn append<'a>(
         return Ok(Vec::new());
     }
 
+    let ids = packed(lines.iter().flat_map(|(_, jobs)| jobs).map(|id| id.uuid()));
+    let mut start = 1;
     let rows: Vec<_> = lines
         .iter()
         .map(|(line, jobs)| {
-            let ids: String = jobs.iter().map(|id| hex(id.uuid())).collect();
-            (line.queue.as_str(), line.priority.number(), ids)
+            let (at, length) = (start, 16 * jobs.len());
+            start += length;
+            (line.queue.as_str(), line.priority.number(), at, length)
         })
         .collect();
     let written: Vec<(i64, String, i16)> = sqlx::query_as(APPEND)
         .bind(batch(&rows)?)
+        .bind(ids)
         .bind(now.0)
         .fetch_all(connection)
         .await

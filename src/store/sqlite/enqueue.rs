@@ -1,42 +1,55 @@
 //! Accepting jobs: one transaction a batch, one answer a job.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 
 use sqlx::{FromRow, SqliteConnection};
 use uuid::Uuid;
 
 use super::fault::{broken, fault};
-use super::row::{batch, hex, id_list};
+use super::row::{Bodies, Shapes, batch, packed, put_number};
 use super::{SqliteStore, backlog, commit, row};
 use crate::error::{Error, Result};
 use crate::job::Start;
 use crate::job::limits::{ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX};
 use crate::job::time::micros;
 use crate::job::{
-    IdempotencyKey, Job, JobId, JobState, NewJob, Payload, QueueName, Timestamp,
+    IdempotencyKey, Job, JobId, JobSpec, JobState, NewJob, Payload, QueueName, Timestamp,
 };
 use crate::store::{EnqueueAnswer, Enqueued, Line, Unit};
 
 const FINGERPRINTS: &str = "
-SELECT id, fingerprint FROM jobs WHERE id IN (SELECT unhex(value) FROM json_each(?1))";
+SELECT j.id, j.fingerprint
+  FROM json_each(?1) AS n CROSS JOIN jobs j ON j.id = substr(?2, 16 * n.key + 1, 16)";
 /// Those whose key was taken under another id.
 const KEYED: &str = "
-SELECT j.id, j.fingerprint FROM json_each(?1) n CROSS JOIN jobs j
+SELECT j.id, j.fingerprint FROM json_each(?1) AS n CROSS JOIN jobs j
     ON j.queue = n.value->>'$[0]' AND j.idempotency_key = n.value->>'$[1]' AND j.idempotency_key IS NOT NULL";
 const INSERT_JOBS: &str = "
 INSERT INTO jobs (id, queue, kind, priority, state, revision, attempt, failures, lost_leases, releases, released_in_row,
                   max_attempts, backoff_initial, backoff_max, backoff_factor, timeout, retention, fingerprint, worker,
                   create_time, run_time, queue_time, bytes, idempotency_key)
-SELECT unhex(value->>'$[0]'), value->>'$[1]', value->>'$[2]', value->>'$[3]', value->>'$[4]', 1, 0, 0, 0, 0, 0,
-       value->>'$[5]', value->>'$[6]', value->>'$[7]', value->>'$[8]', value->>'$[9]', value->>'$[10]',
-       unhex(value->>'$[11]'), '', ?2, value->>'$[12]', CASE value->>'$[4]' WHEN 2 THEN ?2 END, value->>'$[13]',
-       value->>'$[14]'
-  FROM json_each(?1)";
+WITH shapes AS MATERIALIZED (
+  SELECT key AS shape, value->>'$[0]' AS queue, value->>'$[1]' AS kind, value->>'$[2]' AS priority,
+         value->>'$[3]' AS state, value->>'$[4]' AS max_attempts, value->>'$[5]' AS backoff_initial,
+         value->>'$[6]' AS backoff_max, value->>'$[7]' AS backoff_factor, value->>'$[8]' AS timeout,
+         value->>'$[9]' AS retention, value->>'$[10]' AS run_time, value->>'$[11]' AS idempotency_key
+    FROM json_each(?2))
+SELECT substr(?3, 16 * n.key + 1, 16), s.queue, s.kind, s.priority, s.state, 1, 0, 0, 0, 0, 0,
+       s.max_attempts, s.backoff_initial, s.backoff_max, s.backoff_factor, s.timeout, s.retention,
+       substr(?4, 32 * n.key + 1, 32), '', ?6, s.run_time, CASE s.state WHEN 2 THEN ?6 END,
+       CAST(substr(?5, 20 * n.key + 1, 20) AS INTEGER), s.idempotency_key
+  FROM json_each(?1) AS n CROSS JOIN shapes s ON s.shape = n.value";
 const INSERT_PAYLOADS: &str = "
 INSERT INTO payloads (id, labels, headers, content_type, is_text, data)
-SELECT unhex(value->>'$[0]'), value->>'$[1]', value->>'$[2]', value->>'$[3]', value->>'$[4]',
-       coalesce(substr(?2, value->>'$[5]', value->>'$[6]'), x'')
-  FROM json_each(?1)";
+WITH shapes AS MATERIALIZED (
+  SELECT key AS shape, value->>'$[0]' AS labels, value->>'$[1]' AS headers, value->>'$[2]' AS content_type,
+         value->>'$[3]' AS is_text
+    FROM json_each(?2))
+SELECT substr(?3, 16 * n.key + 1, 16), s.labels, s.headers, s.content_type, s.is_text,
+       coalesce(substr(?4, CAST(substr(?5, 40 * n.key + 1, 20) AS INTEGER),
+                           CAST(substr(?5, 40 * n.key + 21, 20) AS INTEGER)), x'')
+  FROM json_each(?1) AS n CROSS JOIN shapes s ON s.shape = n.value";
 
 /// Accepts jobs, durably.
 pub(super) async fn enqueue(
@@ -108,9 +121,9 @@ impl Known {
             id: Uuid,
             fingerprint: Vec<u8>,
         }
-        let ids: Vec<JobId> = jobs.iter().map(|new| new.id).collect();
         let mut prints: Vec<Print> = sqlx::query_as(FINGERPRINTS)
-            .bind(id_list(&ids)?)
+            .bind(batch(&vec![0; jobs.len()])?)
+            .bind(packed(jobs.iter().map(|new| new.id.uuid())))
             .fetch_all(&mut *connection)
             .await
             .map_err(fault)?;
@@ -194,47 +207,82 @@ async fn insert(
     now: Timestamp,
     fresh: &[(&NewJob, Job)],
 ) -> Result<()> {
-    let rows: Vec<_> = fresh.iter().map(|(new, job)| job_row(new, job)).collect();
-    sqlx::query(INSERT_JOBS)
-        .bind(batch(&rows)?)
-        .bind(now.0)
-        .execute(&mut *connection)
-        .await
-        .map_err(fault)?;
+    let ids = packed(fresh.iter().map(|(new, _)| new.id.uuid()));
+    insert_jobs(connection, now, fresh, &ids).await?;
+    insert_payloads(connection, fresh, &ids).await
+}
 
-    let mut bodies = Vec::new();
-    let mut rows = Vec::with_capacity(fresh.len());
+async fn insert_jobs(
+    connection: &mut SqliteConnection,
+    now: Timestamp,
+    fresh: &[(&NewJob, Job)],
+    ids: &[u8],
+) -> Result<()> {
+    let shapes = Shapes::of(fresh.iter().map(|(_, job)| job_shape(job)));
+    let samples = shapes.samples(fresh).map(|(_, job)| job_row(job));
+    let samples: Vec<_> = samples.collect();
+    let mut prints = Vec::with_capacity(32 * fresh.len());
+    let mut sizes = Vec::with_capacity(20 * fresh.len());
     for (new, _) in fresh {
-        let JobSpecWords { labels, headers } = spec_words(new)?;
-        let (start, length) = push(&mut bodies, &new.payload);
-        let Payload {
-            content_type,
-            is_text,
-            ..
-        } = &new.payload;
-        rows.push((
-            hex(new.id.uuid()),
-            labels,
-            headers,
-            content_type,
-            is_text,
-            start,
-            length,
-        ));
+        prints.extend_from_slice(&new.fingerprint);
+        put_number(&mut sizes, new.payload.data.len());
     }
-    sqlx::query(INSERT_PAYLOADS)
-        .bind(batch(&rows)?)
-        .bind(bodies)
+    sqlx::query(INSERT_JOBS)
+        .bind(batch(&shapes.of)?)
+        .bind(batch(&samples)?)
+        .bind(ids)
+        .bind(prints)
+        .bind(sizes)
+        .bind(now.0)
         .execute(connection)
         .await
         .map_err(fault)?;
     Ok(())
 }
 
-fn job_row(new: &NewJob, job: &Job) -> impl serde::Serialize + use<> {
-    let spec = &new.spec;
+async fn insert_payloads(
+    connection: &mut SqliteConnection,
+    fresh: &[(&NewJob, Job)],
+    ids: &[u8],
+) -> Result<()> {
+    let shapes = Shapes::of(fresh.iter().map(|(new, _)| {
+        let (spec, payload) = (&new.spec, &new.payload);
+        let content_type = payload.content_type.as_str();
+        (&spec.labels, &spec.headers, content_type, payload.is_text)
+    }));
+    let samples: Vec<_> = shapes
+        .samples(fresh)
+        .map(|(new, _)| payload_row(new))
+        .collect::<Result<_>>()?;
+    let bodies = Bodies::of(fresh.iter().map(|(new, _)| &new.payload));
+    sqlx::query(INSERT_PAYLOADS)
+        .bind(batch(&shapes.of)?)
+        .bind(batch(&samples)?)
+        .bind(ids)
+        .bind(bodies.data)
+        .bind(bodies.places)
+        .execute(connection)
+        .await
+        .map_err(fault)?;
+    Ok(())
+}
+
+/// All that [`job_row`] looks at.
+fn job_shape(job: &Job) -> impl Eq + Hash + use<'_> {
+    let JobSpec { retry, .. } = &job.spec;
     (
-        hex(new.id.uuid()),
+        (&job.spec.queue, &job.spec.kind, job.spec.priority),
+        (retry.max_attempts, retry.initial, retry.max),
+        retry.factor.to_bits(),
+        (job.spec.timeout, job.spec.retention),
+        (job.state.number(), job.run_time.0),
+        &job.idempotency_key,
+    )
+}
+
+fn job_row(job: &Job) -> impl serde::Serialize + use<> {
+    let spec = &job.spec;
+    (
         spec.queue.as_str().to_owned(),
         spec.kind.as_str().to_owned(),
         spec.priority.number(),
@@ -245,32 +293,20 @@ fn job_row(new: &NewJob, job: &Job) -> impl serde::Serialize + use<> {
         spec.retry.factor.to_string(),
         spec.timeout.map(micros),
         micros(spec.retention),
-        new.fingerprint
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>(),
         job.run_time.0,
-        new.payload.data.len(),
-        new.idempotency_key.as_ref().map(|key| key.as_str().to_owned()),
+        job.idempotency_key
+            .as_ref()
+            .map(|key| key.as_str().to_owned()),
     )
 }
 
-struct JobSpecWords {
-    labels: String,
-    headers: String,
-}
-
-fn spec_words(new: &NewJob) -> Result<JobSpecWords> {
+fn payload_row(new: &NewJob) -> Result<impl serde::Serialize + use<'_>> {
     let json = |words| serde_json::to_string(words).map_err(Error::internal);
-    Ok(JobSpecWords {
-        labels: json(&new.spec.labels)?,
-        headers: json(&new.spec.headers)?,
-    })
-}
-
-/// Adds a body to the blob of the batch; says where SQL's `substr` finds it.
-pub(super) fn push(bodies: &mut Vec<u8>, payload: &Payload) -> (usize, usize) {
-    let start = bodies.len() + 1;
-    bodies.extend_from_slice(&payload.data);
-    (start, payload.data.len())
+    let Payload {
+        content_type,
+        is_text,
+        ..
+    } = &new.payload;
+    let (labels, headers) = (json(&new.spec.labels)?, json(&new.spec.headers)?);
+    Ok((labels, headers, content_type, is_text))
 }

@@ -1,35 +1,44 @@
 //! Hand-out: QUEUED jobs become RUNNING under leases of sessions that are alive.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
+use bytes::Bytes;
+use serde::Deserialize;
 use sqlx::{FromRow, SqliteConnection};
 use uuid::Uuid;
 
 use super::fault::{broken, fault};
 use super::progress;
-use super::row::{BodyRow, batch, hex, id_list, payloads, priority, span, words};
+use super::row::{batch, hex, packed, priority, span, words};
 use super::session::attach;
 use super::{SqliteStore, commit};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::job::limits::GRANT_BYTES_MAX;
-use crate::job::{JobId, Kind, Lease, LeasedJob, Progress, QueueName, Timestamp};
+use crate::job::{JobId, Kind, Lease, LeasedJob, Payload, Progress, QueueName, Timestamp};
 use crate::store::{Ask, Granted, SessionState};
 
 const ALIVE: &str = "
 SELECT id, attach, expire_time > ?2 FROM sessions
  WHERE id IN (SELECT unhex(value) FROM json_each(?1)) AND dead = 0";
 const QUEUED: &str = "
-SELECT id, bytes FROM jobs WHERE id IN (SELECT unhex(value) FROM json_each(?1)) AND state = 2";
+SELECT json_group_array(json_array(n.key, j.bytes))
+  FROM json_each(?1) AS n CROSS JOIN jobs j ON j.id = substr(?2, 16 * n.key + 1, 16) AND j.state = 2";
 const GRANT: &str = "
 UPDATE jobs
    SET state = 3, revision = jobs.revision + 1, attempt = jobs.attempt + 1, session = s.id, worker = s.worker,
-       start_time = ?2, timeout_time = ?2 + jobs.timeout
-  FROM json_each(?1) AS n JOIN sessions s ON s.id = unhex(n.value->>'$[1]')
- WHERE jobs.id = unhex(n.value->>'$[0]') AND jobs.state = 2
-   AND s.attach = n.value->>'$[2]' AND s.dead = 0 AND s.expire_time > ?2
-RETURNING jobs.id, jobs.queue, jobs.kind, jobs.priority, jobs.attempt, jobs.failures, jobs.max_attempts,
-          jobs.lost_leases, jobs.releases, jobs.timeout, jobs.run_time";
+       start_time = ?4, timeout_time = ?4 + jobs.timeout
+  FROM json_each(?1) AS n JOIN sessions s ON s.id = substr(?3, 16 * n.key + 1, 16)
+ WHERE jobs.id = substr(?2, 16 * n.key + 1, 16) AND jobs.state = 2
+   AND s.attach = n.value AND s.dead = 0 AND s.expire_time > ?4";
+// All that workers get, as one row: a row for each job costs twice as much, and most of that is the driver's.
+const GRANTED: &str = "
+SELECT json_group_array(json_array(n.key, j.queue, j.kind, j.priority, j.attempt, j.failures, j.max_attempts,
+                                   j.lost_leases, j.releases, j.timeout, j.run_time, p.headers, p.content_type,
+                                   p.is_text, length(p.data))),
+       coalesce(CAST(group_concat(p.data, '') AS BLOB), x'')
+  FROM json_each(?1) AS n CROSS JOIN jobs j ON j.id = substr(?2, 16 * n.key + 1, 16) AND j.state = 3
+  JOIN payloads p ON p.id = j.id";
 
 /// Bytes of payloads that one call hands out at most, beyond its first job; the hints of the rest stay.
 const BYTES_MAX: i64 = GRANT_BYTES_MAX as i64;
@@ -38,32 +47,18 @@ const BYTES_MAX: i64 = GRANT_BYTES_MAX as i64;
 pub(super) async fn grant(store: &SqliteStore, asks: &[Ask]) -> Result<Vec<Granted>> {
     let (mut tx, now) = store.write().await?;
     let plan = plan(&mut tx, now, asks).await?;
-    let rows: Vec<_> = asks
+    let chosen: Vec<&Ask> = asks
         .iter()
         .zip(&plan)
         .filter(|(_, step)| matches!(step, Step::Grant))
-        .map(|(ask, _)| {
-            let session = hex(ask.to.session.uuid());
-            (hex(ask.job.uuid()), session, attach(&ask.to))
-        })
+        .map(|(ask, _)| ask)
         .collect();
-    let granted: Vec<GrantRow> = sqlx::query_as(GRANT)
-        .bind(batch(&rows)?)
-        .bind(now.0)
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(fault)?;
-    let ids: Vec<JobId> = granted.iter().map(|g| JobId::from_store(g.id)).collect();
-    let mut bodies = payloads(&mut tx, &ids).await?;
-    let mut reports = progress::read(&mut tx, &ids).await?;
-    let mut leased = HashMap::with_capacity(granted.len());
-    for row in granted {
-        let id = JobId::from_store(row.id);
-        let body = bodies.remove(&id).ok_or_else(|| broken("no payload"))?;
-        leased.insert(id, row.into_job(body, reports.remove(&id), now)?);
+    let mut leased = HashMap::new();
+    if !chosen.is_empty() {
+        lend(&mut tx, now, &chosen).await?;
+        leased = read(&mut tx, now, &chosen).await?;
+        commit(tx).await?;
     }
-    commit(tx).await?;
-
     Ok(asks
         .iter()
         .zip(plan)
@@ -100,13 +95,7 @@ async fn plan(
         .into_iter()
         .map(|(id, attach, in_time)| (id, (attach, in_time)))
         .collect();
-    let ids: Vec<JobId> = asks.iter().map(|ask| ask.job).collect();
-    let queued: Vec<(Uuid, i64)> = sqlx::query_as(QUEUED)
-        .bind(id_list(&ids)?)
-        .fetch_all(connection)
-        .await
-        .map_err(fault)?;
-    let mut queued: HashMap<Uuid, i64> = queued.into_iter().collect();
+    let mut queued = queued(connection, asks).await?;
 
     let mut bytes = 0;
     let refused = |state| Step::Answer(Granted::Refused(state));
@@ -118,7 +107,7 @@ async fn plan(
             Some((_, false)) => return refused(SessionState::Lapsed),
             Some((_, true)) => {}
         }
-        let Some(&size) = queued.get(&ask.job.uuid()) else {
+        let Some(&size) = queued.get(&ask.job) else {
             return Step::Answer(Granted::NotQueued);
         };
         if bytes > 0 && bytes + size > BYTES_MAX {
@@ -126,10 +115,127 @@ async fn plan(
         }
         bytes += size;
         // Whoever asks for it again in this batch comes too late.
-        queued.remove(&ask.job.uuid());
+        queued.remove(&ask.job);
         Step::Grant
     };
     Ok(asks.iter().map(step).collect())
+}
+
+/// The bytes of those jobs that are QUEUED.
+async fn queued(connection: &mut SqliteConnection, asks: &[Ask]) -> Result<HashMap<JobId, i64>> {
+    let found: String = sqlx::query_scalar(QUEUED)
+        .bind(batch(&vec![0; asks.len()])?)
+        .bind(packed(asks.iter().map(|ask| ask.job.uuid())))
+        .fetch_one(connection)
+        .await
+        .map_err(fault)?;
+    let found: Vec<(usize, i64)> = serde_json::from_str(&found).map_err(Error::internal)?;
+    let job = |(key, bytes): (usize, i64)| Some((asks.get(key)?.job, bytes));
+    Ok(found.into_iter().filter_map(job).collect())
+}
+
+/// Makes jobs RUNNING under the leases that were asked for.
+async fn lend(connection: &mut SqliteConnection, now: Timestamp, asks: &[&Ask]) -> Result<()> {
+    let attaches: Vec<i64> = asks.iter().map(|ask| attach(&ask.to)).collect();
+    let done = sqlx::query(GRANT)
+        .bind(batch(&attaches)?)
+        .bind(packed(asks.iter().map(|ask| ask.job.uuid())))
+        .bind(packed(asks.iter().map(|ask| ask.to.session.uuid())))
+        .bind(now.0)
+        .execute(connection)
+        .await
+        .map_err(fault)?;
+    // One writer: what was read in this transaction cannot have moved. If it has, nothing of this may stay.
+    match usize::try_from(done.rows_affected()) == Ok(asks.len()) {
+        true => Ok(()),
+        false => Err(broken("a guard refused what was read under it")),
+    }
+}
+
+/// Reads what was just lent.
+async fn read(
+    connection: &mut SqliteConnection,
+    now: Timestamp,
+    asks: &[&Ask],
+) -> Result<HashMap<JobId, LeasedJob>> {
+    let (rows, bodies): (String, Vec<u8>) = sqlx::query_as(GRANTED)
+        .bind(batch(&vec![0; asks.len()])?)
+        .bind(packed(asks.iter().map(|ask| ask.job.uuid())))
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(fault)?;
+    let rows: Vec<LentRow> = serde_json::from_str(&rows).map_err(Error::internal)?;
+    let id = |row: &LentRow| asks.get(row.key).map(|ask| ask.job);
+    // Reports come from attempts, so a job of which this is the first has none.
+    let again = rows.iter().filter(|row| row.attempt > 1).filter_map(id);
+    let again: Vec<JobId> = again.collect();
+    let mut reports = HashMap::new();
+    if !again.is_empty() {
+        reports = progress::read(connection, &again).await?;
+    }
+    let mut bodies = bodies.as_slice();
+    let mut leased = HashMap::with_capacity(rows.len());
+    for row in rows {
+        let id = id(&row).ok_or_else(|| broken("json_each"))?;
+        let body;
+        (body, bodies) = bodies
+            .split_at_checked(row.length)
+            .ok_or_else(|| broken("payloads.data"))?;
+        let headers = words(&row.headers)?;
+        let payload = Payload {
+            content_type: row.content_type.clone(),
+            // Copied, so that one of them does not keep the bodies of all.
+            data: Bytes::copy_from_slice(body),
+            is_text: row.is_text != 0,
+        };
+        let job = row
+            .into_row(id)
+            .into_job(headers, payload, reports.remove(&id), now)?;
+        leased.insert(id, job);
+    }
+    match leased.len() == asks.len() {
+        true => Ok(leased),
+        false => Err(broken("no payload")),
+    }
+}
+
+/// A job of [`GRANTED`].
+#[derive(Deserialize)]
+struct LentRow {
+    key: usize,
+    queue: String,
+    kind: String,
+    priority: i16,
+    attempt: u32,
+    failures: u32,
+    max_attempts: u32,
+    lost_leases: u32,
+    releases: u32,
+    timeout: Option<i64>,
+    run_time: i64,
+    headers: String,
+    content_type: String,
+    is_text: u8,
+    /// Of the body.
+    length: usize,
+}
+
+impl LentRow {
+    fn into_row(self, id: JobId) -> GrantRow {
+        GrantRow {
+            id: id.uuid(),
+            queue: self.queue,
+            kind: self.kind,
+            priority: self.priority,
+            attempt: self.attempt,
+            failures: self.failures,
+            max_attempts: self.max_attempts,
+            lost_leases: self.lost_leases,
+            releases: self.releases,
+            timeout: self.timeout,
+            run_time: self.run_time,
+        }
+    }
 }
 
 /// A job as its worker gets it, all but its body.
@@ -152,7 +258,8 @@ impl GrantRow {
     /// `granted`: when it was.
     pub(super) fn into_job(
         self,
-        body: BodyRow,
+        headers: BTreeMap<String, String>,
+        payload: Payload,
         progress: Option<Progress>,
         granted: Timestamp,
     ) -> Result<LeasedJob> {
@@ -165,8 +272,8 @@ impl GrantRow {
             },
             queue: QueueName::from_store(&self.queue),
             kind: Kind::from_store(&self.kind),
-            headers: words(&body.headers)?,
-            payload: body.into_payload(),
+            headers,
+            payload,
             priority: priority(self.priority)?,
             failures: self.failures,
             max_attempts: self.max_attempts,

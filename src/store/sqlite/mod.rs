@@ -1,8 +1,9 @@
 //! The truth in one file, for `leasehold dev`: SQLite, one writer, durable at each commit.
 //!
 //! All writes go through one connection, one transaction after the other, so a verb may read rows, decide in Rust and
-//! write; each write still carries its guard. Whole batches go in and out as one JSON parameter, since each statement
-//! costs a round trip to the driver's thread. Bodies of payloads travel beside it, one blob a batch.
+//! write; each write still carries its guard. Whole batches go in as one JSON parameter, since each statement costs a
+//! round trip to the driver's thread. Where every job passes (enqueue, grant, success), SQL takes no JSON apart for each
+//! of them: ids and bodies are one blob a batch, what jobs have in common goes in once, and a batch comes out as one row.
 
 use std::path::Path;
 use std::sync::Arc;

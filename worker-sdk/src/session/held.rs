@@ -44,8 +44,9 @@ pub(super) struct Finished {
 /// All held attempts, in the order in which they came.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Book {
-    held: BTreeMap<Ticket, Held>,
-    by_lease: HashMap<(SessionNo, proto::Lease), Ticket>,
+    /// Boxed: a tree moves what it holds.
+    held: BTreeMap<Ticket, Box<Held>>,
+    by_lease: HashMap<SessionNo, HashMap<proto::Lease, Ticket>>,
     last: u64,
     running: usize,
     finished_bytes: usize,
@@ -68,31 +69,30 @@ impl Book {
     ) -> Ticket {
         self.last += 1;
         let ticket = Ticket(self.last);
-        self.by_lease.insert((session, lease.clone()), ticket);
+        let of_session = self.by_lease.entry(session).or_default();
+        of_session.insert(lease.clone(), ticket);
         self.running += 1;
         let state = State::Running { stop: None };
-        self.held.insert(
-            ticket,
-            Held {
-                session,
-                lease,
-                state,
-                reports,
-            },
-        );
+        let held = Held {
+            session,
+            lease,
+            state,
+            reports,
+        };
+        self.held.insert(ticket, Box::new(held));
         ticket
     }
 
     pub(super) fn find(&self, session: SessionNo, lease: &proto::Lease) -> Option<Ticket> {
-        self.by_lease.get(&(session, lease.clone())).copied()
+        self.by_lease.get(&session)?.get(lease).copied()
     }
 
     pub(super) fn get(&self, ticket: Ticket) -> Option<&Held> {
-        self.held.get(&ticket)
+        self.held.get(&ticket).map(Box::as_ref)
     }
 
     pub(super) fn get_mut(&mut self, ticket: Ticket) -> Option<&mut Held> {
-        self.held.get_mut(&ticket)
+        self.held.get_mut(&ticket).map(Box::as_mut)
     }
 
     /// Puts a result in the place of the handler, or of an earlier result.
@@ -132,8 +132,13 @@ impl Book {
 
     /// Forgets an attempt, with whatever state it is in.
     pub(super) fn remove(&mut self, ticket: Ticket) -> Option<Held> {
-        let held = self.held.remove(&ticket)?;
-        self.by_lease.remove(&(held.session, held.lease.clone()));
+        let held = *self.held.remove(&ticket)?;
+        if let Some(of_session) = self.by_lease.get_mut(&held.session) {
+            of_session.remove(&held.lease);
+            if of_session.is_empty() {
+                self.by_lease.remove(&held.session);
+            }
+        }
         match &held.state {
             State::Running { .. } => self.running = self.running.saturating_sub(1),
             State::Finished(finished) => {
@@ -158,7 +163,7 @@ impl Book {
         self.held
             .iter()
             .filter(move |(_, held)| held.session == session)
-            .map(|(ticket, held)| (*ticket, held))
+            .map(|(ticket, held)| (*ticket, held.as_ref()))
     }
 
     /// What a session holds, as the wire lists it.
@@ -194,7 +199,9 @@ impl Book {
 
     /// Everything, in whatever session.
     pub(super) fn all(&self) -> impl Iterator<Item = (Ticket, &Held)> {
-        self.held.iter().map(|(ticket, held)| (*ticket, held))
+        self.held
+            .iter()
+            .map(|(ticket, held)| (*ticket, held.as_ref()))
     }
 }
 

@@ -12,7 +12,7 @@ use crate::failpoint;
 use crate::job::limits::{ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX};
 use crate::job::time::micros;
 use crate::job::{JobId, NewJob, Start, Timestamp, View};
-use crate::store::postgres::fault::{Effect, broken, fault, gave_way, no_connection, silent};
+use crate::store::postgres::fault::{Effect, broken, fault, gave_way, silent};
 use crate::store::postgres::pool::{ANSWER_WITHIN, Pool, RUNS_MAX, Statement};
 use crate::store::postgres::row::{self, column, int, job_columns, json};
 use crate::store::{EnqueueAnswer, Enqueued};
@@ -95,13 +95,16 @@ async fn on(
     pool: &Pool,
     work: impl AsyncFnOnce(&mut PgConnection) -> Result<EnqueueAnswer, Broke>,
 ) -> Result<EnqueueAnswer> {
-    let mut conn = pool.inner().acquire().await.map_err(no_connection)?;
-    match tokio::time::timeout(ANSWER_WITHIN, work(&mut conn)).await {
-        Ok(Ok(answer)) => Ok(answer),
+    let mut taken = pool.take().await?;
+    match tokio::time::timeout(ANSWER_WITHIN, work(&mut taken.conn)).await {
+        Ok(Ok(answer)) => {
+            pool.put_back(taken);
+            Ok(answer)
+        }
         Ok(Err(Broke::Driver(e))) => Err(fault(e, Effect::Write)),
         Ok(Err(Broke::Ours(e))) => Err(e),
         Err(_) => {
-            conn.close_on_drop();
+            taken.conn.close_on_drop();
             Err(silent(Effect::Write))
         }
     }
