@@ -86,7 +86,7 @@ impl Nodes {
             let live = engine.open_session(hello).await.expect("a stream begins");
             let (got, reader) = (self.got.clone(), live.clone());
             let reading = tokio::spawn(async move {
-                let next = || poll_fn(|context| reader.outbox().poll_next(context));
+                let next = || poll_fn(|context| reader.poll_next(context));
                 while let Some(Ok(message)) = next().await {
                     if let ServerMessage::Jobs { jobs, .. } = message {
                         for job in jobs {

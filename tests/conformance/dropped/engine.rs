@@ -112,8 +112,8 @@ impl Crowd {
 }
 
 /// The jobs of the next message; empty for one of another kind.
-async fn handed_out(live: &Live) -> Vec<JobId> {
-    let next = poll_fn(|context| live.outbox().poll_next(context)).await;
+async fn handed_out(live: &Arc<Live>) -> Vec<JobId> {
+    let next = poll_fn(|context| live.poll_next(context)).await;
     match next.expect("the stream goes on").expect("and well") {
         ServerMessage::Jobs { jobs, .. } => jobs.iter().map(|job| job.lease.job).collect(),
         _ => Vec::new(),
