@@ -67,7 +67,7 @@ SELECT ARRAY(SELECT id FROM picked ORDER BY id DESC) AS ids, (SELECT count(*) FR
 /// What is seen of a row.
 macro_rules! seen {
     () => {
-        "SELECT id, kind, state, create_time, ($8::jsonb IS NULL OR coalesce(labels @> $8, false)) AS is_labelled FROM jobs "
+        "SELECT id, kind, state, create_time, ($8::text IS NULL OR coalesce(labels @> $8::text::jsonb, false)) AS is_labelled FROM jobs "
     };
 }
 const LIST_ALL: &str = list!(concat!(
