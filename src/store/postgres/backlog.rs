@@ -14,14 +14,14 @@ use crate::error::Result;
 use crate::job::time::micros;
 use crate::store::{EntryId, Epoch, Line, Offer, Segment};
 
+/// By arrays and not by a join: a plan made while there are few segments would compare each with each, and stay.
 const OFFERED: &str = "
-WITH o AS MATERIALIZED (
-  SELECT b.id, o.epoch, o.ms, o.seq
-    FROM unnest($1::int8[], $2::uuid[], $3::int8[], $4::int8[]) AS o (id, epoch, ms, seq)
-    JOIN backlog b ON b.id = o.id ORDER BY b.id FOR UPDATE OF b)
-UPDATE backlog b
-   SET epoch = o.epoch, last_ms = o.ms, last_seq = o.seq, offered_at = lh_us(), claim_until = 0
-  FROM o WHERE b.id = o.id";
+WITH locked AS MATERIALIZED (
+  SELECT id FROM backlog WHERE id = ANY ($1) ORDER BY id FOR UPDATE)
+UPDATE backlog
+   SET epoch = ($2::uuid[])[array_position($1::int8[], id)], last_ms = ($3::int8[])[array_position($1::int8[], id)],
+       last_seq = ($4::int8[])[array_position($1::int8[], id)], offered_at = lh_us(), claim_until = 0
+ WHERE id = ANY (ARRAY(SELECT id FROM locked))";
 
 /// What becomes of segments `taken (id)`: those that count for nobody go, the others are marked by the statement's own
 /// SET and come back trimmed, in its order.
