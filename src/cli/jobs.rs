@@ -4,7 +4,8 @@ mod enqueue;
 mod json;
 mod show;
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime};
 
 use worker_sdk::{Client, Error, JobFilter, JobState, ListJobsRequest, View};
 
@@ -60,6 +61,18 @@ enum Verb {
         /// Only these states; `failed` is the dead letter
         #[arg(long, value_name = "STATE", value_parser = show::state)]
         state: Vec<JobState>,
+        /// Only those with this label; with several, those that have all of them
+        #[arg(long, value_name = "KEY=VALUE", value_parser = enqueue::pair)]
+        label: Vec<(String, String)>,
+        /// Only those accepted at this time or later, as 2030-01-31T12:00:00Z
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
+        created_after: Option<SystemTime>,
+        /// Only those accepted before this time
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
+        created_before: Option<SystemTime>,
+        /// Only those whose last failure is of this type
+        #[arg(long, value_name = "TYPE", default_value = "", hide_default_value = true)]
+        failure_type: String,
         /// At most so many
         #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         limit: u32,
@@ -113,13 +126,26 @@ async fn act(args: Args) -> Result<Exit, Failure> {
             queue,
             kind,
             state,
+            label,
+            created_after,
+            created_before,
+            failure_type,
             limit,
         } => {
             let states = state.into_iter().map(i32::from).collect();
+            let given = label.len();
+            let labels: HashMap<String, String> = label.into_iter().collect();
+            if labels.len() < given {
+                return Err(Failure::usage("--label has a key twice"));
+            }
             let filter = JobFilter {
                 queues: queue,
                 kinds: kind,
                 states,
+                labels,
+                created_after: created_after.map(Into::into),
+                created_before: created_before.map(Into::into),
+                failure_type,
             };
             list(&client, filter, limit as usize, output)
                 .await

@@ -1,17 +1,20 @@
 //! A request for a page of jobs: its filter, its size and its token, judged in one place for all faces.
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 
 use crate::error::Violation;
+use crate::job::draft::{RawSpan, check_labels, is_storable, time};
 use crate::job::id::NAME_SHAPE;
-use crate::job::limits::{FILTER_NAMES_MAX, PAGE_DEFAULT, PAGE_MAX};
+use crate::job::limits::{FILTER_NAMES_MAX, PAGE_DEFAULT, PAGE_MAX, WORD_BYTES_MAX};
 use crate::job::{JobId, JobState, Kind, QueueName};
 use crate::store::JobFilter;
 
-/// First byte of a token; another one means another layout.
-const VERSION: u8 = 1;
+/// First byte of a token; another one means another layout, or another way to tell a filter.
+const VERSION: u8 = 2;
 
 /// What a face has read.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +25,14 @@ pub struct RawPage {
     pub kinds: Vec<String>,
     /// States; `Err` is what was not one.
     pub states: Vec<Result<JobState, String>>,
+    /// Labels with their values.
+    pub labels: BTreeMap<String, String>,
+    /// A time, from which on.
+    pub created_after: Option<RawSpan>,
+    /// A time, until before which.
+    pub created_before: Option<RawSpan>,
+    /// Type of the last failure, or empty.
+    pub failure_type: String,
     /// 0: the default. More than the most is taken as the most.
     pub size: u32,
     /// Of the page before, or empty.
@@ -39,13 +50,37 @@ pub struct PageRequest {
     pub size: usize,
 }
 
+/// What a face calls the fields of a filter.
+#[derive(Debug, Clone, Copy)]
+pub struct Names {
+    /// Names of queues.
+    pub queues: &'static str,
+    /// Names of kinds.
+    pub kinds: &'static str,
+    /// States.
+    pub states: &'static str,
+    /// Labels.
+    pub labels: &'static str,
+    /// From which time on.
+    pub created_after: &'static str,
+    /// Until before which time.
+    pub created_before: &'static str,
+    /// Type of the last failure.
+    pub failure_type: &'static str,
+}
+
 impl RawPage {
-    /// Checks it. `filter` is what comes before the names of the filter's fields: "filter." over gRPC, "" over HTTP;
-    /// over HTTP the fields are in the singular.
+    /// Checks it. Violations are named as the caller's face has them.
     ///
     /// # Errors
     /// Every violation there is.
-    pub fn check(self, [queues, kinds, states]: [&str; 3]) -> Result<PageRequest, Vec<Violation>> {
+    pub fn check(self, face: Names) -> Result<PageRequest, Vec<Violation>> {
+        let Names {
+            queues,
+            kinds,
+            states,
+            ..
+        } = face;
         let mut found = Vec::new();
         let mut names = |field: &str, count: usize, shaped: bool| {
             if count > FILTER_NAMES_MAX {
@@ -77,7 +112,36 @@ impl RawPage {
             queues: parsed,
             kinds: kinds_parsed,
             states: Vec::new(),
+            labels: self.labels,
+            created_after: None,
+            created_before: None,
+            failure_type: Some(self.failure_type).filter(|name| !name.is_empty()),
         };
+        if let Err(why) = check_labels(&filter.labels) {
+            found.push(Violation::field(face.labels, why));
+        }
+        let fits = |name: &String| name.len() <= WORD_BYTES_MAX && is_storable(name);
+        if !filter.failure_type.iter().all(fits) {
+            let why = format!("must have at most {WORD_BYTES_MAX} bytes and no U+0000");
+            found.push(Violation::field(face.failure_type, why));
+        }
+        for (field, raw, parsed) in [
+            (
+                face.created_after,
+                self.created_after,
+                &mut filter.created_after,
+            ),
+            (
+                face.created_before,
+                self.created_before,
+                &mut filter.created_before,
+            ),
+        ] {
+            match raw.map(time).transpose() {
+                Ok(read) => *parsed = read,
+                Err(why) => found.push(Violation::field(field, why)),
+            }
+        }
         for state in self.states {
             match state {
                 Ok(state) if !filter.states.contains(&state) => filter.states.push(state),
@@ -134,7 +198,16 @@ fn digest(filter: &JobFilter) -> [u8; 8] {
     [&mut queues, &mut kinds, &mut states]
         .into_iter()
         .for_each(|list| list.sort_unstable());
-    let text = format!("{queues:?}{kinds:?}{states:?}");
+    let JobFilter {
+        labels,
+        created_after,
+        created_before,
+        failure_type,
+        ..
+    } = filter;
+    let text = format!(
+        "{queues:?}{kinds:?}{states:?}{labels:?}{created_after:?}{created_before:?}{failure_type:?}"
+    );
     let hash: [u8; 32] = Sha256::digest(text).into();
     let mut short = [0; 8];
     short.copy_from_slice(&hash[..8]);
@@ -145,7 +218,15 @@ fn digest(filter: &JobFilter) -> [u8; 8] {
 mod tests {
     use super::*;
 
-    const FIELDS: [&str; 3] = ["filter.queues", "filter.kinds", "filter.states"];
+    const FIELDS: Names = Names {
+        queues: "filter.queues",
+        kinds: "filter.kinds",
+        states: "filter.states",
+        labels: "filter.labels",
+        created_after: "filter.created_after",
+        created_before: "filter.created_before",
+        failure_type: "filter.failure_type",
+    };
 
     #[test]
     fn a_token_is_good_for_its_own_filter_only() {

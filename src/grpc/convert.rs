@@ -37,10 +37,7 @@ pub fn draft(request: pb::EnqueueRequest) -> Draft {
         start: match spec.start {
             None => RawStart::Now,
             Some(pb::job_spec::Start::Delay(delay)) => RawStart::Delay(raw_span(delay)),
-            Some(pb::job_spec::Start::RunTime(at)) => RawStart::At(RawSpan {
-                seconds: at.seconds,
-                nanos: at.nanos,
-            }),
+            Some(pb::job_spec::Start::RunTime(at)) => RawStart::At(raw_time(at)),
         },
         max_attempts: spec.max_attempts,
         backoff: spec.backoff.map(|backoff| RawBackoff {
@@ -69,6 +66,14 @@ pub fn raw_span(span: ProtoDuration) -> RawSpan {
     RawSpan {
         seconds: span.seconds,
         nanos: span.nanos,
+    }
+}
+
+/// A time as it came.
+pub fn raw_time(time: ProtoTimestamp) -> RawSpan {
+    RawSpan {
+        seconds: time.seconds,
+        nanos: time.nanos,
     }
 }
 

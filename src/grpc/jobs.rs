@@ -7,13 +7,23 @@ use tonic::{Request, Response, Status};
 
 use super::convert;
 use super::status::status;
-use crate::engine::page::{RawPage, write_token};
+use crate::engine::page::{Names, RawPage, write_token};
 use crate::engine::{Accepted, Engine};
 use crate::error::{Error, Result, Violation};
 use crate::job::draft::{Fields, is_storable, span};
 use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, REASON_BYTES_MAX, SPAN_MAX, WAIT_MAX};
 use crate::job::{JobId, JobState, NewJob, View};
 use crate::proto as pb;
+
+const FILTER: Names = Names {
+    queues: "filter.queues",
+    kinds: "filter.kinds",
+    states: "filter.states",
+    labels: "filter.labels",
+    created_after: "filter.created_after",
+    created_before: "filter.created_before",
+    failure_type: "filter.failure_type",
+};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -146,12 +156,14 @@ impl Jobs {
                 .iter()
                 .map(|n| state(n).ok_or_else(|| n.to_string()))
                 .collect(),
+            labels: filter.labels.into_iter().collect(),
+            created_after: filter.created_after.map(convert::raw_time),
+            created_before: filter.created_before.map(convert::raw_time),
+            failure_type: filter.failure_type,
             size: request.page_size,
             token: request.page_token,
         };
-        let page = raw
-            .check(["filter.queues", "filter.kinds", "filter.states"])
-            .map_err(Error::InvalidArgument)?;
+        let page = raw.check(FILTER).map_err(Error::InvalidArgument)?;
         let listed = self
             .0
             .list(page.filter.clone(), page.before, page.size, view)

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::time::{SPAN_SHAPE, read_span};
-use crate::engine::page::{PageRequest, RawPage};
+use super::time::{SPAN_SHAPE, TIME_SHAPE, read_span, read_time};
+use crate::engine::page::{Names, PageRequest, RawPage};
 use crate::error::{Error, Result, Violation};
-use crate::job::draft::span;
+use crate::job::draft::{RawSpan, span};
 use crate::job::limits::WAIT_MAX;
 use crate::job::{JobState, View};
 
@@ -41,6 +41,17 @@ pub fn get(query: &str) -> Result<(View, Duration)> {
     Ok((view, wait))
 }
 
+/// Over HTTP a parameter that may be given more than once has its name in the singular.
+const FILTER: Names = Names {
+    queues: "queue",
+    kinds: "kind",
+    states: "state",
+    labels: "label",
+    created_after: "created_after",
+    created_before: "created_before",
+    failure_type: "failure_type",
+};
+
 /// Reads the parameters of a list.
 ///
 /// # Errors
@@ -56,10 +67,14 @@ pub fn list(query: &str) -> Result<(PageRequest, View)> {
         queues: query.many("queue"),
         kinds: query.many("kind"),
         states: query.many("state").into_iter().map(state).collect(),
+        labels: query.labels(),
+        created_after: query.time("created_after"),
+        created_before: query.time("created_before"),
+        failure_type: query.one("failure_type").unwrap_or_default(),
         size: size.and_then(std::result::Result::ok).unwrap_or_default(),
         token: query.one("page_token").unwrap_or_default(),
     };
-    let page = raw.check(["queue", "kind", "state"]);
+    let page = raw.check(FILTER);
     match (page, query.end()) {
         (Ok(page), Ok(())) => Ok((page, view)),
         (Err(mut faults), Err(Error::InvalidArgument(more))) => {
@@ -124,6 +139,31 @@ impl Query {
 
     fn many(&mut self, name: &str) -> Vec<String> {
         self.left.remove(name).unwrap_or_default()
+    }
+
+    /// `label=KEY=VALUE`, as often as there are labels.
+    fn labels(&mut self) -> BTreeMap<String, String> {
+        let mut labels = BTreeMap::new();
+        for pair in self.many("label") {
+            match pair.split_once('=') {
+                Some((key, value)) => {
+                    if labels.insert(key.to_owned(), value.to_owned()).is_some() {
+                        self.fault("label", "has a key twice".into());
+                    }
+                }
+                None => self.fault("label", "must be KEY=VALUE".into()),
+            }
+        }
+        labels
+    }
+
+    fn time(&mut self, name: &str) -> Option<RawSpan> {
+        let text = self.one(name)?;
+        let time = read_time(&text);
+        if time.is_none() {
+            self.fault(name, TIME_SHAPE.into());
+        }
+        time
     }
 
     fn view(&mut self, default: View) -> View {

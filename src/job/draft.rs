@@ -214,6 +214,21 @@ pub fn span(raw: RawSpan, min: Duration, max: Duration) -> Result<Duration, Stri
         .ok_or_else(|| format!("must be a duration from {min:?} to {max:?}"))
 }
 
+/// Reads seconds and nanoseconds since 1970. How far ahead it may lie is for the database's clock to judge.
+///
+/// # Errors
+/// A text that says what it must be: 0001-01-01 to 9999-12-31, as protobuf has it.
+pub fn time(raw: RawSpan) -> Result<Timestamp, String> {
+    let in_range = (-62_135_596_800..=253_402_300_799).contains(&raw.seconds)
+        && (0..1_000_000_000).contains(&raw.nanos);
+    match in_range {
+        true => Ok(Timestamp(
+            raw.seconds * 1_000_000 + i64::from(raw.nanos) / 1_000,
+        )),
+        false => Err("must be a time between the years 1 and 9999".into()),
+    }
+}
+
 /// Text that both databases can hold.
 pub fn is_storable(text: &str) -> bool {
     !text.contains('\0')
@@ -246,16 +261,10 @@ impl Faults<'_> {
     }
 
     fn time(&mut self, field: &str, raw: RawSpan) -> Timestamp {
-        // 0001-01-01 to 9999-12-31, as protobuf has it; how far ahead it may lie is for the database's clock to judge.
-        let in_range = (-62_135_596_800..=253_402_300_799).contains(&raw.seconds)
-            && (0..1_000_000_000).contains(&raw.nanos);
-        self.require(in_range, field, || {
-            "must be a time between the years 1 and 9999".into()
-        });
-        match in_range {
-            true => Timestamp(raw.seconds * 1_000_000 + i64::from(raw.nanos) / 1_000),
-            false => Timestamp(0),
-        }
+        time(raw).unwrap_or_else(|why| {
+            self.add(field, why);
+            Timestamp(0)
+        })
     }
 
     fn payload(&mut self, payload: Option<Payload>) -> Payload {

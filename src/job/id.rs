@@ -31,6 +31,12 @@ impl JobId {
         Self(id)
     }
 
+    /// A bound for lists: no id that carries this time or a later one is below it.
+    pub fn earliest(time: Timestamp) -> Self {
+        let millis = u128::try_from(time.0 / 1_000).unwrap_or(0);
+        Self(Uuid::from_u128(millis << 80))
+    }
+
     /// The UUID itself.
     pub fn uuid(self) -> Uuid {
         self.0

@@ -9,13 +9,15 @@ pub mod observed;
 pub mod postgres;
 pub mod sqlite;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::error::Result;
-use crate::job::limits::BATCH_BYTES_MAX;
+use crate::job::limits::{BATCH_BYTES_MAX, ID_AGE_MAX, ID_AHEAD_MAX};
+use crate::job::time::micros;
 use crate::job::{
     Ending, HeldLease, Job, JobId, JobState, Kind, Lease, LeasedJob, NewJob, NodeId, Priority,
     Progress, QueueName, SessionId, Timestamp, Verdict, View,
@@ -123,6 +125,39 @@ pub struct JobFilter {
     pub kinds: Vec<Kind>,
     /// Any of these states.
     pub states: Vec<JobState>,
+    /// All of these labels.
+    pub labels: BTreeMap<String, String>,
+    /// Accepted at this time or later.
+    pub created_after: Option<Timestamp>,
+    /// Accepted before this time.
+    pub created_before: Option<Timestamp>,
+    /// Type of the last failure.
+    pub failure_type: Option<String>,
+}
+
+impl JobFilter {
+    /// Ids that jobs accepted in its span of time can have: from the first, below the second (`None`: any). An id carries
+    /// the time of its making, up to [`ID_AGE_MAX`] before its job was accepted or [`ID_AHEAD_MAX`] after that.
+    pub fn ids(&self) -> (JobId, Option<JobId>) {
+        let first = self
+            .created_after
+            .map_or(0, |time| time.0.saturating_sub(micros(ID_AGE_MAX)));
+        let end = self
+            .created_before
+            .map(|time| JobId::earliest(time.after(ID_AHEAD_MAX + Duration::from_millis(1))));
+        (JobId::earliest(Timestamp(first)), end)
+    }
+
+    /// Whether a job of these labels and this last failure passes: what no index knows.
+    fn lets(&self, labels: &BTreeMap<String, String>, failure_type: Option<&str>) -> bool {
+        self.labels
+            .iter()
+            .all(|(key, value)| labels.get(key) == Some(value))
+            && self
+                .failure_type
+                .as_deref()
+                .is_none_or(|wanted| failure_type == Some(wanted))
+    }
 }
 
 /// One page of a list, newest job first.

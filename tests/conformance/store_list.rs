@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use leasehold::job::limits::{LOST_LEASES_MAX, PAGE_MAX, PAGE_ROWS_MAX};
-use leasehold::job::{Job, JobId, JobState, Kind, NewJob, Outcome, Timestamp, View};
+use leasehold::job::{Failure, Job, JobId, JobState, Kind, NewJob, Outcome, Timestamp, View};
 use leasehold::store::{Ask, JobFilter, JobPage};
 
 use crate::steps::{
@@ -21,6 +21,7 @@ pub fn filter(queues: &[&str], kinds: &[&str], states: &[JobState]) -> JobFilter
         queues: queues.iter().map(|name| queue(name)).collect(),
         kinds: kinds.iter().map(|name| kind(name)).collect(),
         states: states.to_vec(),
+        ..JobFilter::default()
     }
 }
 
@@ -116,6 +117,105 @@ async fn a_list_is_all_that_its_filter_lets_through_newest_first(world: World) {
                     let found: Vec<_> = found.iter().collect();
                     assert_eq!(found, expected, "{filter:?} by {size}");
                 }
+            }
+        }
+    }
+}
+
+on_each_store!(a_list_lets_through_by_labels_time_and_failure);
+async fn a_list_lets_through_by_labels_time_and_failure(world: World) {
+    let labelled = |labels: &[(&str, &str)], kind: &str| {
+        world.job_with(|d| {
+            d.kind = kind.into();
+            d.labels = labels
+                .iter()
+                .map(|(k, v)| ((*k).into(), (*v).into()))
+                .collect();
+        })
+    };
+    let none = world.accept(labelled(&[], "x")).await;
+    let blue = world
+        .accept(labelled(&[("team", "blue"), ("quote", "it's \"5\" \\ ☂")], "x"))
+        .await;
+    world.advance(minutes(10)).await;
+    let between = world.now();
+    let red = world.accept(labelled(&[("team", "red")], "x")).await;
+    let both = world
+        .accept(labelled(&[("team", "blue"), ("tier", "")], "y"))
+        .await;
+    let fail = async |job, with: &str| {
+        let session = world.open().await;
+        let lease = world.lease(job, session).await;
+        let failure = Outcome::Failure(Failure {
+            kind: with.into(),
+            message: "no".into(),
+            permanent: true,
+            ..Failure::default()
+        });
+        assert_recorded(&world.finish(lease, session, failure).await);
+    };
+    fail(red, "Timeout").await;
+    fail(blue, "Timeout").await;
+    fail(both, "Refused").await;
+    // Only the last failure counts, whatever came of the job since.
+    world.retry(blue, Duration::ZERO).await;
+    fail(blue, "Refused").await;
+    world.retry(both, Duration::ZERO).await;
+
+    let labels = |labels: &[(&str, &str)]| JobFilter {
+        labels: labels
+            .iter()
+            .map(|(k, v)| ((*k).into(), (*v).into()))
+            .collect(),
+        ..JobFilter::default()
+    };
+    let after = |filter: JobFilter| JobFilter {
+        created_after: Some(between),
+        ..filter
+    };
+    let before = |filter: JobFilter| JobFilter {
+        created_before: Some(between),
+        ..filter
+    };
+    let failed = |filter: JobFilter, with: &str| JobFilter {
+        failure_type: Some(with.into()),
+        ..filter
+    };
+    let any = JobFilter::default;
+    let dead = || filter(&[], &[], &[JobState::Failed]);
+    let (created, one) = (world.look(red).await.create_time, 1);
+    let exactly = JobFilter {
+        created_after: Some(created),
+        created_before: Some(Timestamp(created.0 + one)),
+        ..any()
+    };
+    for (filter, expected) in [
+        (labels(&[("team", "blue")]), vec![both, blue]),
+        (labels(&[("team", "blue"), ("tier", "")]), vec![both]),
+        (labels(&[("quote", "it's \"5\" \\ ☂")]), vec![blue]),
+        (labels(&[("team", "")]), vec![]),
+        (labels(&[("tea", "blue")]), vec![]),
+        (after(any()), vec![both, red]),
+        (before(any()), vec![blue, none]),
+        (before(after(any())), vec![]),
+        (exactly, vec![red]),
+        (after(labels(&[("team", "blue")])), vec![both]),
+        (failed(any(), "Refused"), vec![both, blue]),
+        (failed(any(), "Timeout"), vec![red]),
+        (failed(dead(), "Refused"), vec![blue]),
+        (failed(filter(&["a"], &[], &[]), "Refused"), vec![]),
+        (before(failed(dead(), "Refused")), vec![blue]),
+        (after(failed(labels(&[("team", "blue")]), "Refused")), vec![both]),
+    ] {
+        for queues in [vec![], vec![queue(crate::steps::QUEUE)]] {
+            let is_elsewhere = !filter.queues.is_empty();
+            let filter = JobFilter {
+                queues: if is_elsewhere { filter.queues.clone() } else { queues },
+                ..filter.clone()
+            };
+            for size in [1, 100] {
+                let found = ids(&world.walk(filter.clone(), size).await);
+                assert_eq!(found, expected, "{filter:?} by {size}");
             }
         }
     }

@@ -6,7 +6,8 @@
 use std::time::Duration;
 
 use leasehold::job::{
-    Failure, IdempotencyKey, JobId, JobState, LeasedJob, NewJob, Outcome, Priority, QueueName, View,
+    Failure, IdempotencyKey, JobId, JobState, LeasedJob, NewJob, Outcome, Priority, QueueName,
+    Timestamp, View,
 };
 use leasehold::store::{
     Ask, Attach, Attached, Attaching, EntryId, Epoch, Found, Granted, JobFilter, Line, Offer,
@@ -247,6 +248,35 @@ impl Stage {
             page.expect("list answers");
             let what = format!("list of {queues:?} {states:?}");
             self.within(when, &what, bound).await;
+        }
+        let labels = [("team".to_owned(), "blue".to_owned())].into();
+        let by_label = JobFilter {
+            labels,
+            ..JobFilter::default()
+        };
+        let by_failure = JobFilter {
+            failure_type: Some("Broken".into()),
+            states: dead.to_vec(),
+            ..JobFilter::default()
+        };
+        let long_ago = JobFilter {
+            queues: vec![queue(QUEUE)],
+            created_before: Some(Timestamp(1_000_000)),
+            ..JobFilter::default()
+        };
+        // Each row that is looked at may have its attempts looked at.
+        let failures = Bound {
+            rows: 3 * PAGE_ROWS,
+            ..ids(2 * PAGE_ROWS as usize)
+        };
+        for (what, filter, bound) in [
+            ("label", by_label, walk),
+            ("failure", by_failure, failures),
+            ("time", long_ago, page),
+        ] {
+            let page = self.verbs.store.list(filter, None, 50, View::Basic).await;
+            page.expect("list answers");
+            self.within(when, &format!("list by {what}"), bound).await;
         }
     }
 

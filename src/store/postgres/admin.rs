@@ -7,7 +7,7 @@ use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::pool::Pool;
-use super::row::{attempt, bound, column, job, job_columns, progress, segments, span};
+use super::row::{attempt, bound, column, job, job_columns, json, progress, segments, span};
 use crate::error::{Error, Result};
 use crate::job::limits::{ATTEMPTS_SHOWN, PAGE_ROWS_MAX};
 use crate::job::time::micros;
@@ -44,43 +44,57 @@ SELECT id, coalesce(octet_length(labels::text), 0)::bigint + coalesce(octet_leng
          ELSE 0 END AS bytes
   FROM jobs j WHERE id = ANY ($1)";
 
-/// What a page looks at, by an index that is ordered by id, and what of it passes the filter.
+/// What a page looks at, by an index that is ordered by id, and what of it passes the filter. Labels and failures are
+/// looked at only if the filter has any.
 macro_rules! list {
     ($scan:expr) => {
         concat!(
             "WITH scanned AS MATERIALIZED (",
             $scan,
             "), picked AS (
-  SELECT id FROM scanned
+  SELECT id FROM scanned s
    WHERE (cardinality($3::text[]) = 0 OR kind = ANY ($3)) AND (cardinality($4::int2[]) = 0 OR state = ANY ($4))
+     AND create_time BETWEEN $9 AND $10 AND is_labelled
+     AND ($11::text IS NULL OR $11 = (
+           SELECT failure_type FROM attempts WHERE job = s.id AND (outcome IN (2, 3) OR failure_type = 'LEASES_LOST')
+            ORDER BY attempt DESC LIMIT 1))
    ORDER BY id DESC LIMIT $5)
 SELECT ARRAY(SELECT id FROM picked ORDER BY id DESC) AS ids, (SELECT count(*) FROM scanned) AS scanned,
        (SELECT id FROM scanned ORDER BY id LIMIT 1) AS last"
         )
     };
 }
-const LIST_ALL: &str = list!(
-    "SELECT id, kind, state FROM jobs WHERE id < $1 AND cardinality($2::text[]) = 0 ORDER BY id DESC LIMIT $6"
-);
+/// What is seen of a row.
+macro_rules! seen {
+    () => {
+        "SELECT id, kind, state, create_time, ($8::text IS NULL OR coalesce(labels @> $8::text::jsonb, false)) AS is_labelled FROM jobs "
+    };
+}
+const LIST_ALL: &str = list!(concat!(
+    seen!(),
+    "WHERE id < $1 AND id >= $7 AND cardinality($2::text[]) = 0 ORDER BY id DESC LIMIT $6"
+));
 /// Rows of one queue are asked for as a range of (queue, id), which the index of that order alone gives. Had they been
 /// asked for by `queue = ...`, the planner may walk all ids instead: 120,000 of a million for one page of a rare queue.
-const LIST_QUEUES: &str = list!(
-    "SELECT s.* FROM unnest($2::text[]) AS q (queue), LATERAL (
-       SELECT id, kind, state FROM jobs WHERE queue >= q.queue AND (queue, id) < (q.queue, $1)
+const LIST_QUEUES: &str = list!(concat!(
+    "SELECT s.* FROM unnest($2::text[]) AS q (queue), LATERAL (",
+    seen!(),
+    "WHERE (queue, id) >= (q.queue, $7) AND (queue, id) < (q.queue, $1)
         ORDER BY queue DESC, id DESC LIMIT $6) AS s
      ORDER BY s.id DESC LIMIT $6"
-);
-const LIST_FAILED: &str = list!(
-    "SELECT id, kind, state FROM jobs WHERE failed_at IS NOT NULL AND id < $1 AND cardinality($2::text[]) = 0
+));
+const LIST_FAILED: &str = list!(concat!(
+    seen!(),
+    "WHERE failed_at IS NOT NULL AND id < $1 AND id >= $7 AND cardinality($2::text[]) = 0
      ORDER BY id DESC LIMIT $6"
-);
-const LIST_FAILED_QUEUES: &str = list!(
-    "SELECT s.* FROM unnest($2::text[]) AS q (queue), LATERAL (
-       SELECT id, kind, state FROM jobs
-        WHERE failed_at IS NOT NULL AND queue >= q.queue AND (queue, id) < (q.queue, $1)
+));
+const LIST_FAILED_QUEUES: &str = list!(concat!(
+    "SELECT s.* FROM unnest($2::text[]) AS q (queue), LATERAL (",
+    seen!(),
+    "WHERE failed_at IS NOT NULL AND (queue, id) >= (q.queue, $7) AND (queue, id) < (q.queue, $1)
         ORDER BY queue DESC, id DESC LIMIT $6) AS s
      ORDER BY s.id DESC LIMIT $6"
-);
+));
 
 const RETRY: &str = concat!(
     "WITH locked AS MATERIALIZED (
@@ -247,21 +261,34 @@ pub(super) async fn list(
     queues.dedup();
     let kinds: Vec<String> = filter.kinds.iter().map(ToString::to_string).collect();
     let states: Vec<i16> = filter.states.iter().map(|s| s.number()).collect();
-    // No filter by kind or state lets the first rows through, so no more need be looked at.
-    let rows_max =
-        match kinds.is_empty() && (states.is_empty() || is_dead_letter && states.len() == 2) {
-            true => PAGE_ROWS_MAX.min(size.saturating_add(1)),
-            false => PAGE_ROWS_MAX,
-        };
+    let labels = json(&filter.labels)?;
+    let is_by_index = kinds.is_empty()
+        && (states.is_empty() || is_dead_letter && states.len() == 2)
+        && labels.is_none()
+        && filter.failure_type.is_none()
+        && filter.created_after.is_none()
+        && filter.created_before.is_none();
+    // Nothing else in the filter: the first rows pass, so no more need be looked at.
+    let rows_max = match is_by_index {
+        true => PAGE_ROWS_MAX.min(size.saturating_add(1)),
+        false => PAGE_ROWS_MAX,
+    };
+    let (first, end) = filter.ids();
+    let below = before.into_iter().chain(end).min();
     let rows = pool
         .read(|| {
             sqlx::query(sql)
-                .bind(before.map_or(Uuid::max(), JobId::uuid))
+                .bind(below.map_or(Uuid::max(), JobId::uuid))
                 .bind(&queues)
                 .bind(&kinds)
                 .bind(&states)
                 .bind(bound(size.saturating_add(1)))
                 .bind(bound(rows_max))
+                .bind(first.uuid())
+                .bind(&labels)
+                .bind(filter.created_after.map_or(i64::MIN, |time| time.0))
+                .bind(filter.created_before.map_or(i64::MAX, |time| time.0 - 1))
+                .bind(&filter.failure_type)
         })
         .await?;
     let Some(row) = rows.first() else {

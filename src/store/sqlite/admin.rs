@@ -1,6 +1,7 @@
 //! What people ask for: lists, cancel, retry by hand, numbers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::time::Duration;
 
 use sqlx::{FromRow, SqliteConnection};
@@ -8,20 +9,27 @@ use uuid::Uuid;
 
 use super::change::{Current, Ended, apply, current};
 use super::fault::{broken, fault};
-use super::row::{complete, id_list, job, jobs, rows_max, state};
+use super::row::{complete, id_list, job, jobs, rows_max, state, words};
 use super::{SqliteStore, backlog, commit, signals};
 use crate::error::Result;
 use crate::job::limits::{ATTEMPTS_SHOWN, PAGE_ROWS_MAX};
 use crate::job::{
-    AttemptOutcome, Failure, Job, JobId, JobState, Lease, QueueName, SessionId, View,
+    AttemptOutcome, Failure, Job, JobId, JobState, Lease, QueueName, SessionId, Timestamp, View,
 };
 use crate::store::{Cancelled, JobFilter, JobPage, QueueStats, Retried};
 
 const PING: &str = "SELECT sqlite_version()";
 const WALK: &str = "
-SELECT id, queue, kind, state FROM jobs WHERE id < ?1 ORDER BY id DESC LIMIT ?2";
+SELECT id, queue, kind, state, create_time FROM jobs WHERE id < ?1 AND id >= ?2 ORDER BY id DESC LIMIT ?3";
 const WALK_QUEUE: &str = "
-SELECT id, queue, kind, state FROM jobs WHERE queue = ?3 AND id < ?1 ORDER BY id DESC LIMIT ?2";
+SELECT id, queue, kind, state, create_time FROM jobs
+ WHERE queue = ?4 AND id < ?1 AND id >= ?2 ORDER BY id DESC LIMIT ?3";
+/// Only for filters that ask for them.
+const LABELS_AND_FAILURES: &str = "
+SELECT p.id, p.labels, (
+         SELECT failure_kind FROM attempts WHERE job = p.id AND outcome IN (2, 3, 4, 5) AND failure_kind IS NOT NULL
+          ORDER BY attempt DESC LIMIT 1)
+  FROM payloads p WHERE p.id IN (SELECT unhex(value) FROM json_each(?1))";
 const SIZES: &str = "
 SELECT j.id, octet_length(p.labels) + octet_length(p.headers)
        + CASE WHEN ?2 THEN j.bytes + coalesce((SELECT length(checkpoint) FROM progress WHERE id = j.id), 0) + (
@@ -77,14 +85,17 @@ async fn walk(
     before: Option<JobId>,
     size: usize,
 ) -> Result<(Vec<JobId>, Option<JobId>)> {
-    let mut below = before.map_or(Uuid::max(), JobId::uuid);
+    let (first, end) = filter.ids();
+    let below = before.into_iter().chain(end).min();
+    let mut below = below.map_or(Uuid::max(), JobId::uuid);
     let mut kept = Vec::new();
     let mut looked_at = 0;
     while looked_at < PAGE_ROWS_MAX {
-        let rows = step(connection, filter, below).await?;
+        let rows = step(connection, filter, first.uuid()..below).await?;
         let is_end = rows.len() < STEP;
+        let passed = passing(connection, filter, &rows).await?;
         for row in rows {
-            if !filter_lets(filter, &row)? {
+            if !passed.contains(&row.id) {
                 below = row.id;
                 continue;
             }
@@ -106,12 +117,13 @@ async fn walk(
 async fn step(
     connection: &mut SqliteConnection,
     filter: &JobFilter,
-    below: Uuid,
+    ids: Range<Uuid>,
 ) -> Result<Vec<WalkRow>> {
     let rows = match filter.queues.as_slice() {
         [queue] => {
             sqlx::query_as(WALK_QUEUE)
-                .bind(below)
+                .bind(ids.end)
+                .bind(ids.start)
                 .bind(rows_max(STEP))
                 .bind(queue.as_str())
                 .fetch_all(connection)
@@ -119,7 +131,8 @@ async fn step(
         }
         _ => {
             sqlx::query_as(WALK)
-                .bind(below)
+                .bind(ids.end)
+                .bind(ids.start)
                 .bind(rows_max(STEP))
                 .fetch_all(connection)
                 .await
@@ -128,17 +141,33 @@ async fn step(
     rows.map_err(fault)
 }
 
-fn filter_lets(filter: &JobFilter, row: &WalkRow) -> Result<bool> {
-    let JobFilter {
-        queues,
-        kinds,
-        states,
-    } = filter;
-    Ok(
-        (queues.is_empty() || queues.iter().any(|q| q.as_str() == row.queue))
-            && (kinds.is_empty() || kinds.iter().any(|k| k.as_str() == row.kind))
-            && (states.is_empty() || states.contains(&state(row.state)?)),
-    )
+/// Which of the rows the filter lets through.
+async fn passing(
+    connection: &mut SqliteConnection,
+    filter: &JobFilter,
+    rows: &[WalkRow],
+) -> Result<HashSet<Uuid>> {
+    let mut passed = HashSet::with_capacity(rows.len());
+    for row in rows {
+        if row.passes(filter)? {
+            passed.insert(row.id);
+        }
+    }
+    if passed.is_empty() || filter.labels.is_empty() && filter.failure_type.is_none() {
+        return Ok(passed);
+    }
+    let ids: Vec<JobId> = passed.iter().copied().map(JobId::from_store).collect();
+    let details: Vec<(Uuid, String, Option<String>)> = sqlx::query_as(LABELS_AND_FAILURES)
+        .bind(id_list(&ids)?)
+        .fetch_all(connection)
+        .await
+        .map_err(fault)?;
+    for (id, labels, failure_type) in details {
+        if !filter.lets(&words(&labels)?, failure_type.as_deref()) {
+            passed.remove(&id);
+        }
+    }
+    Ok(passed)
 }
 
 #[derive(FromRow)]
@@ -147,6 +176,29 @@ struct WalkRow {
     queue: String,
     kind: String,
     state: i16,
+    create_time: i64,
+}
+
+impl WalkRow {
+    /// By what the row itself says.
+    fn passes(&self, filter: &JobFilter) -> Result<bool> {
+        let JobFilter {
+            queues,
+            kinds,
+            states,
+            created_after,
+            created_before,
+            ..
+        } = filter;
+        let created = Timestamp(self.create_time);
+        Ok(
+            (queues.is_empty() || queues.iter().any(|q| q.as_str() == self.queue))
+                && (kinds.is_empty() || kinds.iter().any(|k| k.as_str() == self.kind))
+                && (states.is_empty() || states.contains(&state(self.state)?))
+                && created_after.is_none_or(|after| created >= after)
+                && created_before.is_none_or(|before| created < before),
+        )
+    }
 }
 
 async fn sizes(
