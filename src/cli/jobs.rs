@@ -71,7 +71,12 @@ enum Verb {
         #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
         created_before: Option<SystemTime>,
         /// Only those whose last failure is of this type
-        #[arg(long, value_name = "TYPE", default_value = "", hide_default_value = true)]
+        #[arg(
+            long,
+            value_name = "TYPE",
+            default_value = "",
+            hide_default_value = true
+        )]
         failure_type: String,
         /// At most so many
         #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]

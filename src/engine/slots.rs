@@ -142,7 +142,10 @@ impl<T: Clone> Slots<T> {
     /// What is free now.
     pub fn free(&self) -> Free {
         let each = |count: fn(&Queue<T>) -> usize| {
-            let counts = self.queues.iter().map(|(queue, of)| (queue.clone(), count(of)));
+            let counts = self
+                .queues
+                .iter()
+                .map(|(queue, of)| (queue.clone(), count(of)));
             counts.collect()
         };
         Free {

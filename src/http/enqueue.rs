@@ -85,7 +85,10 @@ fn idempotency_key(members: &mut Members<'_>, beside: Option<String>) -> String 
     match beside {
         Some(beside) if inside.is_empty() || inside == beside => beside,
         Some(_) => {
-            members.fault("idempotency_key", "is not what the header Idempotency-Key says");
+            members.fault(
+                "idempotency_key",
+                "is not what the header Idempotency-Key says",
+            );
             String::new()
         }
         None => inside,

@@ -199,7 +199,10 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>> {
     let key = value.to_str().ok().filter(|key| !key.is_empty());
     match (key, values.next()) {
         (Some(key), None) => Ok(Some(key.to_owned())),
-        _ => Err(Error::field(KEY_HEADER, "must be given once, in visible ASCII")),
+        _ => Err(Error::field(
+            KEY_HEADER,
+            "must be given once, in visible ASCII",
+        )),
     }
 }
 

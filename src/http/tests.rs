@@ -55,7 +55,10 @@ async fn an_idempotency_key_comes_as_a_header_or_in_the_body() {
     let head = "content-type: application/json\r\nidempotency-key: order 7\r\n";
     let body = br#"{"queue":"q","kind":"k","payload":1}"#;
     let made = call(address, "POST /jobs", head, body).await;
-    assert_eq!((made.status, &made.json()["idempotency_key"]), (201, &json!("order 7")));
+    assert_eq!(
+        (made.status, &made.json()["idempotency_key"]),
+        (201, &json!("order 7"))
+    );
     let id = made.json()["id"].clone();
 
     let inside = r#"{"queue":"q","kind":"k","payload":1,"idempotency_key":"order 7"}"#;
@@ -228,7 +231,10 @@ async fn what_is_no_request_is_refused_as_a_problem() {
     let batch = br#"{"jobs":[{"queue":"q","kind":"k"}]}"#;
     let answer = call(address, "POST /jobs/batch", key, batch).await;
     assert_eq!(answer.problem().2, ["Idempotency-Key"]);
-    for bad in ["idempotency-key: \r\n", "idempotency-key: 1\r\nidempotency-key: 1\r\n"] {
+    for bad in [
+        "idempotency-key: \r\n",
+        "idempotency-key: 1\r\nidempotency-key: 1\r\n",
+    ] {
         let bad = format!("content-type: application/json\r\n{bad}");
         let answer = call(address, "POST /jobs", &bad, br#"{"queue":"q","kind":"k"}"#).await;
         assert_eq!(answer.problem().2, ["Idempotency-Key"]);

@@ -13,7 +13,8 @@ use super::limits::{
     TIMEOUT_DEFAULT, WORD_BYTES_MAX,
 };
 use super::{
-    IdempotencyKey, JobId, JobSpec, Kind, NewJob, Payload, Priority, QueueName, RetryPolicy, Start, Timestamp,
+    IdempotencyKey, JobId, JobSpec, Kind, NewJob, Payload, Priority, QueueName, RetryPolicy, Start,
+    Timestamp,
 };
 use crate::error::Violation;
 

@@ -122,7 +122,10 @@ impl NewJob {
     /// Bytes of its payload and words, as the bounds of a batch count them.
     pub fn size(&self) -> usize {
         let words = self.spec.labels.iter().chain(&self.spec.headers);
-        let key = self.idempotency_key.as_ref().map_or(0, |key| key.as_str().len());
+        let key = self
+            .idempotency_key
+            .as_ref()
+            .map_or(0, |key| key.as_str().len());
         self.payload.data.len() + key + words.map(|(k, v)| k.len() + v.len()).sum::<usize>()
     }
 

@@ -156,7 +156,11 @@ async fn a_key_is_free_again_when_its_job_is_forgotten(world: World) {
     let again = world
         .enqueue(vec![keyed_with(&world, "k", brief)], Unit::Each)
         .await;
-    assert_eq!(existed(&again.jobs[0]).id, first.id, "also when it is final");
+    assert_eq!(
+        existed(&again.jobs[0]).id,
+        first.id,
+        "also when it is final"
+    );
     world.advance(minutes(80)).await;
     assert_eq!(world.retain().await, 1);
     let second = keyed_with(&world, "k", brief);

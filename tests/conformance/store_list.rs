@@ -135,7 +135,10 @@ async fn a_list_lets_through_by_labels_time_and_failure(world: World) {
     };
     let none = world.accept(labelled(&[], "x")).await;
     let blue = world
-        .accept(labelled(&[("team", "blue"), ("quote", "it's \"5\" \\ ☂")], "x"))
+        .accept(labelled(
+            &[("team", "blue"), ("quote", "it's \"5\" \\ ☂")],
+            "x",
+        ))
         .await;
     world.advance(minutes(10)).await;
     let between = world.now();
@@ -205,12 +208,19 @@ async fn a_list_lets_through_by_labels_time_and_failure(world: World) {
         (failed(dead(), "Refused"), vec![blue]),
         (failed(filter(&["a"], &[], &[]), "Refused"), vec![]),
         (before(failed(dead(), "Refused")), vec![blue]),
-        (after(failed(labels(&[("team", "blue")]), "Refused")), vec![both]),
+        (
+            after(failed(labels(&[("team", "blue")]), "Refused")),
+            vec![both],
+        ),
     ] {
         for queues in [vec![], vec![queue(crate::steps::QUEUE)]] {
             let is_elsewhere = !filter.queues.is_empty();
             let filter = JobFilter {
-                queues: if is_elsewhere { filter.queues.clone() } else { queues },
+                queues: if is_elsewhere {
+                    filter.queues.clone()
+                } else {
+                    queues
+                },
                 ..filter.clone()
             };
             for size in [1, 100] {

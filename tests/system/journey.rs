@@ -141,7 +141,12 @@ async fn the_same_id_and_request_are_one_job(world: World) {
 async fn the_same_idempotency_key_is_one_job(world: World) {
     let worker = world.worker();
     // Each has an id of its own, and so has each call over HTTP.
-    let job = |n: i32| NewJob::new("echo", &n).unwrap().queue("q").idempotency_key("order 7");
+    let job = |n: i32| {
+        NewJob::new("echo", &n)
+            .unwrap()
+            .queue("q")
+            .idempotency_key("order 7")
+    };
     let calls = (0..64).map(|n| {
         let client = match n % 2 {
             0 => world.enqueue.clone(),

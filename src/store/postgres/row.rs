@@ -10,8 +10,8 @@ use uuid::Uuid;
 use super::fault::broken;
 use crate::error::{Error, Result};
 use crate::job::{
-    AttemptOutcome, AttemptRecord, Failure, IdempotencyKey, Job, JobId, JobSpec, JobState, Kind, Payload, Priority,
-    Progress, QueueName, RetryPolicy, Timestamp, View,
+    AttemptOutcome, AttemptRecord, Failure, IdempotencyKey, Job, JobId, JobSpec, JobState, Kind,
+    Payload, Priority, Progress, QueueName, RetryPolicy, Timestamp, View,
 };
 use crate::store::{Line, Segment};
 

@@ -15,8 +15,8 @@ use super::progress;
 use crate::error::{Error, Result};
 use crate::job::limits::ATTEMPTS_SHOWN;
 use crate::job::{
-    AttemptOutcome, AttemptRecord, Failure, IdempotencyKey, Job, JobId, JobSpec, JobState, Kind, Payload, Priority,
-    QueueName, RetryPolicy, Timestamp, View,
+    AttemptOutcome, AttemptRecord, Failure, IdempotencyKey, Job, JobId, JobSpec, JobState, Kind,
+    Payload, Priority, QueueName, RetryPolicy, Timestamp, View,
 };
 
 const JOBS: &str = "

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use sqlx::postgres::PgRow;
 
+use super::{key, place};
 use crate::error::Result;
 use crate::job::limits::{ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX};
 use crate::job::time::micros;
 use crate::job::{JobId, NewJob, Priority, QueueName, Start, Timestamp};
-use super::{key, place};
 use crate::store::postgres::fault::{broken, is_taken};
 use crate::store::postgres::pool::{Pool, Statement};
 use crate::store::postgres::row::{column, int, json, priority};
