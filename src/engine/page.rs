@@ -69,6 +69,19 @@ pub struct Names {
     pub failure_type: &'static str,
 }
 
+impl Names {
+    /// As the proto has them.
+    pub const OF_PROTO: Self = Self {
+        queues: "filter.queues",
+        kinds: "filter.kinds",
+        states: "filter.states",
+        labels: "filter.labels",
+        created_after: "filter.created_after",
+        created_before: "filter.created_before",
+        failure_type: "filter.failure_type",
+    };
+}
+
 impl RawPage {
     /// Checks it. Violations are named as the caller's face has them.
     ///
@@ -218,16 +231,6 @@ fn digest(filter: &JobFilter) -> [u8; 8] {
 mod tests {
     use super::*;
 
-    const FIELDS: Names = Names {
-        queues: "filter.queues",
-        kinds: "filter.kinds",
-        states: "filter.states",
-        labels: "filter.labels",
-        created_after: "filter.created_after",
-        created_before: "filter.created_before",
-        failure_type: "filter.failure_type",
-    };
-
     #[test]
     fn a_token_is_good_for_its_own_filter_only() {
         let filter = JobFilter {
@@ -244,11 +247,16 @@ mod tests {
             ..RawPage::default()
         };
         assert_eq!(
-            with("a", &token).check(FIELDS).map(|page| page.before),
+            with("a", &token)
+                .check(Names::OF_PROTO)
+                .map(|page| page.before),
             Ok(Some(next))
         );
         for (queue, token) in [("b", token.as_str()), ("a", "x"), ("a", &token[1..])] {
-            let found = with(queue, token).check(FIELDS).map(|_| ()).unwrap_err();
+            let found = with(queue, token)
+                .check(Names::OF_PROTO)
+                .map(|_| ())
+                .unwrap_err();
             assert_eq!(found[0].field, "page_token");
         }
     }

@@ -15,16 +15,6 @@ use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, REASON_BYTES_MAX, SPAN_MAX,
 use crate::job::{JobId, JobState, NewJob, View};
 use crate::proto as pb;
 
-const FILTER: Names = Names {
-    queues: "filter.queues",
-    kinds: "filter.kinds",
-    states: "filter.states",
-    labels: "filter.labels",
-    created_after: "filter.created_after",
-    created_before: "filter.created_before",
-    failure_type: "filter.failure_type",
-};
-
 /// The service.
 #[derive(Debug, Clone)]
 pub struct Jobs(pub Arc<Engine>);
@@ -163,7 +153,7 @@ impl Jobs {
             size: request.page_size,
             token: request.page_token,
         };
-        let page = raw.check(FILTER).map_err(Error::InvalidArgument)?;
+        let page = raw.check(Names::OF_PROTO).map_err(Error::InvalidArgument)?;
         let listed = self
             .0
             .list(page.filter.clone(), page.before, page.size, view)
