@@ -5,6 +5,7 @@
 //! store through [`observed`], which runs each call in a task of its own (I10). Time goes in as durations; moments come
 //! out, by the store's own clock.
 
+mod known;
 pub mod observed;
 pub mod postgres;
 pub mod sqlite;

@@ -3,13 +3,14 @@
 mod fresh;
 mod mixed;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use super::pool::Pool;
 use crate::error::{Error, Result};
 use crate::job::limits::{ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX};
 use crate::job::time::micros;
 use crate::job::{IdempotencyKey, Job, JobId, JobState, NewJob, QueueName, Start, Timestamp};
+use crate::store::known::Known;
 use crate::store::{EnqueueAnswer, Enqueued, Unit};
 
 /// Accepts jobs: as a batch of which nothing is known yet, which is to be expected, and only if that is refused with a
@@ -64,76 +65,6 @@ fn key(job: &&NewJob) -> Option<String> {
     job.idempotency_key
         .as_ref()
         .map(|key| key.as_str().to_owned())
-}
-
-/// What is known of ids and of keys.
-#[derive(Default)]
-struct Known {
-    jobs: HashMap<JobId, Standing>,
-    keys: HashMap<(QueueName, IdempotencyKey), JobId>,
-}
-
-/// A job that is there.
-struct Standing {
-    job: Job,
-    /// Of the request that it was created for.
-    fingerprint: Vec<u8>,
-    /// Created by this call, and its first asker does not have its answer yet.
-    is_news: bool,
-}
-
-impl Known {
-    /// A job that was created by this call.
-    fn add_created(&mut self, new: &NewJob, now: Timestamp) {
-        self.add(Standing {
-            job: created(new, now),
-            fingerprint: new.fingerprint.to_vec(),
-            is_news: true,
-        });
-    }
-
-    fn add(&mut self, standing: Standing) {
-        let job = &standing.job;
-        if let Some(key) = &job.idempotency_key {
-            let key = (job.spec.queue.clone(), key.clone());
-            self.keys.insert(key, job.id);
-        }
-        self.jobs.insert(job.id, standing);
-    }
-
-    fn has(&self, new: &NewJob) -> bool {
-        self.jobs.contains_key(&new.id) || self.by_key(new).is_some()
-    }
-
-    fn by_key(&self, new: &NewJob) -> Option<JobId> {
-        let (queue, key) = new.key()?;
-        self.keys.get(&(queue.clone(), key.clone())).copied()
-    }
-
-    /// The answer to one job; `None` when nothing is known of it.
-    fn answer(&mut self, new: &NewJob) -> Option<Enqueued> {
-        let id = match self.jobs.contains_key(&new.id) {
-            true => new.id,
-            false => self.by_key(new)?,
-        };
-        let standing = self.jobs.get_mut(&id)?;
-        let job = &standing.job;
-        let is_same = standing.fingerprint == new.fingerprint;
-        Some(if id != new.id {
-            match is_same {
-                // Its own asker comes later in the batch: this one was judged before.
-                _ if standing.is_news => return None,
-                true => Enqueued::Existed(job.clone()),
-                false => Enqueued::KeyConflict(id),
-            }
-        } else if std::mem::take(&mut standing.is_news) {
-            Enqueued::Created(job.clone())
-        } else if is_same && job.idempotency_key == new.idempotency_key {
-            Enqueued::Existed(job.clone())
-        } else {
-            Enqueued::Conflict
-        })
-    }
 }
 
 /// One answer a job. Errors: `Unavailable` when it is not known what became of one.

@@ -1,6 +1,6 @@
 //! Accepting jobs: one transaction a batch, one answer a job.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::hash::Hash;
 
 use sqlx::{FromRow, SqliteConnection};
@@ -13,9 +13,8 @@ use crate::error::{Error, Result};
 use crate::job::Start;
 use crate::job::limits::{ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX};
 use crate::job::time::micros;
-use crate::job::{
-    IdempotencyKey, Job, JobId, JobSpec, JobState, NewJob, Payload, QueueName, Timestamp,
-};
+use crate::job::{Job, JobId, JobSpec, JobState, NewJob, Payload, Timestamp};
+use crate::store::known::Known;
 use crate::store::{EnqueueAnswer, Enqueued, Line, Unit};
 
 const FINGERPRINTS: &str = "
@@ -58,7 +57,7 @@ pub(super) async fn enqueue(
     unit: Unit,
 ) -> Result<EnqueueAnswer> {
     let (mut tx, now) = store.write().await?;
-    let mut known = Known::of(&mut tx, jobs).await?;
+    let mut known = known(&mut tx, jobs).await?;
     let mut fresh: Vec<(&NewJob, Job)> = Vec::new();
     let mut answers: Vec<Enqueued> = Vec::with_capacity(jobs.len());
     for new in jobs {
@@ -106,80 +105,45 @@ pub(super) async fn enqueue(
     })
 }
 
-/// What is there under ids and under keys.
-#[derive(Default)]
-struct Known {
-    /// With the fingerprints of the requests that they were created for.
-    jobs: HashMap<JobId, (Job, Vec<u8>)>,
-    keys: HashMap<(QueueName, IdempotencyKey), JobId>,
-}
-
-impl Known {
-    async fn of(connection: &mut SqliteConnection, jobs: &[NewJob]) -> Result<Self> {
-        #[derive(FromRow)]
-        struct Print {
-            id: Uuid,
-            fingerprint: Vec<u8>,
-        }
-        let mut prints: Vec<Print> = sqlx::query_as(FINGERPRINTS)
-            .bind(batch(&vec![0; jobs.len()])?)
-            .bind(packed(jobs.iter().map(|new| new.id.uuid())))
+/// What is there under the ids and under the keys of these jobs.
+async fn known(connection: &mut SqliteConnection, jobs: &[NewJob]) -> Result<Known> {
+    #[derive(FromRow)]
+    struct Print {
+        id: Uuid,
+        fingerprint: Vec<u8>,
+    }
+    let mut prints: Vec<Print> = sqlx::query_as(FINGERPRINTS)
+        .bind(batch(&vec![0; jobs.len()])?)
+        .bind(packed(jobs.iter().map(|new| new.id.uuid())))
+        .fetch_all(&mut *connection)
+        .await
+        .map_err(fault)?;
+    let keys: Vec<(&str, &str)> = jobs
+        .iter()
+        .filter_map(NewJob::key)
+        .map(|(queue, key)| (queue.as_str(), key.as_str()))
+        .collect();
+    if !keys.is_empty() {
+        let keyed: Vec<Print> = sqlx::query_as(KEYED)
+            .bind(batch(&keys)?)
             .fetch_all(&mut *connection)
             .await
             .map_err(fault)?;
-        let keys: Vec<(&str, &str)> = jobs
-            .iter()
-            .filter_map(NewJob::key)
-            .map(|(queue, key)| (queue.as_str(), key.as_str()))
-            .collect();
-        if !keys.is_empty() {
-            let keyed: Vec<Print> = sqlx::query_as(KEYED)
-                .bind(batch(&keys)?)
-                .fetch_all(&mut *connection)
-                .await
-                .map_err(fault)?;
-            prints.extend(keyed);
-        }
-        let mut known = Self::default();
-        if prints.is_empty() {
-            return Ok(known);
-        }
-        let ids: Vec<JobId> = prints.iter().map(|p| JobId::from_store(p.id)).collect();
-        let found = row::jobs(connection, &ids).await?;
-        for print in prints {
-            let job = found.get(&JobId::from_store(print.id));
-            let job = job.ok_or_else(|| broken("no payload"))?;
-            known.add(job.clone(), print.fingerprint);
-        }
-        Ok(known)
+        prints.extend(keyed);
     }
-
-    fn add(&mut self, job: Job, fingerprint: Vec<u8>) {
-        if let Some(key) = &job.idempotency_key {
-            let key = (job.spec.queue.clone(), key.clone());
-            self.keys.insert(key, job.id);
-        }
-        self.jobs.insert(job.id, (job, fingerprint));
+    let mut known = Known::default();
+    if prints.is_empty() {
+        return Ok(known);
     }
-
-    /// The answer to a job when one is there; `None`: nothing is.
-    fn answer(&self, new: &NewJob) -> Option<Enqueued> {
-        if let Some((job, fingerprint)) = self.jobs.get(&new.id) {
-            let is_same = *fingerprint == new.fingerprint
-                && job.idempotency_key == new.idempotency_key;
-            return Some(match is_same {
-                true => Enqueued::Existed(job.clone()),
-                false => Enqueued::Conflict,
-            });
-        }
-        let (queue, key) = new.key()?;
-        let id = self.keys.get(&(queue.clone(), key.clone()))?;
-        let (job, fingerprint) = self.jobs.get(id)?;
-        Some(match *fingerprint == new.fingerprint {
-            true => Enqueued::Existed(job.clone()),
-            false => Enqueued::KeyConflict(*id),
-        })
+    let ids: Vec<JobId> = prints.iter().map(|p| JobId::from_store(p.id)).collect();
+    let found = row::jobs(connection, &ids).await?;
+    for print in prints {
+        // One that is asked for twice is found twice.
+        let job = found.get(&JobId::from_store(print.id));
+        let job = job.ok_or_else(|| broken("no payload"))?;
+        known.add(job.clone(), print.fingerprint);
     }
+    Ok(known)
 }
 
 fn judge(new: &NewJob, now: Timestamp) -> Enqueued {

@@ -6,12 +6,13 @@ use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use super::{Known, Standing, answers, firsts, key, out_of_bounds, place};
+use super::{answers, created, firsts, key, out_of_bounds, place};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::job::limits::{ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX};
 use crate::job::time::micros;
 use crate::job::{JobId, NewJob, Start, Timestamp, View};
+use crate::store::known::Known;
 use crate::store::postgres::fault::{Effect, broken, fault, gave_way, silent};
 use crate::store::postgres::pool::{ANSWER_WITHIN, Pool, RUNS_MAX, Statement};
 use crate::store::postgres::row::{self, column, int, job_columns, json};
@@ -177,10 +178,10 @@ async fn attempt(
             }
         };
         segments.extend(row::segments(&rows)?);
-        let created: HashSet<JobId>;
-        (now, created) = inserted(&rows)?;
-        for new in firsts.iter().filter(|new| created.contains(&new.id)) {
-            known.add_created(new, now);
+        let inserted_ids: HashSet<JobId>;
+        (now, inserted_ids) = inserted(&rows)?;
+        for new in firsts.iter().filter(|new| inserted_ids.contains(&new.id)) {
+            known.add_news(created(new, now), new.fingerprint.to_vec());
         }
         open.retain(|new| !known.has(new));
         if open.is_empty() {
@@ -215,11 +216,7 @@ async fn look(conn: &mut PgConnection, open: &[&NewJob], known: &mut Known) -> R
         rows.extend(keyed.fetch_all(&mut *conn).await?);
     }
     for row in &rows {
-        known.add(Standing {
-            job: row::job(row, View::Basic)?,
-            fingerprint: column(row, "fingerprint")?,
-            is_news: false,
-        });
+        known.add(row::job(row, View::Basic)?, column(row, "fingerprint")?);
     }
     Ok(())
 }
