@@ -72,8 +72,7 @@ clock AS MATERIALIZED (SELECT lh_us() AS now),
 SELECT id AS holder, NULL::uuid AS id, NULL::int AS attempt, NULL::text AS queue, NULL::text AS kind,
        NULL::bigint AS time_left FROM asked
 UNION ALL
-SELECT j.session, j.id, j.attempt, j.queue, j.kind, j.timeout_time - (SELECT now FROM clock)
-  FROM given u JOIN jobs j ON j.id = u.job AND j.state = 3 AND j.session = u.session"
+SELECT session, id, attempt, queue, kind, timeout_time - (SELECT now FROM clock) FROM running"
 );
 
 const RUNNING: &str = "

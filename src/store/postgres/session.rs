@@ -74,7 +74,8 @@ UPDATE sessions s
 RETURNING s.id";
 
 /// The RUNNING jobs of some sessions, through the grants of the nodes that they were attached to. `$sessions` is a table
-/// expression with their ids and nodes. The test for a session is a hashed lookup, whatever the planner thinks of joins.
+/// expression with their ids and nodes. The test for a session is a hashed lookup, and a job is looked up by its id,
+/// whatever the planner thinks of joins: planned on empty tables, a plain one walks through all jobs.
 macro_rules! running_of {
     ($sessions:literal, $which:literal) => {
         concat!(
@@ -89,7 +90,9 @@ macro_rules! running_of {
             $sessions,
             ")) IS TRUE),
 running AS (
-  SELECT j.id, j.session FROM given u JOIN jobs j ON j.id = u.job AND j.state = 3 AND j.session = u.session)"
+  SELECT j.* FROM given u CROSS JOIN LATERAL (
+    SELECT id, session, attempt, queue, kind, timeout_time FROM jobs
+     WHERE id = u.job AND state = 3 AND session = u.session LIMIT 1) AS j)"
         )
     };
 }
