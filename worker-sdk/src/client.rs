@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
+use crate::codec::{Codec, Sealer};
 use crate::endpoint::endpoint;
 use crate::error::{CallError, Error};
 use crate::handler::from_json;
@@ -40,6 +41,7 @@ const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub struct Client {
     jobs: JobServiceClient<Channel>,
     deadline: Duration,
+    sealer: Sealer,
 }
 
 /// An accepted job.
@@ -86,6 +88,7 @@ impl Client {
         Self {
             jobs,
             deadline: Duration::from_secs(30),
+            sealer: Sealer::default(),
         }
     }
 
@@ -96,6 +99,14 @@ impl Client {
         self
     }
 
+    /// Seals payloads that are enqueued, and opens the payloads and outputs of jobs
+    /// that are read. Default: none.
+    #[must_use]
+    pub fn codec(mut self, codec: impl Codec) -> Self {
+        self.sealer = Sealer::new(codec);
+        self
+    }
+
     /// Accepts a job. When this returns `Ok`, the job is durable and will reach
     /// a final state.
     ///
@@ -103,7 +114,7 @@ impl Client {
     /// [`Error::Call`], among others with reason `FIELD_INVALID`, `PAYLOAD_TOO_LARGE`,
     /// `ID_CONFLICT` or `KEY_CONFLICT` (the id or the idempotency key is that of another request) or `STORE_UNAVAILABLE`.
     pub async fn enqueue(&self, job: NewJob) -> Result<Enqueued, Error> {
-        let request = job.into_request()?;
+        let request = self.sealed(job)?;
         let answer = self.call(
             Repeat::Yes,
             self.deadline,
@@ -111,7 +122,7 @@ impl Client {
             request,
             |mut jobs, request| async move { jobs.enqueue(request).await },
         );
-        Ok(enqueued(answer.await?))
+        self.enqueued(answer.await?)
     }
 
     /// Accepts up to 1,000 jobs and 4 MiB, all or none, in the order given.
@@ -125,7 +136,7 @@ impl Client {
     ) -> Result<Vec<Enqueued>, Error> {
         let requests = batch
             .into_iter()
-            .map(NewJob::into_request)
+            .map(|job| self.sealed(job))
             .collect::<Result<_, _>>()?;
         let request = proto::EnqueueBatchRequest { requests };
         let answer = self.call(
@@ -135,7 +146,8 @@ impl Client {
             request,
             |mut jobs, request| async move { jobs.enqueue_batch(request).await },
         );
-        Ok(answer.await?.responses.into_iter().map(enqueued).collect())
+        let answers = answer.await?.responses.into_iter();
+        answers.map(|answer| self.enqueued(answer)).collect()
     }
 
     /// The job as it is now, with payload, output and attempts.
@@ -189,7 +201,7 @@ impl Client {
             request,
             |mut jobs, request| async move { jobs.get_job(request).await },
         );
-        Ok(answer.await?.job.unwrap_or_default())
+        self.opened(answer.await?.job)
     }
 
     /// One page of jobs, newest first, with the token of the next page. A page
@@ -201,14 +213,18 @@ impl Client {
         &self,
         request: proto::ListJobsRequest,
     ) -> Result<proto::ListJobsResponse, Error> {
-        self.call(
+        let answer = self.call(
             Repeat::Yes,
             self.deadline,
             TRY_TIMEOUT,
             request,
             |mut jobs, request| async move { jobs.list_jobs(request).await },
-        )
-        .await
+        );
+        let mut page = answer.await?;
+        for job in &mut page.jobs {
+            self.sealer.open_job(job)?;
+        }
+        Ok(page)
     }
 
     /// Cancels a job, at once and finally. If it runs, its handler is told to
@@ -229,7 +245,7 @@ impl Client {
             request,
             |mut jobs, request| async move { jobs.cancel_job(request).await },
         );
-        Ok(answer.await?.job.unwrap_or_default())
+        self.opened(answer.await?.job)
     }
 
     /// Brings a failed or cancelled job back under its own id. Not repeated when
@@ -250,7 +266,29 @@ impl Client {
             request,
             |mut jobs, request| async move { jobs.retry_job(request).await },
         );
-        Ok(answer.await?.job.unwrap_or_default())
+        self.opened(answer.await?.job)
+    }
+
+    fn sealed(&self, job: NewJob) -> Result<proto::EnqueueRequest, Error> {
+        let mut request = job.into_request()?;
+        let payload = request.job.as_mut().and_then(|job| job.payload.as_mut());
+        if let Some(payload) = payload {
+            *payload = self.sealer.seal(std::mem::take(payload))?;
+        }
+        Ok(request)
+    }
+
+    fn opened(&self, job: Option<Job>) -> Result<Job, Error> {
+        let mut job = job.unwrap_or_default();
+        self.sealer.open_job(&mut job)?;
+        Ok(job)
+    }
+
+    fn enqueued(&self, answer: proto::EnqueueResponse) -> Result<Enqueued, Error> {
+        Ok(Enqueued {
+            job: self.opened(answer.job)?,
+            existed: answer.existed,
+        })
     }
 
     /// One call with its tries, until it is answered, refused or out of time.
@@ -304,13 +342,6 @@ impl Job {
     /// [`Error::Decode`] when it is something else.
     pub fn output_as<T: DeserializeOwned>(&self) -> Result<T, Error> {
         from_json(self.output.as_ref().unwrap_or(&proto::Payload::default())).map_err(Error::Decode)
-    }
-}
-
-fn enqueued(answer: proto::EnqueueResponse) -> Enqueued {
-    Enqueued {
-        job: answer.job.unwrap_or_default(),
-        existed: answer.existed,
     }
 }
 

@@ -19,11 +19,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::context::Context;
+use crate::context::{Context, Shared};
 use crate::error::{CallError, Error, chain};
-use crate::handler::{Handlers, Run};
+use crate::handler::Handlers;
 use crate::proto;
 use crate::reporter::{Report, Reporter};
+use crate::run::Run;
 use crate::session::{
     Action, End, Event, Note, Saved, SessionNo, Sessions, StreamNo, Ticket, Waiter,
 };
@@ -65,6 +66,7 @@ pub(crate) struct Pump {
     pub(crate) sessions: Sessions,
     pub(crate) concurrency: usize,
     pub(crate) handlers: Arc<Handlers>,
+    pub(crate) shared: Arc<Shared>,
     /// The caller's runtime, where handlers run.
     pub(crate) runtime: Handle,
     pub(crate) renewal: Arc<Renewal>,
@@ -75,6 +77,7 @@ struct Running {
     /// For `ReportResults`, apart from the streams' connections.
     reports: Channel,
     handlers: Arc<Handlers>,
+    shared: Arc<Shared>,
     runtime: Handle,
     events: mpsc::Sender<Event>,
     finished: mpsc::Sender<Event>,
@@ -110,6 +113,7 @@ impl Pump {
             mut sessions,
             concurrency,
             handlers,
+            shared,
             runtime,
             renewal,
         } = self;
@@ -121,6 +125,7 @@ impl Pump {
             reports: endpoint.connect_lazy(),
             endpoint,
             handlers,
+            shared,
             runtime,
             events,
             finished,
@@ -270,7 +275,7 @@ impl Running {
     }
 
     fn start(&mut self, ticket: Ticket, mut job: proto::LeasedJob) {
-        let Some(handler) = self.handlers.get(&job.kind).cloned() else {
+        let Some((handler, next)) = self.handlers.of(&job.kind) else {
             return;
         };
         let attempt = Attempt {
@@ -281,8 +286,14 @@ impl Running {
         let run = Run {
             ticket,
             handler,
+            next,
             payload: job.payload.take().unwrap_or_default(),
-            context: Context::new(&mut job, attempt.stop.clone(), reporter),
+            context: Context::new(
+                &mut job,
+                attempt.stop.clone(),
+                reporter,
+                Arc::clone(&self.shared),
+            ),
             drop: attempt.drop.clone(),
             finished: self.finished.clone(),
         };

@@ -7,15 +7,24 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
+use crate::codec::Sealer;
 use crate::failure::JobError;
 use crate::proto;
 use crate::reporter::Reporter;
 use crate::session::{Saved, wire_duration};
+use crate::state::States;
 use crate::steps::Steps;
 
 /// As the wire allows.
 const NOTE_BYTES_MAX: usize = 1024;
 const CHECKPOINT_BYTES_MAX: usize = 64 * 1024;
+
+/// What all attempts of a worker have in common.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Shared {
+    pub(crate) states: States,
+    pub(crate) sealer: Sealer,
+}
 
 /// The attempt a handler runs. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -35,6 +44,7 @@ struct Inner {
     deadline: Option<Instant>,
     token: CancellationToken,
     reporter: Reporter,
+    shared: Arc<Shared>,
     checkpoint: Mutex<Option<Bytes>>,
     steps: tokio::sync::Mutex<Option<Steps>>,
 }
@@ -44,6 +54,7 @@ impl Context {
         job: &mut proto::LeasedJob,
         token: CancellationToken,
         reporter: Reporter,
+        shared: Arc<Shared>,
     ) -> Self {
         let deadline =
             wire_duration(job.time_left).and_then(|left| Instant::now().checked_add(left));
@@ -59,6 +70,7 @@ impl Context {
                 deadline,
                 token,
                 reporter,
+                shared,
                 checkpoint: Mutex::new(job.checkpoint.take()),
                 steps: tokio::sync::Mutex::new(None),
             }),
@@ -126,6 +138,24 @@ impl Context {
             .map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
+    /// What was given to the worker by
+    /// [`WorkerBuilder::state`](crate::WorkerBuilder::state): a pool of connections, a
+    /// client, the configuration.
+    ///
+    /// # Errors
+    /// `StateMissing`, when it was given nothing of this type.
+    pub fn state<T: Send + Sync + 'static>(&self) -> Result<Arc<T>, JobError> {
+        self.job.shared.states.get().ok_or_else(|| {
+            let name = std::any::type_name::<T>();
+            JobError::new(format!("the worker has no state of type {name}"))
+                .with_type("StateMissing")
+        })
+    }
+
+    pub(crate) fn sealer(&self) -> &Sealer {
+        &self.job.shared.sealer
+    }
+
     /// Tells people how far the attempt is: 0 to 100 percent, and a word, at most
     /// 1 KiB of it. It shows in GetJob, and costs next to nothing: of many
     /// reports the newest is sent, and one that comes right before the end of the
@@ -158,17 +188,18 @@ impl Context {
     /// more: the handler should end.
     pub async fn save_checkpoint(&self, data: impl Into<Bytes>) -> Result<(), JobError> {
         let data = data.into();
-        if data.len() > CHECKPOINT_BYTES_MAX {
+        let sealed = self.sealer().seal_bytes(data.clone())?;
+        if sealed.len() > CHECKPOINT_BYTES_MAX {
             let text = format!(
                 "the checkpoint has {} bytes, more than {CHECKPOINT_BYTES_MAX}",
-                data.len()
+                sealed.len()
             );
             return Err(JobError::new(text)
                 .with_type("CheckpointTooLarge")
                 .permanent());
         }
         let report = proto::Progress {
-            checkpoint: Some(data.clone()),
+            checkpoint: Some(sealed),
             ..Default::default()
         };
         match self.job.reporter.save(report).await.await {
@@ -183,6 +214,15 @@ impl Context {
                 Err(JobError::new("the attempt is not ours any more").with_type("LeaseLost"))
             }
         }
+    }
+
+    /// Makes a sealed checkpoint of an earlier attempt readable, before the handler runs.
+    pub(crate) fn open_checkpoint(&self) -> Result<(), JobError> {
+        let mut checkpoint = self.lock();
+        if let Some(sealed) = checkpoint.take() {
+            *checkpoint = Some(self.sealer().open_bytes(sealed)?);
+        }
+        Ok(())
     }
 
     pub(crate) async fn steps(&self) -> tokio::sync::MutexGuard<'_, Option<Steps>> {

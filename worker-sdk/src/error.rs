@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tonic_types::StatusExt;
 
+use crate::codec::CodecFailed;
 use crate::proto;
 
 /// Why a call, or a whole worker, came to nothing.
@@ -20,6 +21,9 @@ pub enum Error {
     /// The output is not the JSON that was expected.
     #[error("the output is not what was expected: {0}")]
     Decode(#[source] serde_json::Error),
+    /// A payload could not be sealed, or a payload or output not be opened.
+    #[error("{0}")]
+    Codec(String),
     /// The server, or the way to it, answered with an error; those worth a
     /// retry were retried until the call's deadline.
     #[error("{0}")]
@@ -75,6 +79,12 @@ impl Error {
             Self::Call(call) => Some(call),
             _ => None,
         }
+    }
+}
+
+impl From<CodecFailed> for Error {
+    fn from(failed: CodecFailed) -> Self {
+        Self::Codec(failed.to_string())
     }
 }
 

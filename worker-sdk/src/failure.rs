@@ -40,6 +40,7 @@ pub struct JobError {
 enum Ending {
     Failure(proto::Failure),
     Release(Duration),
+    Dropped,
 }
 
 impl JobError {
@@ -110,8 +111,16 @@ impl JobError {
         )
     }
 
+    /// It was not run to its end, for no fault of its own.
+    pub(crate) fn dropped() -> Self {
+        Self {
+            ending: Ending::Dropped,
+        }
+    }
+
     pub(crate) fn into_outcome(self) -> Outcome {
         match self.ending {
+            Ending::Dropped => Outcome::Dropped,
             Ending::Failure(failure) => Outcome::Failure(failure),
             Ending::Release(delay) => Outcome::Release {
                 delay,
@@ -139,6 +148,7 @@ impl Display for JobError {
         match &self.ending {
             Ending::Failure(failure) => write!(f, "{}: {}", failure.r#type, failure.message),
             Ending::Release(delay) => write!(f, "given back for {delay:?}"),
+            Ending::Dropped => f.write_str("not run to its end"),
         }
     }
 }

@@ -1,35 +1,71 @@
-//! The handlers of a worker, and how one of them is run.
+//! The handlers of a worker, by the kind of job that they run.
 
-use std::any::Any;
 use std::collections::HashMap;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::batch::Batches;
 use crate::context::Context;
 use crate::failure::JobError;
+use crate::middleware::{Middleware, Next};
 use crate::proto;
-use crate::session::{Event, Outcome, Ticket};
+use crate::run::on_own_thread;
 
-type Answer = Result<proto::Payload, JobError>;
+pub(crate) type Answer = Result<proto::Payload, JobError>;
+pub(crate) type Handle =
+    Arc<dyn Fn(Context, proto::Payload) -> BoxFuture<'static, Answer> + Send + Sync>;
 
-#[derive(Clone)]
-pub(crate) enum Handler {
-    Async(Arc<dyn Fn(Context, proto::Payload) -> BoxFuture<'static, Answer> + Send + Sync>),
-    Blocking(Arc<dyn Fn(Context, proto::Payload) -> Answer + Send + Sync>),
+/// All handlers, and what is around them.
+#[derive(Default)]
+pub(crate) struct Handlers {
+    by_kind: HashMap<String, Handler>,
+    around: Arc<[Middleware]>,
 }
 
-pub(crate) type Handlers = HashMap<String, Handler>;
+/// One of them.
+#[derive(Clone)]
+pub(crate) struct Handler {
+    handle: Handle,
+    /// A thread cannot be dropped: its slot is taken until it ends.
+    pub(crate) can_be_dropped: bool,
+    turns: Option<Arc<Semaphore>>,
+}
+
+impl Handlers {
+    /// False: there was one of this kind already.
+    pub(crate) fn put(&mut self, kind: String, handler: Handler) -> bool {
+        self.by_kind.insert(kind, handler).is_none()
+    }
+
+    pub(crate) fn surround(&mut self, around: Vec<Middleware>) {
+        self.around = around.into();
+    }
+
+    /// At most so many of this kind run at once. False: there is no such kind.
+    pub(crate) fn limit(&mut self, kind: &str, at_once: usize) -> bool {
+        let turns = Arc::new(Semaphore::new(at_once.min(Semaphore::MAX_PERMITS)));
+        let handler = self.by_kind.get_mut(kind);
+        handler.map(|handler| handler.turns = Some(turns)).is_some()
+    }
+
+    pub(crate) fn kinds(&self) -> impl Iterator<Item = &String> {
+        self.by_kind.keys()
+    }
+
+    /// The handler of this kind, and the way to it.
+    pub(crate) fn of(&self, kind: &str) -> Option<(Handler, Next)> {
+        let handler = self.by_kind.get(kind)?.clone();
+        let next = Next::new(Arc::clone(&self.around), Arc::clone(&handler.handle));
+        Some((handler, next))
+    }
+}
 
 impl Handler {
     pub(crate) fn typed<T, O, F, Fut>(handle: F) -> Self
@@ -40,13 +76,11 @@ impl Handler {
         O: Serialize + Send + 'static,
     {
         let handle = Arc::new(handle);
-        Self::Async(Arc::new(move |context, payload| {
+        Self::droppable(move |context, payload| {
             let handle = Arc::clone(&handle);
-            Box::pin(async move {
-                let output = handle(context, decode(&payload)?).await?;
-                encode(&output)
-            })
-        }))
+            // Called inside the future, so that a panic before its first await is caught too.
+            Box::pin(async move { encode(&handle(context, decode(&payload)?).await?) })
+        })
     }
 
     pub(crate) fn raw<F, Fut>(handle: F) -> Self
@@ -55,11 +89,27 @@ impl Handler {
         Fut: Future<Output = Answer> + Send + 'static,
     {
         let handle = Arc::new(handle);
-        Self::Async(Arc::new(move |context, payload| {
+        Self::droppable(move |context, payload| {
             let handle = Arc::clone(&handle);
-            // Called inside the future, so that a panic before its first await is caught too.
             Box::pin(async move { handle(context, payload).await })
-        }))
+        })
+    }
+
+    pub(crate) fn batch<T, O, F, Fut>(most: usize, linger: Duration, handle: F) -> Self
+    where
+        F: Fn(Vec<(Context, T)>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Vec<Result<O, JobError>>> + Send + 'static,
+        T: DeserializeOwned + Send + 'static,
+        O: Serialize + Send + 'static,
+    {
+        let (batches, handle) = (Batches::new(most, linger), Arc::new(handle));
+        Self::droppable(move |context, payload| {
+            let (batches, handle) = (Arc::clone(&batches), Arc::clone(&handle));
+            Box::pin(async move {
+                let input = decode(&payload)?;
+                encode(&batches.run(context, input, handle).await?)
+            })
+        })
     }
 
     pub(crate) fn blocking<T, O, F>(handle: F) -> Self
@@ -68,141 +118,38 @@ impl Handler {
         T: DeserializeOwned,
         O: Serialize,
     {
-        Self::Blocking(Arc::new(move |context, payload| {
-            encode(&handle(context, decode(&payload)?)?)
-        }))
-    }
-}
-
-/// One attempt that is to run: its answer goes to `finished`, whatever happens.
-pub(crate) struct Run {
-    pub(crate) ticket: Ticket,
-    pub(crate) handler: Handler,
-    pub(crate) context: Context,
-    pub(crate) payload: proto::Payload,
-    /// The handler is dropped when this is cancelled.
-    pub(crate) drop: CancellationToken,
-    pub(crate) finished: mpsc::Sender<Event>,
-}
-
-impl Run {
-    /// Runs the handler to its end. A panic is a failure. When the runtime goes
-    /// away in the middle, the attempt still ends, as dropped.
-    pub(crate) async fn run(self) {
-        let Self {
-            ticket,
-            handler,
-            context,
-            payload,
-            drop,
-            finished,
-        } = self;
-        let report = Report {
-            ticket,
-            outcome: Outcome::Dropped,
-            finished,
-        };
-        let span = tracing::info_span!(
-            "job",
-            job_id = context.job_id(),
-            queue = context.queue(),
-            kind = context.kind(),
-            attempt = context.attempt()
-        );
-        let answer = match handler {
-            Handler::Async(handle) => {
-                asynchronous(&handle, context, payload, &drop)
-                    .instrument(span)
-                    .await
-            }
-            Handler::Blocking(handle) => {
-                let work = move || {
-                    let _entered = span.entered();
-                    catch_unwind(AssertUnwindSafe(|| handle(context, payload)))
-                        .unwrap_or_else(panicked)
-                };
-                // A thread cannot be dropped: its slot is taken until it ends.
-                on_own_thread(work).await
-            }
-        };
-        report.send(answer);
-    }
-}
-
-async fn asynchronous(
-    handle: &Arc<dyn Fn(Context, proto::Payload) -> BoxFuture<'static, Answer> + Send + Sync>,
-    context: Context,
-    payload: proto::Payload,
-    drop: &CancellationToken,
-) -> Option<Answer> {
-    let work = AssertUnwindSafe(async { handle(context, payload).await }).catch_unwind();
-    // Cancel safety: dropping the handler in the middle is what this is for; it
-    // had its notice and its time.
-    tokio::select! {
-        biased;
-        answer = work => Some(answer.unwrap_or_else(panicked)),
-        () = drop.cancelled() => None,
-    }
-}
-
-/// Runs it on a thread of its own, within the runtime; `None` when there can be no thread. Not on the runtime's blocking
-/// pool: a runtime that ends waits for that without end, so one handler that hangs would keep a process from ending that
-/// was told to. A pool also has fewer threads than a worker may have handlers.
-async fn on_own_thread(work: impl FnOnce() -> Answer + Send + 'static) -> Option<Answer> {
-    let (answer, answered) = oneshot::channel();
-    let runtime = Handle::current();
-    let thread = std::thread::Builder::new()
-        .name("leasehold-job".to_owned())
-        .spawn(move || {
-            let _entered = runtime.enter();
-            // Nobody waits for it any more when its worker is gone.
-            let _ = answer.send(work());
+        let handle = Arc::new(handle);
+        let handle: Handle = Arc::new(move |context, payload| {
+            let handle = Arc::clone(&handle);
+            Box::pin(on_own_thread(move || {
+                encode(&handle(context, decode(&payload)?)?)
+            }))
         });
-    if let Err(error) = thread {
-        tracing::error!(%error, "no thread for a blocking handler, giving its job back");
-    }
-    answered.await.ok()
-}
-
-/// Sends its outcome when it is dropped, so that no way out forgets a slot.
-struct Report {
-    ticket: Ticket,
-    outcome: Outcome,
-    finished: mpsc::Sender<Event>,
-}
-
-impl Report {
-    fn send(mut self, answer: Option<Answer>) {
-        self.outcome = match answer {
-            Some(Ok(output)) => Outcome::Success(output),
-            Some(Err(error)) => error.into_outcome(),
-            None => Outcome::Dropped,
-        };
-    }
-}
-
-impl Drop for Report {
-    fn drop(&mut self) {
-        let outcome = std::mem::replace(&mut self.outcome, Outcome::Dropped);
-        // The channel has room for every handler that can run, so this fails
-        // only when the worker is gone.
-        if self
-            .finished
-            .try_send(Event::Finished(self.ticket, outcome))
-            .is_err()
-        {
-            tracing::debug!("a handler ended after its worker");
+        Self {
+            handle,
+            can_be_dropped: false,
+            turns: None,
         }
     }
-}
 
-/// What was thrown may itself panic when it is dropped: even so the attempt has failed, with what was said first.
-fn panicked(payload: Box<dyn Any + Send>) -> Answer {
-    let error = JobError::panicked(&*payload);
-    if let Err(again) = catch_unwind(AssertUnwindSafe(move || drop(payload))) {
-        std::mem::forget(again);
+    fn droppable(
+        handle: impl Fn(Context, proto::Payload) -> BoxFuture<'static, Answer> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            handle: Arc::new(handle),
+            can_be_dropped: true,
+            turns: None,
+        }
     }
-    Err(error)
+
+    /// Waits until one more of its kind may run.
+    pub(crate) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        match &self.turns {
+            // It is never closed.
+            Some(turns) => Arc::clone(turns).acquire_owned().await.ok(),
+            None => None,
+        }
+    }
 }
 
 /// The payload's bytes, whichever way they came.

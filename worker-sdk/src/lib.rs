@@ -47,36 +47,50 @@
 //! # The map
 //! | where | what |
 //! |---|---|
+//! | [`TypedJob`] | a type for the jobs of a kind, with its queue and options |
 //! | [`Client`], [`NewJob`] | enqueue, get, list, wait, cancel, retry |
 //! | [`Worker`], [`WorkerBuilder`] | handlers by kind; run, shut down, health |
 //! | [`Context`] | what a handler knows and says: attempt, deadline, cancellation, progress, checkpoints, steps |
+//! | [`Next`] | what a middleware around the handlers goes on with |
+//! | [`Codec`] | seals payloads, so that the server cannot read them |
 //! | [`JobError`], [`Retry`], [`Permanent`], [`Snooze`] | how a handler ends without an output |
 //! | [`session`] | the worker's half of the lease stream: a pure state machine, all decisions |
 //! | `connection.rs` | the pump that carries them out, on a thread of its own |
 //! | [`proto`] | the wire |
 
+mod batch;
+mod builder;
 mod client;
+mod codec;
 mod connection;
 mod context;
 mod endpoint;
 mod error;
 mod failure;
 mod handler;
+mod middleware;
 mod new_job;
 mod reporter;
+mod run;
 pub mod session;
+mod state;
 mod steps;
+mod typed;
 mod worker;
 
+pub use builder::WorkerBuilder;
 pub use client::{Client, Enqueued};
+pub use codec::Codec;
 pub use context::Context;
 pub use error::{CallError, Error, FieldViolation};
 pub use failure::{JobError, Permanent, Retry, Snooze};
+pub use middleware::Next;
 pub use new_job::NewJob;
 pub use proto::{
     Job, JobFilter, JobState, ListJobsRequest, ListJobsResponse, Payload, Priority, View,
 };
-pub use worker::{Health, Worker, WorkerBuilder};
+pub use typed::TypedJob;
+pub use worker::{Health, Worker};
 
 /// The wire: messages and clients generated from `proto/leasehold/v1`.
 #[allow(

@@ -7,7 +7,10 @@
     reason = "tests"
 )]
 
+mod around;
+mod batches;
 mod calls;
 mod peer;
 mod resume;
+mod sealed;
 mod workers;

@@ -180,11 +180,22 @@ impl Stream {
 
     /// Pushes a job whose payload is this text.
     pub async fn push(&mut self, job: &str, kind: &str, payload: &str) {
-        self.frame += 1;
         let payload = Payload {
             content_type: String::new(),
             body: Some(payload::Body::Text(payload.into())),
         };
+        self.push_payload(job, kind, payload, None).await;
+    }
+
+    /// Pushes a job with what an earlier attempt has kept.
+    pub async fn push_payload(
+        &mut self,
+        job: &str,
+        kind: &str,
+        payload: Payload,
+        checkpoint: Option<Vec<u8>>,
+    ) {
+        self.frame += 1;
         let lease = Some(Lease {
             job_id: job.into(),
             attempt: 1,
@@ -193,6 +204,7 @@ impl Stream {
             lease,
             kind: kind.into(),
             payload: Some(payload),
+            checkpoint: checkpoint.map(Into::into),
             ..Default::default()
         };
         self.say(Heard::Jobs(Jobs {

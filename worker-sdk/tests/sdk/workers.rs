@@ -25,7 +25,7 @@ pub fn spawn(builder: WorkerBuilder) -> (Arc<Notify>, tokio::task::JoinHandle<Re
     )
 }
 
-fn text(outcome: Outcome) -> String {
+pub fn text(outcome: Outcome) -> String {
     let Outcome::Success(success) = outcome else {
         panic!("a success, not {outcome:?}")
     };
@@ -35,7 +35,7 @@ fn text(outcome: Outcome) -> String {
     String::from_utf8(data.to_vec()).unwrap()
 }
 
-fn failure(outcome: Outcome) -> worker_sdk::proto::Failure {
+pub fn failure(outcome: Outcome) -> worker_sdk::proto::Failure {
     if let Outcome::Failure(failure) = outcome {
         failure
     } else {
