@@ -61,23 +61,23 @@ async fn a_typed_job_brings_its_kind_queue_and_options_and_its_worker_takes_its_
 #[tokio::test]
 async fn middleware_is_passed_from_the_outside_in_and_may_change_the_end() {
     let peer = Peer::start();
-    let (said, mut heard) = mpsc::unbounded_channel();
+    let (said, mut heard) = mpsc::channel(16);
     let (outer, inner) = (said.clone(), said.clone());
     let builder = Worker::builder(&peer.url)
         .state(said)
         .middleware(move |ctx, payload, next| {
             let outer = outer.clone();
             async move {
-                let _ = outer.send("outer in");
+                let _ = outer.try_send("outer in");
                 let answer = next.run(ctx, payload).await;
-                let _ = outer.send("outer out");
+                let _ = outer.try_send("outer out");
                 answer.map_err(|error| error.with_type("Renamed"))
             }
         })
         .middleware(move |ctx, payload, next| {
             let inner = inner.clone();
             async move {
-                let _ = inner.send("inner in");
+                let _ = inner.try_send("inner in");
                 match ctx.headers().is_empty() {
                     true => next.run(ctx, payload).await,
                     false => Err(JobError::new("not wanted")),
@@ -85,8 +85,8 @@ async fn middleware_is_passed_from_the_outside_in_and_may_change_the_end() {
             }
         })
         .handler("fail", |ctx, (): ()| async move {
-            let said = ctx.state::<mpsc::UnboundedSender<&str>>()?;
-            let _ = said.send("handler");
+            let said = ctx.state::<mpsc::Sender<&str>>()?;
+            let _ = said.try_send("handler");
             Err::<(), _>(JobError::new("broken"))
         })
         .blocking_handler("block", |ctx, (): ()| {
@@ -108,7 +108,7 @@ async fn middleware_is_passed_from_the_outside_in_and_may_change_the_end() {
 #[tokio::test]
 async fn a_kind_has_at_most_its_own_number_of_handlers_at_once() {
     let peer = Peer::start();
-    let (began, mut begun) = mpsc::unbounded_channel();
+    let (began, mut begun) = mpsc::channel(16);
     let go = Arc::new(Semaphore::new(0));
     let gate = Arc::clone(&go);
     let builder = Worker::builder(&peer.url)
@@ -117,7 +117,7 @@ async fn a_kind_has_at_most_its_own_number_of_handlers_at_once() {
         .handler("heavy", move |ctx, (): ()| {
             let (began, gate) = (began.clone(), Arc::clone(&gate));
             async move {
-                let _ = began.send(ctx.job_id().to_owned());
+                let _ = began.try_send(ctx.job_id().to_owned());
                 gate.acquire().await?.forget();
                 Ok(())
             }

@@ -63,7 +63,7 @@ async fn one_call_takes_a_full_batch_and_gives_each_job_its_own_end() {
 #[tokio::test]
 async fn a_batch_that_does_not_fill_runs_after_its_time_and_the_next_forms_meanwhile() {
     let peer = Peer::start();
-    let (began, mut begun) = mpsc::unbounded_channel();
+    let (began, mut begun) = mpsc::channel(16);
     let (go, gate) = tokio::sync::watch::channel(false);
     let builder = Worker::builder(&peer.url).batch_handler(
         "wait",
@@ -72,7 +72,7 @@ async fn a_batch_that_does_not_fill_runs_after_its_time_and_the_next_forms_meanw
         move |jobs: Vec<(Context, ())>| {
             let (began, mut gate) = (began.clone(), gate.clone());
             async move {
-                let _ = began.send(jobs.len());
+                let _ = began.try_send(jobs.len());
                 let _ = gate.wait_for(|open| *open).await;
                 jobs.iter().map(|_| Ok(())).collect()
             }

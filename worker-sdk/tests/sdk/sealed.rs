@@ -88,16 +88,16 @@ fn broken() -> proto::Payload {
 #[tokio::test]
 async fn a_worker_opens_payloads_and_seals_outputs_and_checkpoints() {
     let peer = Peer::start();
-    let (said, mut heard) = mpsc::unbounded_channel();
+    let (said, mut heard) = mpsc::channel(16);
     let builder =
         Worker::builder(&peer.url)
             .codec(Flip)
             .handler("add", move |ctx, numbers: (u32, u32)| {
                 let said = said.clone();
                 async move {
-                    let _ = said.send(ctx.checkpoint());
+                    let _ = said.try_send(ctx.checkpoint());
                     ctx.save_checkpoint("half").await?;
-                    let _ = said.send(ctx.checkpoint());
+                    let _ = said.try_send(ctx.checkpoint());
                     Ok(numbers.0 + numbers.1)
                 }
             });
