@@ -329,7 +329,7 @@ async fn a_wait_longer_than_any_is_the_longest_there_is() {
 
 #[test]
 fn a_blocking_handler_that_hangs_does_not_keep_the_process() {
-    let (ended, end) = std::sync::mpsc::channel();
+    let (ended, end) = std::sync::mpsc::sync_channel(1);
     std::thread::spawn(move || {
         let peer = Peer::start();
         let runtime = tokio::runtime::Runtime::new().unwrap();
