@@ -7,9 +7,10 @@ WORKDIR /src
 # The dependencies, in a layer that changes only with the manifests: compiled against empty crates.
 COPY Cargo.toml Cargo.lock ./
 COPY worker-sdk/Cargo.toml worker-sdk/
-RUN mkdir -p src worker-sdk/src \
+COPY worker-sdk/testing/Cargo.toml worker-sdk/testing/
+RUN mkdir -p src worker-sdk/src worker-sdk/testing/src \
     && echo 'fn main() {}' | tee src/main.rs build.rs worker-sdk/build.rs >/dev/null \
-    && touch src/lib.rs worker-sdk/src/lib.rs \
+    && touch src/lib.rs worker-sdk/src/lib.rs worker-sdk/testing/src/lib.rs \
     && cargo build --release --locked --bin leasehold
 
 # The real sources. Cargo goes by their times, and these are older than what was just compiled.

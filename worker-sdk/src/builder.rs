@@ -20,6 +20,7 @@ use crate::session::Config;
 use crate::typed::TypedJob;
 use crate::worker::Worker;
 
+const DEFAULT_QUEUE: &str = "default";
 const CONCURRENCY_MAX: usize = 10_000;
 /// Leases live so long where neither side says otherwise.
 const LEASE_TTL: Duration = Duration::from_secs(30);
@@ -252,6 +253,18 @@ impl WorkerBuilder {
         self
     }
 
+    /// The queues that it takes jobs from.
+    pub fn queues(&self) -> impl Iterator<Item = &str> {
+        let default = self.queues.is_empty().then_some(DEFAULT_QUEUE);
+        let named = self.queues.iter().map(|queue| queue.queue.as_str());
+        named.chain(default)
+    }
+
+    /// The kinds that it runs.
+    pub fn kinds(&self) -> impl Iterator<Item = &str> {
+        self.handlers.kinds().map(String::as_str)
+    }
+
     /// The worker.
     ///
     /// # Errors
@@ -282,7 +295,7 @@ impl WorkerBuilder {
         };
         if self.queues.is_empty() {
             self.queues.push(proto::QueueSubscription {
-                queue: "default".to_owned(),
+                queue: DEFAULT_QUEUE.to_owned(),
                 max_in_flight: 0,
             });
         }

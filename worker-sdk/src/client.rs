@@ -336,6 +336,15 @@ impl Job {
         )
     }
 
+    /// What it was enqueued with, read as JSON; no payload is `null`.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] when it is something else.
+    pub fn payload_as<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        let payload = self.spec.as_ref().and_then(|spec| spec.payload.as_ref());
+        from_json(payload.unwrap_or(&proto::Payload::default())).map_err(Error::Decode)
+    }
+
     /// What its handler returned, read as JSON; no output is `null`.
     ///
     /// # Errors

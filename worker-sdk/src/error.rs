@@ -18,8 +18,8 @@ pub enum Error {
     /// The payload could not be written as JSON.
     #[error("the payload cannot be written as JSON: {0}")]
     Encode(#[source] serde_json::Error),
-    /// The output is not the JSON that was expected.
-    #[error("the output is not what was expected: {0}")]
+    /// A payload or an output is not the JSON that was expected.
+    #[error("the payload or output is not what was expected: {0}")]
     Decode(#[source] serde_json::Error),
     /// A payload could not be sealed, or a payload or output not be opened.
     #[error("{0}")]

@@ -29,6 +29,7 @@ use crate::job::{
 use fault::{commit_fault, fault};
 
 mod admin;
+mod aging;
 mod attach;
 mod backlog;
 mod change;
