@@ -5,6 +5,7 @@
 
 pub mod layers;
 pub mod options;
+mod origins;
 pub mod secret;
 
 use std::fmt;
@@ -35,6 +36,8 @@ pub struct Config {
     pub migrate: bool,
     /// Lease of workers that have no wish. Default 30 s.
     pub lease_ttl: Duration,
+    /// Origins of pages that may call from a browser, beside the server's own. Default none.
+    pub web_origins: Vec<String>,
     /// How long a stopping node lets its streams and calls end. Default 30 s.
     pub drain_grace: Duration,
     /// Folder of the embedded server. Default `.leasehold`.
@@ -57,6 +60,7 @@ impl Default for Config {
             redis_prefix: "leasehold".into(),
             migrate: true,
             lease_ttl: LEASE_TTL_DEFAULT,
+            web_origins: Vec::new(),
             drain_grace: Duration::from_secs(30),
             data: PathBuf::from(".leasehold"),
             ephemeral: false,

@@ -3,6 +3,7 @@
 //! The accept loop is our own, as neither axum's nor tonic's exposes every timeout that hostile clients call for.
 
 mod door;
+pub mod web;
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -26,6 +27,7 @@ use crate::engine::Engine;
 use crate::error::Result;
 use crate::job::limits::STREAMS_MAX;
 use crate::{grpc, http as http_face};
+use web::{Page, Pages};
 
 /// Connections at once; more are refused at the door.
 const CONNECTIONS_MAX: usize = 2 * STREAMS_MAX;
@@ -48,23 +50,34 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 /// After an accept that failed (no file descriptors), how long until the next.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
+/// How a node serves.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How long streams and calls may take to end once the node is to stop.
+    pub drain_grace: Duration,
+    /// Origins of pages that may call it from a browser, beside its own.
+    pub web_origins: Vec<String>,
+}
+
 /// Serves until `shutdown` is cancelled; then drains: no more workers, those that are here move or finish within
-/// `grace`, calls end, loops stop. Returns when nothing of the node is left running.
+/// the grace, calls end, loops stop. Returns when nothing of the node is left running.
 ///
 /// # Errors
 /// `Internal` if the faces cannot be built.
 pub async fn serve(
     listener: TcpListener,
     engine: Arc<Engine>,
-    grace: Duration,
+    options: Options,
     shutdown: CancellationToken,
 ) -> Result<()> {
     let grpc = grpc::face(engine.clone())?;
     let serving = grpc.serving();
     serving.set(true).await;
     let faces = Faces {
+        grpc_web: grpc::web(grpc.routes.clone()),
         grpc: grpc.routes,
         http: http_face::router(engine.clone()),
+        pages: Pages::of(&options.web_origins),
     };
     let closing = CancellationToken::new();
     let connections = TaskTracker::new();
@@ -82,7 +95,7 @@ pub async fn serve(
     }
     // Calls are still answered while workers leave; load balancers see NOT_SERVING and take this node out.
     serving.set(false).await;
-    engine.drain(grace).await;
+    engine.drain(options.drain_grace).await;
     closing.cancel();
     let _ = accepting.await;
     connections.close();
@@ -103,16 +116,35 @@ pub async fn serve(
 #[derive(Clone)]
 struct Faces {
     grpc: axum::Router,
+    grpc_web: grpc::Web,
     http: axum::Router,
+    pages: Pages,
 }
 
 impl Faces {
     async fn call(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        match self.pages.page(&request) {
+            Page::Ours => self.face(request).await,
+            Page::Named => {
+                let pages = self.pages.clone();
+                let face = tower::service_fn(move |request| self.clone().face(request));
+                pages.answer(request, face).await
+            }
+            Page::Foreign => Ok(http_face::refuse_page()),
+        }
+    }
+
+    async fn face(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         let content_type = request.headers().get(header::CONTENT_TYPE);
-        let is_grpc =
-            content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-        let face = if is_grpc { self.grpc } else { self.http };
-        face.oneshot(request.map(Body::new)).await
+        let is = |kind: &[u8]| content_type.is_some_and(|value| value.as_bytes().starts_with(kind));
+        if is(b"application/grpc-web") {
+            let answer = self.grpc_web.oneshot(request).await?;
+            Ok(answer.map(Body::new))
+        } else if is(b"application/grpc") {
+            self.grpc.oneshot(request.map(Body::new)).await
+        } else {
+            self.http.oneshot(request.map(Body::new)).await
+        }
     }
 }
 

@@ -57,7 +57,7 @@ pub(super) async fn run(args: Args, given: Given) -> Result<Exit, Failure> {
     let mut server = tokio::spawn(server::serve(
         listener,
         engine,
-        config.drain_grace,
+        serve::options(&config),
         closing.clone(),
     ));
     // Cancel safe: the server's task goes on by itself, and what is dropped here is only a client and a worker.

@@ -65,8 +65,16 @@ pub(super) async fn run(args: Args, given: Given) -> Result<Exit, Failure> {
     let engine = backends.engine(Arc::new(store), ready, &config);
     let listener = door.open()?;
     info!("listening on http://{}", address(&listener)?);
-    server::serve(listener, engine, config.drain_grace, shutdown).await?;
+    server::serve(listener, engine, options(&config), shutdown).await?;
     Ok(Exit::Done)
+}
+
+/// How the configured node serves.
+pub(super) fn options(config: &Config) -> server::Options {
+    server::Options {
+        drain_grace: config.drain_grace,
+        web_origins: config.web_origins.clone(),
+    }
 }
 
 /// Opens the Postgres of the configuration.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::origins::origins;
 use super::{Config, SecretUrl};
 
 /// What an option is an option of.
@@ -120,6 +121,22 @@ pub static OPTIONS: &[Opt] = &[
         of: &[Serve, Dev],
         set: |c, text| put(&mut c.lease_ttl, span(text), SPAN),
         get: |c| told(c.lease_ttl),
+    },
+    Opt {
+        key: "web_origins",
+        flag: "web-origins",
+        env: "LEASEHOLD_WEB_ORIGINS",
+        value: Some("ORIGINS"),
+        help: "Origins of pages that may call from a browser, between commas; other pages are refused",
+        of: &[Serve, Dev],
+        set: |c, text| {
+            put(
+                &mut c.web_origins,
+                origins(text),
+                "origins like https://jobs.example.org, between commas",
+            )
+        },
+        get: |c| c.web_origins.join(","),
     },
     Opt {
         key: "drain_grace",

@@ -11,9 +11,13 @@ mod status;
 use std::sync::Arc;
 
 use axum::middleware::map_request;
+use http::Request;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
+use tonic_web::{GrpcWebLayer, GrpcWebService};
+use tower::Layer;
+use tower::util::MapRequest;
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -53,6 +57,18 @@ pub fn face(engine: Arc<Engine>) -> Result<Face> {
         .into_axum_router()
         .layer(map_request(async |request| patience::bounded(request)));
     Ok(Face { routes, health })
+}
+
+/// The services as browsers can call them: gRPC-Web, over HTTP/1.1 too.
+pub type Web =
+    GrpcWebService<MapRequest<axum::Router, fn(Request<Plain>) -> Request<axum::body::Body>>>;
+type Plain = tonic::body::Body;
+
+/// Puts gRPC-Web before the services. A stream of both directions cannot be had by it.
+pub fn web(routes: axum::Router) -> Web {
+    GrpcWebLayer::new().layer(MapRequest::new(routes, |request: Request<Plain>| {
+        request.map(axum::body::Body::new)
+    }))
 }
 
 impl Face {

@@ -51,6 +51,11 @@ pub fn router(engine: Arc<Engine>) -> Router {
         .with_state(engine)
 }
 
+/// The answer to a page that may not call.
+pub fn refuse_page() -> Response {
+    Problem::from(Refusal::PageForeign).into_response()
+}
+
 /// Gives the router's own refusals the form of all others, and counts what failed.
 async fn finish(State(engine): State<Arc<Engine>>, request: Request, next: Next) -> Response {
     let answer = shaped(next.run(request).await);

@@ -27,6 +27,8 @@ pub enum Refusal {
     PathUnknown,
     /// The path does not know this method.
     MethodNotAllowed,
+    /// A browser sends it for a page from elsewhere.
+    PageForeign,
     /// The body is not said to be JSON.
     ContentType,
     /// The body is larger than this many bytes.
@@ -47,6 +49,11 @@ impl Refusal {
                 StatusCode::METHOD_NOT_ALLOWED,
                 "METHOD_NOT_ALLOWED",
                 "this path does not know this method; the header Allow lists those it does".into(),
+            ),
+            Self::PageForeign => (
+                StatusCode::FORBIDDEN,
+                "ORIGIN_FORBIDDEN",
+                "pages of this origin may not call: see the option web_origins".into(),
             ),
             Self::ContentType => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,

@@ -42,13 +42,30 @@ pub async fn request_as(
     content_type: &str,
     body: &[u8],
 ) -> Answer {
+    let content_type = [("content-type", content_type)];
+    let headers = if body.is_empty() {
+        &[][..]
+    } else {
+        &content_type
+    };
+    request_with(address, method, path, headers, body).await
+}
+
+/// Sends one request with these headers.
+pub async fn request_with(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Answer {
     let mut request =
         format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n");
+    for (name, value) in headers {
+        request += &format!("{name}: {value}\r\n");
+    }
     if !body.is_empty() {
-        request += &format!(
-            "content-type: {content_type}\r\ncontent-length: {}\r\n",
-            body.len()
-        );
+        request += &format!("content-length: {}\r\n", body.len());
     }
     request += "\r\n";
     let mut bytes = request.into_bytes();

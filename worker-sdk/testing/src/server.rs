@@ -231,6 +231,10 @@ async fn prepare(
         Options::default(),
     );
     let shutdown = CancellationToken::new();
-    let server = leasehold::server::serve(listener, engine, Duration::ZERO, shutdown);
+    let options = leasehold::server::Options {
+        drain_grace: Duration::ZERO,
+        web_origins: Vec::new(),
+    };
+    let server = leasehold::server::serve(listener, engine, options, shutdown);
     Ok((server, (url, store)))
 }
