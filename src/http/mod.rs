@@ -9,6 +9,7 @@
 //! | `GET /jobs?queue=&kind=&state=&page_size=&page_token=&view=` | ListJobs |
 //! | `POST /jobs/{id}/cancel` | CancelJob, `{"reason": "..."}` if there is one |
 //! | `POST /jobs/{id}/retry` | RetryJob, `{"delay": "10s"}` if there is one |
+//! | `GET /openapi.json` | all of this, for tools |
 //! | `GET /livez`, `/readyz`, `/metrics` | how this node is |
 
 mod body;
@@ -17,6 +18,7 @@ mod health;
 mod job;
 mod jobs;
 mod members;
+mod openapi;
 mod problem;
 mod query;
 #[cfg(test)]
@@ -44,6 +46,7 @@ pub fn router(engine: Arc<Engine>) -> Router {
         .route("/jobs/{id}", get(jobs::get))
         .route("/jobs/{id}/cancel", post(jobs::cancel))
         .route("/jobs/{id}/retry", post(jobs::retry))
+        .route("/openapi.json", get(openapi::openapi))
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))

@@ -27,6 +27,7 @@ mod hand;
 mod hostile;
 mod isolation;
 mod journey;
+mod openapi;
 mod outage;
 mod overload;
 mod redis_failover;
