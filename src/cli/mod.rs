@@ -71,6 +71,11 @@ enum Verb {
     Config,
     /// Tries what a node needs, and says what is wrong and how to mend it
     Doctor(doctor::Args),
+    /// Prints what makes a shell complete this command: `source <(leasehold completions bash)`
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
     /// Measures a server, beside what its database, Redis and disk do by themselves
     Bench(Box<bench::Args>),
 }
@@ -127,6 +132,12 @@ async fn run(cli: Cli, options: &ArgMatches) -> Result<Exit, Failure> {
         Verb::Migrate(args) => migrate::run(args, given).await,
         Verb::Config => settings::show(given),
         Verb::Doctor(args) => doctor::run(args, given).await,
+        Verb::Completions { shell } => {
+            let mut whole = Vec::new();
+            clap_complete::generate(shell, &mut command(), "leasehold", &mut whole);
+            terminal::line(String::from_utf8_lossy(&whole).trim_end());
+            Ok(Exit::Done)
+        }
         Verb::Bench(args) => bench::run(*args).await,
     }
 }
@@ -138,5 +149,17 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         command().debug_assert();
+    }
+
+    #[test]
+    fn completions_know_the_commands_and_the_options_of_the_configuration() {
+        for shell in <clap_complete::Shell as clap::ValueEnum>::value_variants() {
+            let mut whole = Vec::new();
+            clap_complete::generate(*shell, &mut command(), "leasehold", &mut whole);
+            let whole = String::from_utf8(whole).unwrap();
+            for word in ["doctor", "drain-grace"] {
+                assert!(whole.contains(word), "{shell}: {word}");
+            }
+        }
     }
 }
