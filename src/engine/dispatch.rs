@@ -480,7 +480,7 @@ async fn grant(core: Arc<Core>, brake: Arc<Brake>, claims: Arc<Claims>, batch: V
         failpoint::reached("grant-unsettled");
     }
     settle(&core, spent).await;
-    claims.give_back(&core, returned).await;
+    give_back(&core, &claims, returned).await;
 }
 
 async fn break_promises(core: &Core, claims: &Claims, promises: Vec<Promise>) {
@@ -493,7 +493,16 @@ async fn break_promises(core: &Core, claims: &Claims, promises: Vec<Promise>) {
         });
         returned.push(promise.candidate);
     }
+    give_back(core, claims, returned).await;
+}
+
+/// Puts back what was not granted, and looks again: the slots rang when they were free, which was before it was there.
+async fn give_back(core: &Core, claims: &Claims, returned: Vec<Candidate>) {
+    if returned.is_empty() {
+        return;
+    }
     claims.give_back(core, returned).await;
+    core.wake.notify_one();
 }
 
 #[derive(Default)]

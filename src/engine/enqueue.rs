@@ -97,9 +97,8 @@ impl Enqueues {
         let (core, offers, unit) = (self.core.clone(), self.offers.clone(), jobs.clone());
         // In a task of its own: a caller that leaves stops nothing half-way (I10).
         let write = tokio::spawn(async move {
-            let answer = write(&core, unit.clone(), Unit::All).await;
+            let answer = write(&core, unit.clone(), Unit::All).await?;
             admitted.answered(unit.len());
-            let answer = answer?;
             count(&core, &answer.jobs);
             offers.offer(answer.segments);
             drop((share, admitted));
@@ -117,7 +116,8 @@ impl Enqueues {
     }
 }
 
-fn busy() -> Error {
+/// Too much waits already.
+pub(super) fn busy() -> Error {
     Error::LimitReached {
         limit: Limit::Busy,
         retry_after: Duration::from_secs(1),
@@ -132,11 +132,12 @@ async fn flush(core: Arc<Core>, offers: Offers, batch: Vec<Waiting>) {
         // Held to the end of this flush.
         held.push((waiting.share, waiting.admitted));
     }
-    let flushed = held.len();
+    let (flushed, mut was_written) = (held.len(), false);
     let mut open = vec![(Arc::<[NewJob]>::from(jobs), answers)];
     while let Some((jobs, mut answers)) = open.pop() {
         match write(&core, jobs.clone(), Unit::Each).await {
             Ok(answer) => {
+                was_written = true;
                 count(&core, &answer.jobs);
                 for (enqueued, waiting) in answer.jobs.into_iter().zip(answers) {
                     // Its caller may have left; the job stays.
@@ -157,7 +158,10 @@ async fn flush(core: Arc<Core>, offers: Offers, batch: Vec<Waiting>) {
                 .for_each(|waiting| drop(waiting.send(Err(error.clone())))),
         }
     }
-    if let Some((_, oldest)) = held.first() {
+    // A store that refuses at once says nothing about how much it can take.
+    if let Some((_, oldest)) = held.first()
+        && was_written
+    {
         oldest.answered(flushed);
     }
 }

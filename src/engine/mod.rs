@@ -68,6 +68,8 @@ const STOP_WITHIN: Duration = Duration::from_secs(5);
 
 /// Calls of [`Engine::report`] that are being recorded at once: a crowd of them must leave connections for the sessions.
 const REPORTS_MAX: usize = 2;
+/// So many more may wait for that: each holds what it has to say.
+const REPORTS_WAITING_MAX: usize = 30;
 
 /// What a user may choose.
 #[derive(Debug, Clone)]
@@ -107,6 +109,8 @@ pub struct Engine {
     offers: Offers,
     outlets: Outlets,
     reports: Arc<Semaphore>,
+    /// Places of those that are recorded or wait.
+    reporters: Semaphore,
 }
 
 /// What all parts of the engine share.
@@ -206,6 +210,7 @@ impl Engine {
                 attaches,
             },
             reports: Arc::new(Semaphore::new(REPORTS_MAX)),
+            reporters: Semaphore::new(REPORTS_MAX + REPORTS_WAITING_MAX),
         })
     }
 
@@ -261,12 +266,13 @@ impl Engine {
     /// Records results that come without a stream, under the session of `token`.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's; `LimitReached` when too many wait already.
     pub async fn report(
         &self,
         token: &[u8],
         results: Vec<(Lease, Outcome)>,
     ) -> Result<Vec<Verdict>> {
+        let _place = self.reporters.try_acquire().map_err(|_| enqueue::busy())?;
         let session = SessionId::of_token(token);
         let endings: Vec<Ending> = results
             .into_iter()

@@ -255,19 +255,19 @@ impl Store for Observed {
         sessions: Vec<Attached>,
         age: Duration,
     ) -> Result<Vec<Option<Vec<HeldLease>>>> {
-        let call = read("leases", sessions.len());
+        let call = step("leases", sessions.len());
         let work = move |store: Arc<dyn Store>| async move { store.leases(sessions, age).await };
         self.run(call, work).await
     }
 
     async fn running(&self, jobs: Vec<(JobId, SessionId)>) -> Result<Vec<Option<HeldLease>>> {
-        let call = read("running", jobs.len());
+        let call = step("running", jobs.len());
         let work = move |store: Arc<dyn Store>| async move { store.running(jobs).await };
         self.run(call, work).await
     }
 
     async fn leased(&self, leases: Vec<(Lease, SessionId)>) -> Result<Vec<Found>> {
-        let call = read("leased", leases.len());
+        let call = step("leased", leases.len());
         let work = move |store: Arc<dyn Store>| async move { store.leased(leases).await };
         self.run(call, work).await
     }

@@ -68,6 +68,11 @@ impl Plan {
         }
     }
 
+    /// Rows that any one node gives or looks at, in all its loops.
+    pub fn rows(&self) -> u64 {
+        self.steps().iter().map(Step::rows).max().unwrap_or(0)
+    }
+
     /// Each look at `jobs` goes by its id.
     pub fn check_by_id(&self, what: &str) {
         for step in self.steps() {

@@ -22,6 +22,12 @@ const CONNECT_WITHIN: Duration = Duration::from_millis(1_500);
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// A connection that was idle for so long is tried before it is used.
 const TRY_AFTER_IDLE: Duration = Duration::from_secs(1);
+/// A plan that is so old is made anew. A cached one knows how large the tables were when it was made, and keeps on until
+/// somebody analyzes them: made on a few rows, it walks through all of what are many now, once for each item of a batch.
+/// Making all plans of a connection anew takes some milliseconds.
+const PLANS_FOR: Duration = Duration::from_secs(5);
+/// After a statement that took so long they are made anew at once.
+const SLOW: Duration = Duration::from_millis(500);
 /// A connection that is so old is closed instead of used.
 const AGE_MAX: Duration = Duration::from_secs(30 * 60);
 /// A statement that gave way to another is run so often.
@@ -125,11 +131,12 @@ struct Kept {
     idle: Vec<Wire>,
 }
 
-/// A connection, since when it is here, and since when it rests.
+/// A connection, since when it is here, the age of its plans if they are any good, and since when it rests.
 #[derive(Debug)]
 struct Wire {
     conn: PoolConnection<Postgres>,
     had_since: Instant,
+    planned_since: Option<Instant>,
     idle_since: Instant,
 }
 
@@ -137,6 +144,7 @@ struct Wire {
 pub(super) struct Taken<'a> {
     pub conn: PoolConnection<Postgres>,
     had_since: Instant,
+    planned_since: Option<Instant>,
     _turn: SemaphorePermit<'a>,
 }
 
@@ -221,12 +229,22 @@ impl Pool {
         let turn = turn.map_err(|_| sqlx::Error::PoolClosed)?;
         while let Some(mut wire) = self.kept().and_then(|mut kept| kept.idle.pop()) {
             let is_young = wire.had_since.elapsed() < AGE_MAX;
-            if is_young
-                && (wire.idle_since.elapsed() < TRY_AFTER_IDLE || answers(&mut wire.conn).await)
-            {
+            let is_fresh = wire
+                .planned_since
+                .is_some_and(|at| at.elapsed() < PLANS_FOR);
+            let is_good = match is_fresh {
+                _ if !is_young => false,
+                true => wire.idle_since.elapsed() < TRY_AFTER_IDLE || answers(&mut wire.conn).await,
+                false => plans_anew(&mut wire.conn).await,
+            };
+            if is_good {
                 return Ok(Taken {
                     conn: wire.conn,
                     had_since: wire.had_since,
+                    planned_since: wire
+                        .planned_since
+                        .filter(|_| is_fresh)
+                        .or(Some(Instant::now())),
                     _turn: turn,
                 });
             }
@@ -239,9 +257,16 @@ impl Pool {
                 }
             }
         }
+        let mut conn = self.driver.acquire().await?;
+        // What has come back to the driver may be one on which a statement took too long.
+        if !plans_anew(&mut conn).await {
+            conn.close_on_drop();
+            return Err(sqlx::Error::PoolTimedOut);
+        }
         Ok(Taken {
-            conn: self.driver.acquire().await?,
+            conn,
             had_since: Instant::now(),
+            planned_since: Some(Instant::now()),
             _turn: turn,
         })
     }
@@ -254,6 +279,7 @@ impl Pool {
             kept.idle.push(Wire {
                 conn: taken.conn,
                 had_since: taken.had_since,
+                planned_since: taken.planned_since,
                 idle_since: Instant::now(),
             });
         }
@@ -272,9 +298,11 @@ impl Pool {
     ) -> Result<Option<Vec<PgRow>>> {
         let mut taken = self.take().await?;
         for run in 1.. {
+            let asked = Instant::now();
             let answer = make().fetch_all(&mut *taken.conn);
             match tokio::time::timeout(ANSWER_WITHIN, answer).await {
                 Ok(Ok(rows)) => {
+                    taken.planned_since = taken.planned_since.filter(|_| asked.elapsed() < SLOW);
                     self.put_back(taken);
                     return Ok(Some(rows));
                 }
@@ -289,6 +317,12 @@ impl Pool {
         }
         Err(silent(effect))
     }
+}
+
+/// Forgets the plans of a connection; false if it does not answer.
+async fn plans_anew(conn: &mut PgConnection) -> bool {
+    let answer = tokio::time::timeout(CONNECT_WITHIN / 2, conn.execute("DISCARD PLANS")).await;
+    answer.is_ok_and(|answer| answer.is_ok())
 }
 
 /// Whether a connection that has rested is still one.

@@ -6,11 +6,12 @@ use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::store::Swept;
 
+/// The second look at the time is none that an index could answer: by it all that is due would be walked for each batch.
 const PROMOTE: &str = "
 WITH due AS MATERIALIZED (
   SELECT id FROM jobs WHERE due_at <= (SELECT lh_us()) ORDER BY due_at LIMIT $1),
 locked AS MATERIALIZED (
-  SELECT j.id FROM jobs j WHERE j.id = ANY (ARRAY(SELECT id FROM due)) AND j.state = 1 AND j.due_at <= (SELECT lh_us())
+  SELECT j.id FROM jobs j WHERE j.id = ANY (ARRAY(SELECT id FROM due)) AND j.state = 1 AND (j.due_at <= (SELECT lh_us())) IS TRUE
    ORDER BY j.id FOR UPDATE SKIP LOCKED),
 clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM locked) AS l),
 done AS (
