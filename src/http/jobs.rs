@@ -21,7 +21,7 @@ use crate::job::draft::{is_storable, span};
 use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, BODY_BYTES_MAX, REASON_BYTES_MAX, SPAN_MAX};
 use crate::job::{JobId, NewJob};
 
-type Answer = std::result::Result<Response, Problem>;
+pub(super) type Answer = std::result::Result<Response, Problem>;
 type Shared = State<Arc<Engine>>;
 
 const KEY_HEADER: &str = "Idempotency-Key";
@@ -206,7 +206,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>> {
     }
 }
 
-fn job_id(text: &str) -> Result<JobId> {
+pub(super) fn job_id(text: &str) -> Result<JobId> {
     JobId::parse(text)
         .ok_or_else(|| Error::field("job_id", "must be a UUIDv7 in its 36-character form"))
 }

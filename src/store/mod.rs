@@ -161,6 +161,25 @@ impl JobFilter {
     }
 }
 
+/// How new what is known of a job is: as long as it stays the same, nothing has changed that a caller sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Version {
+    /// The job's revision.
+    pub revision: u64,
+    /// The revision of its progress; 0: it has none.
+    pub progress: u64,
+}
+
+impl Version {
+    /// Of a job in a view that shows its progress.
+    pub fn of(job: &Job) -> Self {
+        Self {
+            revision: job.revision,
+            progress: job.progress.as_ref().map_or(0, |p| p.revision),
+        }
+    }
+}
+
 /// One page of a list, newest job first.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct JobPage {
@@ -401,6 +420,8 @@ pub trait Store: Send + Sync + 'static {
     async fn enqueue(&self, jobs: std::sync::Arc<[NewJob]>, unit: Unit) -> Result<EnqueueAnswer>;
     /// Reads jobs; `None` where there is none.
     async fn get(&self, ids: Vec<JobId>, view: View) -> Result<Vec<Option<Job>>>;
+    /// How new jobs are; `None` where there is none. Far cheaper than to read them.
+    async fn versions(&self, ids: Vec<JobId>) -> Result<Vec<Option<Version>>>;
     /// Lists jobs below `before`, newest first. Looks at a bounded number of rows.
     async fn list(
         &self,

@@ -14,7 +14,7 @@ use tracing::{Instrument, debug, debug_span, error};
 use super::{
     Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch, Expired,
     FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
-    QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
+    QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit, Version,
 };
 use crate::error::{Error, Result};
 use crate::job::{
@@ -213,6 +213,12 @@ impl Store for Observed {
     async fn get(&self, ids: Vec<JobId>, view: View) -> Result<Vec<Option<Job>>> {
         let call = read("get", ids.len());
         let work = move |store: Arc<dyn Store>| async move { store.get(ids, view).await };
+        self.run(call, work).await
+    }
+
+    async fn versions(&self, ids: Vec<JobId>) -> Result<Vec<Option<Version>>> {
+        let call = glance("versions", ids.len());
+        let work = move |store: Arc<dyn Store>| async move { store.versions(ids).await };
         self.run(call, work).await
     }
 

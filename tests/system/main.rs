@@ -37,5 +37,6 @@ mod stack;
 mod stalled;
 mod streams;
 mod sweeps;
+mod watch;
 mod wire;
 mod workers;

@@ -1,5 +1,7 @@
 //! For those who enqueue jobs and ask how they went.
 
+mod watch;
+
 use std::future::Future;
 use std::time::Duration;
 
@@ -7,6 +9,8 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
+
+pub use watch::Watch;
 
 use crate::endpoint::endpoint;
 use crate::error::{CallError, Error};

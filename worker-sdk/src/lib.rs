@@ -47,7 +47,7 @@
 //! # The map
 //! | where | what |
 //! |---|---|
-//! | [`Client`], [`NewJob`] | enqueue, get, list, wait, cancel, retry |
+//! | [`Client`], [`NewJob`] | enqueue, get, list, wait, watch, cancel, retry |
 //! | [`Worker`], [`WorkerBuilder`] | handlers by kind; run, shut down, health |
 //! | [`Context`] | what a handler knows and says: attempt, deadline, cancellation, progress, checkpoints, steps |
 //! | [`JobError`], [`Retry`], [`Permanent`], [`Snooze`] | how a handler ends without an output |
@@ -68,7 +68,7 @@ pub mod session;
 mod steps;
 mod worker;
 
-pub use client::{Client, Enqueued};
+pub use client::{Client, Enqueued, Watch};
 pub use context::Context;
 pub use error::{CallError, Error, FieldViolation};
 pub use failure::{JobError, Permanent, Retry, Snooze};

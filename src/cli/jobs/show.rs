@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use worker_sdk::proto::{AttemptOutcome, Failure, payload::Body};
+use worker_sdk::proto::{AttemptOutcome, Failure, Progress, payload::Body};
 use worker_sdk::{Job, JobState, Payload, Priority};
 
 use super::json::json;
@@ -153,6 +153,11 @@ fn details(job: &Job) -> Vec<(&'static str, String)> {
             .into_iter()
             .map(|(key, value)| ("label", plain(&format!("{key}={value}")))),
     );
+    lines.extend(
+        job.progress
+            .iter()
+            .map(|progress| ("progress", said(progress))),
+    );
     let bodies = [("payload", &spec.payload), ("output", &job.output)];
     lines.extend(
         bodies
@@ -175,6 +180,14 @@ fn details(job: &Job) -> Vec<(&'static str, String)> {
         ));
     }
     lines
+}
+
+/// How far an attempt is.
+pub(super) fn said(progress: &Progress) -> String {
+    let percent = progress.percent.map(|percent| format!("{percent} %"));
+    let note = progress.note.as_deref().map(plain);
+    let parts = [percent, note].into_iter().flatten();
+    parts.collect::<Vec<_>>().join("  ")
 }
 
 fn told(failure: &Failure) -> String {

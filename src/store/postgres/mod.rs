@@ -35,7 +35,7 @@ use crate::job::{
 use crate::store::{
     Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch, Expired,
     FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
-    QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
+    QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit, Version,
 };
 use pool::{Pool, Transactions};
 
@@ -112,6 +112,9 @@ impl Store for PostgresStore {
     }
     async fn get(&self, ids: Vec<JobId>, view: View) -> Result<Vec<Option<Job>>> {
         admin::get(&self.reads, &ids, view).await
+    }
+    async fn versions(&self, ids: Vec<JobId>) -> Result<Vec<Option<Version>>> {
+        admin::versions(&self.loops, &ids).await
     }
     async fn list(
         &self,

@@ -19,7 +19,7 @@ use sqlx::{ConnectOptions, Connection, Executor, Sqlite, Transaction};
 use super::{
     Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, Epoch, Expired, FinishAnswer,
     Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer, QueueStats,
-    Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
+    Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit, Version,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::error::Result;
@@ -169,6 +169,10 @@ impl Store for SqliteStore {
 
     async fn get(&self, ids: Vec<JobId>, view: View) -> Result<Vec<Option<Job>>> {
         row::get(self, &ids, view).await
+    }
+
+    async fn versions(&self, ids: Vec<JobId>) -> Result<Vec<Option<Version>>> {
+        row::versions(self, &ids).await
     }
 
     async fn list(
