@@ -54,6 +54,11 @@ enum Verb {
         #[arg(long, conflicts_with = "wait")]
         watch: bool,
     },
+    /// Says why a job waits, why it ran more than once, or why it ended so
+    Explain {
+        /// Id of the job
+        id: String,
+    },
     /// Lists jobs, newest first
     List {
         /// Only these queues
@@ -139,6 +144,10 @@ async fn act(args: Args) -> Result<Exit, Failure> {
         }
         Verb::Get { id, wait, .. } => {
             output.one(&get(&client, &id, wait).await.map_err(failure_of)?)
+        }
+        Verb::Explain { id } => {
+            let found = client.explain(&id).await.map_err(failure_of)?;
+            output.findings(&found);
         }
         Verb::List {
             queue,

@@ -13,6 +13,7 @@ mod budget;
 mod candidate;
 mod dispatch;
 mod enqueue;
+mod explain;
 mod heal;
 mod hunger;
 mod ids;
@@ -39,6 +40,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+pub use explain::Finding;
 pub use ids::Ids;
 pub use jobs::Accepted;
 pub use outbox::Outbox;

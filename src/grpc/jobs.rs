@@ -73,6 +73,13 @@ impl pb::job_service_server::JobService for Jobs {
     ) -> Result<Response<pb::RetryJobResponse>, Status> {
         self.answer(self.retry(request.into_inner()).await)
     }
+
+    async fn explain_job(
+        &self,
+        request: Request<pb::ExplainJobRequest>,
+    ) -> Result<Response<pb::ExplainJobResponse>, Status> {
+        self.answer(self.explain(request.into_inner()).await)
+    }
 }
 
 /// What goes to who watches a job.
@@ -225,6 +232,20 @@ impl Jobs {
         let job = self.0.retry(id, delay).await?;
         Ok(pb::RetryJobResponse {
             job: Some(convert::job(job)),
+        })
+    }
+}
+
+impl Jobs {
+    async fn explain(&self, request: pb::ExplainJobRequest) -> Result<pb::ExplainJobResponse> {
+        let found = self.0.explain(job_id(&request.job_id)?).await?;
+        let findings = found.into_iter().map(|finding| pb::Problem {
+            reason: finding.reason.into(),
+            message: finding.message,
+            field: finding.field,
+        });
+        Ok(pb::ExplainJobResponse {
+            findings: findings.collect(),
         })
     }
 }

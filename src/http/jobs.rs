@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::body::{self, Need};
 use super::enqueue::{JSON, new_job};
-use super::job::{BatchJson, JobJson, PageJson};
+use super::job::{BatchJson, FindingsJson, JobJson, PageJson};
 use super::members::{Members, items};
 use super::problem::Problem;
 use super::query;
@@ -86,6 +86,17 @@ pub async fn get(
     let (view, wait) = query::get(&asked.unwrap_or_default())?;
     let job = engine.get(job_id(&id)?, view, wait).await?;
     json(StatusCode::OK, &JobJson::of(&job))
+}
+
+/// `GET /jobs/{id}/explain`
+pub async fn explain(
+    State(engine): Shared,
+    Path(id): Path<String>,
+    RawQuery(asked): RawQuery,
+) -> Answer {
+    query::none(&asked.unwrap_or_default())?;
+    let found = engine.explain(job_id(&id)?).await?;
+    json(StatusCode::OK, &FindingsJson::of(&found))
 }
 
 /// `GET /jobs`

@@ -7,6 +7,7 @@
 //! | `POST /jobs/batch` | EnqueueBatch: `{"jobs": [...]}` |
 //! | `GET /jobs/{id}?wait=10s&view=` | GetJob |
 //! | `GET /jobs/{id}/events?view=` | WatchJob, as server-sent events (`events.rs`) |
+//! | `GET /jobs/{id}/explain` | ExplainJob: `{"findings": [{"reason", "message", "field"}]}` |
 //! | `GET /jobs?queue=&kind=&state=&page_size=&page_token=&view=` | ListJobs |
 //! | `POST /jobs/{id}/cancel` | CancelJob, `{"reason": "..."}` if there is one |
 //! | `POST /jobs/{id}/retry` | RetryJob, `{"delay": "10s"}` if there is one |
@@ -45,6 +46,7 @@ pub fn router(engine: Arc<Engine>) -> Router {
         .route("/jobs/batch", post(jobs::enqueue_batch))
         .route("/jobs/{id}", get(jobs::get))
         .route("/jobs/{id}/events", get(events::watch))
+        .route("/jobs/{id}/explain", get(jobs::explain))
         .route("/jobs/{id}/cancel", post(jobs::cancel))
         .route("/jobs/{id}/retry", post(jobs::retry))
         .route("/livez", get(health::live))

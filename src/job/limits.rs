@@ -59,6 +59,8 @@ pub const PAGE_DEFAULT: usize = 50;
 pub const PAGE_ROWS_MAX: usize = 10_000;
 /// Names in one condition of a filter.
 pub const FILTER_NAMES_MAX: usize = 20;
+/// Jobs that are counted for another one's place in line.
+pub const PLACE_MAX: usize = 5_000;
 /// Attempts that a full view shows, the newest ones.
 pub const ATTEMPTS_SHOWN: usize = 50;
 

@@ -15,6 +15,7 @@ use super::{
     Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch, Expired,
     FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
     QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit, Version,
+    Whereabouts,
 };
 use crate::error::{Error, Result};
 use crate::job::{
@@ -220,6 +221,11 @@ impl Store for Observed {
         let call = glance("versions", ids.len());
         let work = move |store: Arc<dyn Store>| async move { store.versions(ids).await };
         self.run(call, work).await
+    }
+
+    async fn whereabouts(&self, job: JobId, limit: usize) -> Result<Whereabouts> {
+        let work = move |store: Arc<dyn Store>| async move { store.whereabouts(job, limit).await };
+        self.run(read("whereabouts", 1), work).await
     }
 
     async fn list(

@@ -20,6 +20,7 @@ mod clients;
 mod crash;
 mod doctor;
 mod errors;
+mod explain;
 mod failover;
 mod fairness;
 mod faults;

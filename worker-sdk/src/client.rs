@@ -196,6 +196,25 @@ impl Client {
         Ok(answer.await?.job.unwrap_or_default())
     }
 
+    /// Why a job waits, why it ran more than once, why it ended so: first what
+    /// holds now, then what became of its attempts.
+    ///
+    /// # Errors
+    /// [`Error::Call`] with reason `JOB_NOT_FOUND`.
+    pub async fn explain(&self, id: &str) -> Result<Vec<proto::Problem>, Error> {
+        let request = proto::ExplainJobRequest {
+            job_id: id.to_owned(),
+        };
+        let answer = self.call(
+            Repeat::Yes,
+            self.deadline,
+            TRY_TIMEOUT,
+            request,
+            |mut jobs, request| async move { jobs.explain_job(request).await },
+        );
+        Ok(answer.await?.findings)
+    }
+
     /// One page of jobs, newest first, with the token of the next page. A page
     /// may be short, or empty, and still have a next one.
     ///

@@ -47,7 +47,7 @@
 //! # The map
 //! | where | what |
 //! |---|---|
-//! | [`Client`], [`NewJob`] | enqueue, get, list, wait, watch, cancel, retry |
+//! | [`Client`], [`NewJob`] | enqueue, get, list, wait, watch, explain, cancel, retry |
 //! | [`Worker`], [`WorkerBuilder`] | handlers by kind; run, shut down, health |
 //! | [`Context`] | what a handler knows and says: attempt, deadline, cancellation, progress, checkpoints, steps |
 //! | [`JobError`], [`Retry`], [`Permanent`], [`Snooze`] | how a handler ends without an output |
@@ -74,7 +74,7 @@ pub use error::{CallError, Error, FieldViolation};
 pub use failure::{JobError, Permanent, Retry, Snooze};
 pub use new_job::NewJob;
 pub use proto::{
-    Job, JobFilter, JobState, ListJobsRequest, ListJobsResponse, Payload, Priority, View,
+    Job, JobFilter, JobState, ListJobsRequest, ListJobsResponse, Payload, Priority, Problem, View,
 };
 pub use worker::{Health, Worker, WorkerBuilder};
 

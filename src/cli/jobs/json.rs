@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use worker_sdk::proto::{Attempt, Backoff, Failure, JobSpec, Progress, payload::Body};
-use worker_sdk::{Job, Payload};
+use worker_sdk::{Job, Payload, Problem};
 
 use super::show::{bytes, ending, level, time, word};
 use crate::cli::terminal;
@@ -25,6 +25,19 @@ pub(super) fn json(job: &Job, pretty: bool) -> String {
         terminal::note(format_args!("error: {why}"));
         "null".into()
     })
+}
+
+/// What explains a job, in the form of `GET /jobs/{id}/explain`.
+pub(super) fn findings(found: &[Problem]) -> String {
+    let of = |finding: &Problem| {
+        serde_json::json!({
+            "reason": finding.reason,
+            "message": finding.message,
+            "field": finding.field,
+        })
+    };
+    let findings: Vec<_> = found.iter().map(of).collect();
+    format!("{:#}", serde_json::json!({ "findings": findings }))
 }
 
 #[derive(Serialize)]

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use worker_sdk::proto::{AttemptOutcome, Failure, Progress, payload::Body};
-use worker_sdk::{Job, JobState, Payload, Priority};
+use worker_sdk::{Job, JobState, Payload, Priority, Problem};
 
-use super::json::json;
+use super::json::{findings, json};
 use crate::cli::terminal::{line, plain};
 
 /// How an answer is written.
@@ -25,6 +25,21 @@ impl Output {
             Self::Table => {
                 for (name, value) in details(job) {
                     line(format_args!("{name:<12} {value}"));
+                }
+            }
+        }
+    }
+
+    /// What explains a job, a line a finding.
+    pub(super) fn findings(self, found: &[Problem]) {
+        match self {
+            Self::Json => line(findings(found)),
+            Self::Table => {
+                let width = found.iter().map(|finding| finding.reason.len()).max();
+                let width = width.unwrap_or(0);
+                for finding in found {
+                    let (reason, message) = (plain(&finding.reason), plain(&finding.message));
+                    line(format_args!("{reason:<width$}  {message}"));
                 }
             }
         }

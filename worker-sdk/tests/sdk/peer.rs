@@ -376,4 +376,11 @@ impl JobService for Service {
     ) -> Result<Response<RetryJobResponse>, Status> {
         Err(Status::unimplemented("not asked for here"))
     }
+
+    async fn explain_job(
+        &self,
+        _: Request<ExplainJobRequest>,
+    ) -> Result<Response<ExplainJobResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
 }
