@@ -134,10 +134,33 @@ async fn a_job_of_a_node_is_explained() {
     a_job_is_explained(&node).await;
 }
 
+async fn a_lost_lease_and_who_lost_it_is_told() {
+    let site = Site::new().await;
+    let node = site.node().await;
+    let asked = Asked {
+        client: client(&node.url()),
+        address: node.address,
+    };
+    let id = asked.enqueue("echo").await;
+    let (mut hand, _) = Hand::welcome(&node.url(), hello(1)).await;
+    hand.beat(0, &[]).await;
+    hand.take(1).await;
+    // As a worker that is killed.
+    drop(hand);
+    asked.says(&id, &["NO_SESSION", "ATTEMPT_LEASE_LOST"]).await;
+    let found = asked.client.explain(&id).await.unwrap();
+    let message = &found[1].message;
+    assert!(
+        message.contains("attempt 1 was taken from worker hand"),
+        "{message}"
+    );
+}
+
 #[test]
 fn what_keeps_a_job_and_what_became_of_it_is_told() {
     side_by_side([
         case(a_job_of_the_embedded_server_is_explained),
         case(a_job_of_a_node_is_explained),
+        case(a_lost_lease_and_who_lost_it_is_told),
     ]);
 }
