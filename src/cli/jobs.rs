@@ -3,6 +3,7 @@
 mod enqueue;
 mod json;
 mod show;
+mod watch;
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
@@ -49,6 +50,14 @@ enum Verb {
         /// Wait this long for its end, then show it as it is
         #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
         wait: Option<Duration>,
+        /// Show each change of state or progress, and end as the job does: 0 succeeded, 1 failed or cancelled
+        #[arg(long, conflicts_with = "wait")]
+        watch: bool,
+    },
+    /// Says why a job waits, why it ran more than once, or why it ended so
+    Explain {
+        /// Id of the job
+        id: String,
     },
     /// Lists jobs, newest first
     List {
@@ -126,7 +135,20 @@ async fn act(args: Args) -> Result<Exit, Failure> {
         .deadline(deadline);
     match verb {
         Verb::Enqueue(args) => return enqueue::run(&client, *args, output).await,
-        Verb::Get { id, wait } => output.one(&get(&client, &id, wait).await.map_err(failure_of)?),
+        Verb::Get {
+            id, watch: true, ..
+        } => {
+            let job = watch::follow(&client, &id).await.map_err(failure_of)?;
+            output.one(&job);
+            return Ok(watch::exit(&job));
+        }
+        Verb::Get { id, wait, .. } => {
+            output.one(&get(&client, &id, wait).await.map_err(failure_of)?)
+        }
+        Verb::Explain { id } => {
+            let found = client.explain(&id).await.map_err(failure_of)?;
+            output.findings(&found);
+        }
         Verb::List {
             queue,
             kind,

@@ -5,7 +5,7 @@
 //!
 //! | exit code | means |
 //! |---|---|
-//! | 0 | done; of `enqueue --wait`: the job succeeded |
+//! | 0 | done; of `enqueue --wait` and `get --watch`: the job succeeded |
 //! | 1 | a job failed or was cancelled; `doctor` found something; the audit of `bench` was not clean |
 //! | 2 | the command line, the configuration or the request cannot be taken as it is |
 //! | 3 | a server or a store is away, or answered with an error; `bench` was interrupted, and told what it had |

@@ -432,6 +432,11 @@ async fn grant(core: Arc<Core>, brake: Arc<Brake>, claims: Arc<Claims>, batch: V
     if granted {
         failpoint::reached("grant-committed");
     }
+    let leased = answers.iter().filter_map(|answer| match answer {
+        Granted::Lease(job) => Some(job.lease.job),
+        _ => None,
+    });
+    core.watches.changed(leased);
     core.metrics.batch("grant", batch.len());
     if answers.iter().all(|answer| *answer == Granted::Locked) {
         brake.pull(AFTER_LOCKED);

@@ -40,29 +40,34 @@ impl Engine {
         self.enqueues.all(jobs, field).await
     }
 
-    /// Reads a job; with `wait`, as soon as it is final, or when the wait is over.
+    /// Reads a job; with `wait`, as soon as it is final, or as it is when the wait is over or this node leaves.
     ///
     /// # Errors
-    /// `JobNotFound`, and the store's.
+    /// `JobNotFound`, `LimitReached` when too many wait, and the store's.
     pub async fn get(&self, id: JobId, view: View, wait: Duration) -> Result<Job> {
         let until = Instant::now() + wait;
-        let change = self.core.watches.watch(id);
-        loop {
-            let found = self
-                .core
-                .store
-                .get(vec![id], view)
-                .await?
-                .into_iter()
-                .next()
-                .flatten();
-            let job = found.ok_or_else(|| Error::JobNotFound(id.to_string()))?;
-            if wait.is_zero() || job.state.is_final() || Instant::now() >= until {
-                return Ok(job);
-            }
-            // Cancel safe: a change that comes between two waits is kept.
-            let _ = tokio::time::timeout_at(until, change.next()).await;
+        if wait.is_zero() {
+            return self.read(id, view).await;
         }
+        // Before the first look, so that no change falls between the two.
+        let mut watcher = self.core.watches.watch(id)?;
+        let mut job = self.read(id, view).await?;
+        while !job.state.is_final() {
+            // Cancel safe: these only wait.
+            tokio::select! {
+                () = watcher.ended(job.revision) => {}
+                () = self.core.draining.cancelled() => return self.read(id, view).await,
+                () = tokio::time::sleep_until(until) => return self.read(id, view).await,
+            }
+            job = self.read(id, view).await?;
+        }
+        Ok(job)
+    }
+
+    pub(super) async fn read(&self, id: JobId, view: View) -> Result<Job> {
+        let found = self.core.store.get(vec![id], view).await?;
+        let job = found.into_iter().next().flatten();
+        job.ok_or_else(|| Error::JobNotFound(id.to_string()))
     }
 
     /// Lists jobs below `before`, newest first.
@@ -87,7 +92,7 @@ impl Engine {
         match self.core.store.cancel(id, reason).await? {
             Cancelled::Done(job, running) => {
                 info!(job_id = %id, queue = %job.spec.queue, attempt = job.attempt, "job cancelled");
-                self.core.watches.changed(id);
+                self.core.watches.changed([id]);
                 if let Some((lease, session)) = running
                     && !sessions::cancel(&self.core, session, lease)
                     && let Err(error) = self.core.ready.nudge().await
@@ -114,6 +119,7 @@ impl Engine {
         match self.core.store.retry(id, delay).await? {
             Retried::Done(job, segments) => {
                 info!(job_id = %id, queue = %job.spec.queue, "job retried by hand");
+                self.core.watches.changed([id]);
                 self.offers.offer(segments);
                 Ok(job)
             }

@@ -12,7 +12,7 @@ use super::tasks::Tasks;
 use super::{Core, heal};
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::job::View;
+use crate::job::JobId;
 use crate::job::limits::{BATCH_MAX, METRIC_NAMES_MAX};
 use crate::session::Event;
 use crate::store::{Segment, Swept};
@@ -49,7 +49,6 @@ pub(super) fn start(tasks: &Tasks, core: Arc<Core>, offers: &Offers) {
     start!("tidy", ms(2_000), tidy);
     start!("health", ms(1_000), health);
     start!("heal", heal::LOOK_EVERY, heal::look);
-    start!("watch", ms(500), watch);
     start!("stats", ms(5_000), stats);
     tasks.spawn(signals(tasks.clone(), core));
 }
@@ -90,6 +89,7 @@ async fn promote(core: Arc<Core>, offers: Offers) -> Result<More> {
     if promoted.changed > 0 {
         failpoint::reached("promote-committed");
     }
+    core.watches.changed(jobs_of(&promoted.segments));
     Ok(swept(&offers, promoted))
 }
 
@@ -112,6 +112,7 @@ async fn expire(core: Arc<Core>, offers: Offers) -> Result<More> {
         core.metrics
             .extra_executions(usize::try_from(again).unwrap_or(usize::MAX));
     }
+    core.watches.changed(jobs_of(&expired.segments));
     offers.offer(expired.segments);
     if expired.more {
         // Whatever died, its jobs come back at a bounded rate: the store has other work, and a worker that only seemed
@@ -127,6 +128,12 @@ async fn retain(core: Arc<Core>, offers: Offers) -> Result<More> {
 
 async fn tidy(core: Arc<Core>, offers: Offers) -> Result<More> {
     Ok(swept(&offers, core.store.tidy(BATCH_MAX).await?))
+}
+
+fn jobs_of(segments: &[Segment]) -> impl Iterator<Item = JobId> + '_ {
+    segments
+        .iter()
+        .flat_map(|segment| segment.jobs.iter().copied())
 }
 
 fn swept(offers: &Offers, swept: Swept) -> More {
@@ -200,22 +207,10 @@ async fn health(core: Arc<Core>, _: Offers) -> Result<More> {
     let sessions = core.sessions.all();
     core.metrics.sessions(sessions.len());
     core.metrics.streams(sessions.len());
+    core.metrics.watchers(core.watches.count());
     core.metrics
         .in_flight(sessions.iter().map(|live| live.in_flight() as usize).sum());
     // A store that is away is looked at as often as one that is not.
-    Ok(false)
-}
-
-/// Wakes those who wait for jobs that other nodes have finished.
-async fn watch(core: Arc<Core>, _: Offers) -> Result<More> {
-    for jobs in core.watches.all().chunks(BATCH_MAX) {
-        let found = core.store.get(jobs.to_vec(), View::Basic).await?;
-        for (id, job) in jobs.iter().zip(found) {
-            if job.is_none_or(|job| job.state.is_final()) {
-                core.watches.changed(*id);
-            }
-        }
-    }
     Ok(false)
 }
 

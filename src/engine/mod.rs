@@ -4,6 +4,7 @@
 //! enqueue ─> store ─> offer ─> ready-list ─> dispatch ─> store (grant) ─> sessions ─> worker
 //!                       └─ if hungry here ─────^           results, renewals <─ sessions
 //! loops: promote, expire, reconcile, retain, tidy, signals, health
+//! watch: looks at the jobs that callers wait for
 //! ```
 
 mod attach;
@@ -12,6 +13,7 @@ mod budget;
 mod candidate;
 mod dispatch;
 mod enqueue;
+mod explain;
 mod heal;
 mod hunger;
 mod ids;
@@ -35,12 +37,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+pub use explain::Finding;
 pub use ids::Ids;
 pub use jobs::Accepted;
 pub use outbox::Outbox;
 pub use sessions::Live;
+pub use watch::{Told, Watch};
 
 use crate::error::{Error, Result};
 use crate::job::limits::LEASE_TTL_DEFAULT;
@@ -120,7 +125,7 @@ pub(crate) struct Core {
     node: NodeId,
     metrics: Arc<Metrics>,
     sessions: Registry,
-    watches: Watches,
+    watches: Arc<Watches>,
     /// What the store may have that the sessions do not know of: grants that it did not answer.
     doubts: Doubts,
     /// The store's clock against this machine's.
@@ -140,7 +145,7 @@ pub(crate) struct Core {
     ready_away: AtomicBool,
     /// It does not take new hints; full, perhaps.
     ready_refuses: AtomicBool,
-    draining: AtomicBool,
+    draining: CancellationToken,
 }
 
 impl std::fmt::Debug for Core {
@@ -174,7 +179,7 @@ impl Engine {
             node,
             metrics,
             sessions: Registry::default(),
-            watches: Watches::default(),
+            watches: Arc::default(),
             doubts: Doubts::default(),
             clock: ids::Offset::default(),
             wake: Notify::new(),
@@ -185,7 +190,7 @@ impl Engine {
             shelved: AtomicBool::new(false),
             ready_away: AtomicBool::new(false),
             ready_refuses: AtomicBool::new(false),
-            draining: AtomicBool::new(false),
+            draining: CancellationToken::new(),
         });
         let tasks = Tasks::default();
         let offers = Offers::start(&tasks, core.clone());
@@ -196,6 +201,7 @@ impl Engine {
         let attaches = Attaches::start(&tasks, core.clone());
         dispatch::start(&tasks, core.clone(), offers.clone());
         loops::start(&tasks, core.clone(), &offers);
+        tasks.spawn(watch::look(tasks.clone(), core.clone()));
         info!(node = %node, name = options.node_name, "node starts");
         Arc::new(Self {
             core,
@@ -287,9 +293,10 @@ impl Engine {
         recording.await.map_err(Error::internal)?
     }
 
-    /// Takes no more workers, tells those that are here to move, and waits until they have, at most `grace`.
+    /// Takes no more workers, tells those that are here to move, and waits until they have, at most `grace`. Who waits for
+    /// a job is told at once.
     pub async fn drain(&self, grace: Duration) {
-        self.core.draining.store(true, Ordering::SeqCst);
+        self.core.draining.cancel();
         let sessions = self.core.sessions.all();
         info!(sessions = sessions.len(), ?grace, "node drains");
         for live in sessions {
@@ -339,7 +346,7 @@ impl Drop for Unclaimed {
 
 impl Core {
     fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::SeqCst)
+        self.draining.is_cancelled()
     }
 
     fn ready_is_away(&self) -> bool {
@@ -392,13 +399,6 @@ impl Core {
             }
         }
         self.metrics.ready_list_degraded(after);
-    }
-
-    /// An attempt ended: wakes who waits for the job.
-    fn ended(&self, ending: &Ending, verdict: &Verdict) {
-        if matches!(verdict, Verdict::Recorded(state) if state.is_final()) {
-            self.watches.changed(ending.lease.job);
-        }
     }
 }
 

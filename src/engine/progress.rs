@@ -99,6 +99,8 @@ async fn record(core: &Core, requests: Vec<Request>) {
     });
     match core.store.report(reports.collect()).await {
         Ok(verdicts) => {
+            let reports = requests.iter().flat_map(|request| &request.reports);
+            core.watches.changed(reports.map(|(lease, _)| lease.job));
             let mut verdicts = verdicts.into_iter();
             for Request { live, reports, .. } in requests {
                 let judged = reports

@@ -147,8 +147,11 @@ pub async fn record(core: &Core, offers: &Offers, endings: Vec<Ending>) -> Resul
     core.metrics.batch("finish", endings.len());
     for (ending, verdict) in endings.iter().zip(&answer.verdicts) {
         debug!(job_id = %ending.lease.job, attempt = ending.lease.attempt, session = %ending.session, ?verdict, "judged");
-        core.ended(ending, verdict);
     }
+    let pairs = endings.iter().zip(&answer.verdicts);
+    let recorded = pairs.filter(|(_, verdict)| matches!(verdict, Verdict::Recorded(_)));
+    core.watches
+        .changed(recorded.map(|(ending, _)| ending.lease.job));
     offers.offer(answer.segments);
     Ok(answer.verdicts)
 }

@@ -19,7 +19,7 @@ use super::results::{RecordRequest, Results};
 use super::{Core, Options};
 use crate::error::{Error, Limit, Result};
 use crate::job::limits::{HEARTBEATS_PER_TTL, STREAMS_MAX, STREAMS_SPARE};
-use crate::job::{HeldLease, Lease, QueueName, SessionId};
+use crate::job::{HeldLease, Kind, Lease, QueueName, SessionId};
 use crate::session::message::{Hello, ServerMessage, Welcome};
 use crate::session::{Action, Event, Session};
 use crate::store::{Attached, NewSession};
@@ -225,7 +225,35 @@ impl Live {
     }
 }
 
+/// What a worker has for the jobs of one queue.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Taker {
+    /// It can run them, or does not say what it can run.
+    pub knows_kind: bool,
+    /// How many at once.
+    pub slots: u32,
+    /// How many more, now.
+    pub free: u32,
+}
+
 impl Live {
+    /// What it has for jobs of this queue and kind; `None`: it takes none.
+    pub(super) fn takes(&self, queue: &QueueName, kind: &Kind) -> Option<Taker> {
+        let session = self.lock();
+        let hello = session.hello();
+        let subscription = hello.queues.iter().find(|s| s.queue == *queue)?;
+        let is_known = |known: &String| known == kind.as_str();
+        let own = subscription.max_in_flight.unwrap_or(hello.max_in_flight);
+        Some(Taker {
+            knows_kind: hello.kinds.is_empty() || hello.kinds.iter().any(is_known),
+            slots: own.min(hello.max_in_flight),
+            free: match self.is_behind() {
+                true => 0,
+                false => session.free(self.now(), queue),
+            },
+        })
+    }
+
     /// The queues that it takes jobs of.
     pub fn queues(&self) -> Vec<QueueName> {
         self.lock()

@@ -1,14 +1,16 @@
 //! JobService over the engine.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{self, Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
 use super::convert;
 use super::status::status;
 use crate::engine::page::{Names, RawPage, write_token};
-use crate::engine::{Accepted, Engine};
+use crate::engine::{Accepted, Engine, Told};
 use crate::error::{Error, Result, Violation};
 use crate::job::draft::{Fields, is_storable, span};
 use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, REASON_BYTES_MAX, SPAN_MAX, WAIT_MAX};
@@ -42,6 +44,15 @@ impl pb::job_service_server::JobService for Jobs {
         self.answer(self.get(request.into_inner()).await)
     }
 
+    type WatchJobStream = Watching;
+
+    async fn watch_job(
+        &self,
+        request: Request<pb::WatchJobRequest>,
+    ) -> Result<Response<Watching>, Status> {
+        self.answer(self.watch(request.into_inner()).await)
+    }
+
     async fn list_jobs(
         &self,
         request: Request<pb::ListJobsRequest>,
@@ -62,14 +73,28 @@ impl pb::job_service_server::JobService for Jobs {
     ) -> Result<Response<pb::RetryJobResponse>, Status> {
         self.answer(self.retry(request.into_inner()).await)
     }
+
+    async fn explain_job(
+        &self,
+        request: Request<pb::ExplainJobRequest>,
+    ) -> Result<Response<pb::ExplainJobResponse>, Status> {
+        self.answer(self.explain(request.into_inner()).await)
+    }
 }
+
+/// What goes to who watches a job.
+pub type Watching = Pin<Box<dyn Stream<Item = Result<pb::WatchJobResponse, Status>> + Send>>;
 
 impl Jobs {
     fn answer<T>(&self, result: Result<T>) -> Result<Response<T>, Status> {
-        result.map(Response::new).map_err(|error| {
-            self.0.metrics().failed_request("grpc", error.code().reason);
-            status(error)
-        })
+        result
+            .map(Response::new)
+            .map_err(|error| self.refuse(error))
+    }
+
+    fn refuse(&self, error: Error) -> Status {
+        self.0.metrics().failed_request("grpc", error.code().reason);
+        status(error)
     }
 
     async fn enqueue_one(&self, request: pb::EnqueueRequest) -> Result<pb::EnqueueResponse> {
@@ -134,6 +159,24 @@ impl Jobs {
         })
     }
 
+    async fn watch(&self, request: pb::WatchJobRequest) -> Result<Watching> {
+        let id = job_id(&request.job_id)?;
+        let view = view(request.view, View::Basic)?;
+        let watch = self.0.watch(id, request.after_revision, view).await?;
+        let told = stream::unfold(watch, |mut watch| async move {
+            let told = watch.next().await?;
+            Some((told, watch))
+        });
+        let jobs = self.clone();
+        Ok(Box::pin(told.map(move |told| match told {
+            Ok(Told::Job(job)) => Ok(pb::WatchJobResponse {
+                job: Some(convert::job(*job)),
+            }),
+            Ok(Told::Quiet) => Ok(pb::WatchJobResponse { job: None }),
+            Err(error) => Err(jobs.refuse(error)),
+        })))
+    }
+
     async fn list(&self, request: pb::ListJobsRequest) -> Result<pb::ListJobsResponse> {
         let view = view(request.view, View::Basic)?;
         let filter = request.filter.unwrap_or_default();
@@ -189,6 +232,20 @@ impl Jobs {
         let job = self.0.retry(id, delay).await?;
         Ok(pb::RetryJobResponse {
             job: Some(convert::job(job)),
+        })
+    }
+}
+
+impl Jobs {
+    async fn explain(&self, request: pb::ExplainJobRequest) -> Result<pb::ExplainJobResponse> {
+        let found = self.0.explain(job_id(&request.job_id)?).await?;
+        let findings = found.into_iter().map(|finding| pb::Problem {
+            reason: finding.reason.into(),
+            message: finding.message,
+            field: finding.field,
+        });
+        Ok(pb::ExplainJobResponse {
+            findings: findings.collect(),
         })
     }
 }

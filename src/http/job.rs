@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use super::body::depth;
 use super::enqueue::{JSON, is_json};
 use super::time::{write_span, write_time};
+use crate::engine::Finding;
 use crate::job::limits::JSON_DEPTH_MAX;
 use crate::job::{AttemptRecord, Failure, Job, Payload, Progress};
 
@@ -287,4 +288,31 @@ pub struct PageJson<'a> {
 pub struct BatchJson<'a> {
     /// In the order of the request.
     pub jobs: Vec<JobJson<'a>>,
+}
+
+/// What explains a job.
+#[derive(Serialize)]
+pub struct FindingsJson<'a> {
+    findings: Vec<FindingJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct FindingJson<'a> {
+    reason: &'static str,
+    message: &'a str,
+    field: &'a str,
+}
+
+impl<'a> FindingsJson<'a> {
+    /// As many as there are.
+    pub fn of(findings: &'a [Finding]) -> Self {
+        let of = |finding: &'a Finding| FindingJson {
+            reason: finding.reason,
+            message: &finding.message,
+            field: &finding.field,
+        };
+        Self {
+            findings: findings.iter().map(of).collect(),
+        }
+    }
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::body::{self, Need};
 use super::enqueue::{JSON, new_job};
-use super::job::{BatchJson, JobJson, PageJson};
+use super::job::{BatchJson, FindingsJson, JobJson, PageJson};
 use super::members::{Members, items};
 use super::problem::Problem;
 use super::query;
@@ -21,7 +21,7 @@ use crate::job::draft::{is_storable, span};
 use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, BODY_BYTES_MAX, REASON_BYTES_MAX, SPAN_MAX};
 use crate::job::{JobId, NewJob};
 
-type Answer = std::result::Result<Response, Problem>;
+pub(super) type Answer = std::result::Result<Response, Problem>;
 type Shared = State<Arc<Engine>>;
 
 const KEY_HEADER: &str = "Idempotency-Key";
@@ -86,6 +86,17 @@ pub async fn get(
     let (view, wait) = query::get(&asked.unwrap_or_default())?;
     let job = engine.get(job_id(&id)?, view, wait).await?;
     json(StatusCode::OK, &JobJson::of(&job))
+}
+
+/// `GET /jobs/{id}/explain`
+pub async fn explain(
+    State(engine): Shared,
+    Path(id): Path<String>,
+    RawQuery(asked): RawQuery,
+) -> Answer {
+    query::none(&asked.unwrap_or_default())?;
+    let found = engine.explain(job_id(&id)?).await?;
+    json(StatusCode::OK, &FindingsJson::of(&found))
 }
 
 /// `GET /jobs`
@@ -206,7 +217,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>> {
     }
 }
 
-fn job_id(text: &str) -> Result<JobId> {
+pub(super) fn job_id(text: &str) -> Result<JobId> {
     JobId::parse(text)
         .ok_or_else(|| Error::field("job_id", "must be a UUIDv7 in its 36-character form"))
 }

@@ -6,6 +6,8 @@
 //! | `POST /jobs` | Enqueue; 201 with Location, 200 when the job was there before |
 //! | `POST /jobs/batch` | EnqueueBatch: `{"jobs": [...]}` |
 //! | `GET /jobs/{id}?wait=10s&view=` | GetJob |
+//! | `GET /jobs/{id}/events?view=` | WatchJob, as server-sent events (`events.rs`) |
+//! | `GET /jobs/{id}/explain` | ExplainJob: `{"findings": [{"reason", "message", "field"}]}` |
 //! | `GET /jobs?queue=&kind=&state=&page_size=&page_token=&view=` | ListJobs |
 //! | `POST /jobs/{id}/cancel` | CancelJob, `{"reason": "..."}` if there is one |
 //! | `POST /jobs/{id}/retry` | RetryJob, `{"delay": "10s"}` if there is one |
@@ -14,6 +16,7 @@
 
 mod body;
 mod enqueue;
+mod events;
 mod health;
 mod job;
 mod jobs;
@@ -44,6 +47,8 @@ pub fn router(engine: Arc<Engine>) -> Router {
         .route("/jobs", post(jobs::enqueue).get(jobs::list))
         .route("/jobs/batch", post(jobs::enqueue_batch))
         .route("/jobs/{id}", get(jobs::get))
+        .route("/jobs/{id}/events", get(events::watch))
+        .route("/jobs/{id}/explain", get(jobs::explain))
         .route("/jobs/{id}/cancel", post(jobs::cancel))
         .route("/jobs/{id}/retry", post(jobs::retry))
         .route("/openapi.json", get(openapi::openapi))

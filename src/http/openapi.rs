@@ -62,6 +62,8 @@ const OPERATIONS: &[Operation] = &[
         &[408, 409, 413, 415],
     ),
     operation("get", "/jobs/{id}", "GetJob", &[200], &[404]),
+    operation("get", "/jobs/{id}/events", WATCH, &[200, 204], &[404]),
+    operation("get", "/jobs/{id}/explain", "ExplainJob", &[200], &[404]),
     operation(
         "post",
         "/jobs/{id}/cancel",
@@ -78,6 +80,8 @@ const OPERATIONS: &[Operation] = &[
     ),
 ];
 
+/// The call that answers with server-sent events, each of them a job.
+const WATCH: &str = "WatchJob";
 /// Statuses of any call: a bad request, a page that may not call, a limit, a fault of ours, a store that is away.
 const ALWAYS: [u16; 6] = [400, 403, 429, 500, 503, 504];
 /// Fields whose own fields stand in their place.
@@ -110,7 +114,7 @@ fn document(ours: &Descriptors) -> Value {
         let (_, response, _) = ours.rpc(one.service, one.rpc);
         parts(ours, &response, &mut schemas);
     }
-    schemas.insert("Problem".into(), problem());
+    schemas.insert("ProblemDetails".into(), problem());
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -143,6 +147,8 @@ fn described(ours: &Descriptors, one: &Operation) -> Value {
         .split_once('{')
         .and_then(|(_, rest)| rest.split_once('}'));
     let mut fields = flat(ours, &request);
+    // Over HTTP that is Last-Event-ID.
+    fields.retain(|field| field.name != "after_revision");
     let mut parameters = Vec::new();
     if let Some((name, _)) = in_path {
         // The first field is what the call is about.
@@ -167,6 +173,13 @@ fn described(ours: &Descriptors, one: &Operation) -> Value {
             "content": { JSON: { "schema": object(&fields, ours) } },
         });
     }
+    if one.rpc == WATCH {
+        parameters.push(json!({
+            "name": "Last-Event-ID", "in": "header", "required": false,
+            "description": "The id of the last event that was seen, the revision of the job in it: to go on from there.",
+            "schema": { "type": "string" },
+        }));
+    }
     if one.rpc == "Enqueue" {
         parameters.push(json!({
             "name": "Idempotency-Key", "in": "header", "required": false,
@@ -182,9 +195,15 @@ fn answers(ours: &Descriptors, one: &Operation, response: &str) -> Value {
     let mut answers = Map::new();
     let body = object(&answer_fields(ours, response), ours);
     for status in one.good {
+        let content = match (one.rpc, status) {
+            (WATCH, 204) => json!({}),
+            (WATCH, _) => json!({ "text/event-stream": { "schema": { "type": "string" } } }),
+            _ => json!({ JSON: { "schema": body } }),
+        };
+        let name = http::StatusCode::from_u16(*status).ok();
         let mut answer = json!({
-            "description": if *status == 201 { "Created" } else { "OK" },
-            "content": { JSON: { "schema": body } },
+            "description": name.and_then(|name| name.canonical_reason()).unwrap_or("OK"),
+            "content": content,
         });
         if *status == 201 && one.rpc == "Enqueue" {
             answer["headers"] = json!({ "Location": { "schema": { "type": "string" } } });
@@ -195,7 +214,7 @@ fn answers(ours: &Descriptors, one: &Operation, response: &str) -> Value {
         let name = http::StatusCode::from_u16(*status).ok();
         let problem = json!({
             "description": name.and_then(|name| name.canonical_reason()).unwrap_or("Error"),
-            "content": { "application/problem+json": { "schema": { "$ref": "#/components/schemas/Problem" } } },
+            "content": { "application/problem+json": { "schema": { "$ref": "#/components/schemas/ProblemDetails" } } },
         });
         answers.insert(status.to_string(), problem);
     }

@@ -110,9 +110,18 @@ struct Item<'a> {
     message: &'a str,
 }
 
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
-        let (status, reason, detail) = match &self {
+/// A problem as it is sent.
+pub struct Written {
+    status: StatusCode,
+    reason: &'static str,
+    /// The body.
+    pub text: String,
+}
+
+impl Problem {
+    /// Writes it down. The cause of an internal error goes to the log, under the id that is told.
+    pub fn written(&self) -> Written {
+        let (status, reason, detail) = match self {
             Self::Refused(refusal) => refusal.row(),
             Self::Service(error) => {
                 let code = error.code();
@@ -121,7 +130,7 @@ impl IntoResponse for Problem {
                 (status, code.reason, error.to_string())
             }
         };
-        let (errors, request_id) = match &self {
+        let (errors, request_id) = match self {
             Self::Service(Error::InvalidArgument(violations)) => (items(violations), None),
             Self::Service(Error::Internal(cause)) => {
                 let id = Uuid::new_v4().simple().to_string();
@@ -139,7 +148,21 @@ impl IntoResponse for Problem {
             errors,
             request_id,
         };
-        let text = serde_json::to_string(&body).unwrap_or_default();
+        Written {
+            status,
+            reason,
+            text: serde_json::to_string(&body).unwrap_or_default(),
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let Written {
+            status,
+            reason,
+            text,
+        } = self.written();
         let mut response = (status, text).into_response();
         let headers = response.headers_mut();
         headers.insert(

@@ -41,6 +41,17 @@ pub fn get(query: &str) -> Result<(View, Duration)> {
     Ok((view, wait))
 }
 
+/// Reads the parameters of a watch: how much of the job is told.
+///
+/// # Errors
+/// `InvalidArgument` with everything that is wrong.
+pub fn watch(query: &str) -> Result<View> {
+    let mut query = Query::parse(query);
+    let view = query.view(View::Basic);
+    query.end()?;
+    Ok(view)
+}
+
 /// Over HTTP a parameter that may be given more than once has its name in the singular.
 const FILTER: Names = Names {
     queues: "queue",

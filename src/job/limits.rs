@@ -59,6 +59,8 @@ pub const PAGE_DEFAULT: usize = 50;
 pub const PAGE_ROWS_MAX: usize = 10_000;
 /// Names in one condition of a filter.
 pub const FILTER_NAMES_MAX: usize = 20;
+/// Jobs that are counted for another one's place in line.
+pub const PLACE_MAX: usize = 5_000;
 /// Attempts that a full view shows, the newest ones.
 pub const ATTEMPTS_SHOWN: usize = 50;
 
@@ -139,6 +141,12 @@ pub const HEARTBEATS_PER_TTL: u32 = 3;
 pub const HELLO_WITHIN: Duration = Duration::from_secs(5);
 /// Longest wait of one GetJob.
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Calls on one node that watch a job, or wait for its end.
+pub const WATCHERS_MAX: usize = 10_000;
+/// Who watches a job hears something so often, if only that nothing has changed.
+pub const WATCH_KEEPALIVE: Duration = Duration::from_secs(20);
+/// A watch ends at the first keepalive after a node could not look at the store for so long: another node may.
+pub const WATCH_BLIND_MAX: Duration = Duration::from_secs(60);
 
 /// Distinct queues and kinds that metrics show; the rest is "other".
 pub const METRIC_NAMES_MAX: usize = 200;

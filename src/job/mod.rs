@@ -266,9 +266,11 @@ impl LeasedJob {
 /// How much of a job is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum View {
-    /// No payload, output, last failure or attempts.
+    /// No payload, output, last failure, progress or attempts.
     #[default]
     Basic,
+    /// A basic view with the progress, its checkpoint aside: what is told of a job while it is watched.
+    Progress,
     /// Everything.
     Full,
 }

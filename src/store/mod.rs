@@ -7,6 +7,7 @@
 
 mod known;
 pub mod observed;
+mod place;
 pub mod postgres;
 pub mod sqlite;
 
@@ -158,6 +159,25 @@ impl JobFilter {
                 .failure_type
                 .as_deref()
                 .is_none_or(|wanted| failure_type == Some(wanted))
+    }
+}
+
+/// How new what is known of a job is: as long as it stays the same, nothing has changed that a caller sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Version {
+    /// The job's revision.
+    pub revision: u64,
+    /// The revision of its progress; 0: it has none.
+    pub progress: u64,
+}
+
+impl Version {
+    /// Of a job in a view that shows its progress.
+    pub fn of(job: &Job) -> Self {
+        Self {
+            revision: job.revision,
+            progress: job.progress.as_ref().map_or(0, |p| p.revision),
+        }
     }
 }
 
@@ -368,6 +388,28 @@ pub struct Signal {
     pub session: SessionId,
 }
 
+/// What is known of a job beside itself, for people who ask why it waits or goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// What the store's clock says.
+    pub now: Timestamp,
+    /// Of a QUEUED job.
+    pub ahead: Option<Ahead>,
+    /// Of a RUNNING job: when its lease is over, unless it is renewed.
+    pub lease_until: Option<Timestamp>,
+    /// Nobody's lease is taken before: the store, or all nodes, had been away.
+    pub grace_until: Timestamp,
+}
+
+/// Jobs of a job's queue that are to be handed out before it: of higher levels, or earlier in its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ahead {
+    /// As many were counted.
+    pub jobs: usize,
+    /// The count came to its bound: there may be more.
+    pub more: bool,
+}
+
 /// The numbers of one queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueStats {
@@ -401,6 +443,10 @@ pub trait Store: Send + Sync + 'static {
     async fn enqueue(&self, jobs: std::sync::Arc<[NewJob]>, unit: Unit) -> Result<EnqueueAnswer>;
     /// Reads jobs; `None` where there is none.
     async fn get(&self, ids: Vec<JobId>, view: View) -> Result<Vec<Option<Job>>>;
+    /// How new jobs are; `None` where there is none. Far cheaper than to read them.
+    async fn versions(&self, ids: Vec<JobId>) -> Result<Vec<Option<Version>>>;
+    /// Where a job is: its place in line is counted up to about `limit`. Of a job that is not there, what time it is.
+    async fn whereabouts(&self, job: JobId, limit: usize) -> Result<Whereabouts>;
     /// Lists jobs below `before`, newest first. Looks at a bounded number of rows.
     async fn list(
         &self,

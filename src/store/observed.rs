@@ -14,7 +14,8 @@ use tracing::{Instrument, debug, debug_span, error};
 use super::{
     Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch, Expired,
     FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
-    QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
+    QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit, Version,
+    Whereabouts,
 };
 use crate::error::{Error, Result};
 use crate::job::{
@@ -214,6 +215,17 @@ impl Store for Observed {
         let call = read("get", ids.len());
         let work = move |store: Arc<dyn Store>| async move { store.get(ids, view).await };
         self.run(call, work).await
+    }
+
+    async fn versions(&self, ids: Vec<JobId>) -> Result<Vec<Option<Version>>> {
+        let call = glance("versions", ids.len());
+        let work = move |store: Arc<dyn Store>| async move { store.versions(ids).await };
+        self.run(call, work).await
+    }
+
+    async fn whereabouts(&self, job: JobId, limit: usize) -> Result<Whereabouts> {
+        let work = move |store: Arc<dyn Store>| async move { store.whereabouts(job, limit).await };
+        self.run(read("whereabouts", 1), work).await
     }
 
     async fn list(

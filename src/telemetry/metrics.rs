@@ -41,6 +41,7 @@ pub struct Metrics {
     sessions: IntGaugeVec,
     streams: IntGaugeVec,
     in_flight: IntGaugeVec,
+    watchers: IntGaugeVec,
     store_seconds: HistogramVec,
     store_errors: IntCounterVec,
     ready_seconds: HistogramVec,
@@ -76,6 +77,7 @@ impl Metrics {
             sessions: gauge(&into, &list::SESSIONS)?,
             streams: gauge(&into, &list::STREAMS)?,
             in_flight: gauge(&into, &list::IN_FLIGHT)?,
+            watchers: gauge(&into, &list::WATCHERS)?,
             store_seconds: histogram(&into, &list::STORE_SECONDS)?,
             store_errors: counter(&into, &list::STORE_ERRORS)?,
             ready_seconds: histogram(&into, &list::READY_SECONDS)?,
@@ -184,6 +186,11 @@ impl Metrics {
     /// Leases of this node's sessions, now.
     pub fn in_flight(&self, count: usize) {
         level(&self.in_flight, count);
+    }
+
+    /// Calls that watch a job or wait for its end, now.
+    pub fn watchers(&self, count: usize) {
+        level(&self.watchers, count);
     }
 
     /// One call of the store; `failed` is the error's stable word.

@@ -6,8 +6,8 @@ use std::time::Duration;
 use leasehold::job::limits::{
     BATCH_BYTES_MAX, FAILURE_DETAIL_BYTES_MAX, FAILURE_MESSAGE_BYTES_MAX, PAGE_MAX,
 };
-use leasehold::job::{Failure, Job, JobId, JobState, Outcome, Payload, View};
-use leasehold::store::JobFilter;
+use leasehold::job::{Failure, Job, JobId, JobState, Outcome, Payload, Progress, View};
+use leasehold::store::{JobFilter, Report, Version};
 
 use crate::steps::{assert_recorded, failure, minutes, text};
 use crate::store_list::{filter, ids, page};
@@ -100,6 +100,109 @@ async fn many_jobs_are_read_in_the_order_that_they_were_asked_for(world: World) 
         let (once, again) = found.split_at(asked.len() / 2);
         assert!(once.iter().eq(again.iter().rev()), "a copy is the same");
     }
+}
+
+async fn version(world: &World, id: JobId) -> Version {
+    let found = world.store.versions(vec![id]).await;
+    found
+        .expect("versions answers")
+        .remove(0)
+        .expect("it is there")
+}
+
+on_each_store!(whatever_changes_a_job_changes_its_version);
+async fn whatever_changes_a_job_changes_its_version(world: World) {
+    let job = world.scheduled(minutes(1)).await;
+    let mut seen = vec![version(&world, job).await];
+    let mut note = async || {
+        let now = version(&world, job).await;
+        assert_eq!(now, Version::of(&world.look(job).await));
+        assert_eq!(
+            now,
+            version(&world, job).await,
+            "it rests while nothing changes"
+        );
+        assert!(!seen.contains(&now), "{now:?} is not new: {seen:?}");
+        seen.push(now);
+    };
+    world.advance(minutes(2)).await;
+    world.promote().await;
+    note().await;
+    let session = world.open().await;
+    let lease = world.lease(job, session).await;
+    note().await;
+    for revision in [3, 4] {
+        let progress = Progress {
+            percent: Some(50),
+            checkpoint: Some("c".into()),
+            revision,
+            ..Progress::default()
+        };
+        let report = Report {
+            lease,
+            session: session.session,
+            progress,
+        };
+        let told = world.store.report(vec![report]).await;
+        assert_recorded(&told.expect("report answers")[0]);
+        note().await;
+    }
+    assert_recorded(&world.finish(lease, session, failure()).await);
+    note().await;
+    world.cancel(job).await;
+    note().await;
+    world.retry(job, Duration::ZERO).await;
+    note().await;
+    let session = world.open().await;
+    world.lease(job, session).await;
+    note().await;
+    world.lose(session).await;
+    note().await;
+}
+
+on_each_store!(a_view_of_progress_is_a_basic_one_with_the_progress_and_no_checkpoint);
+async fn a_view_of_progress_is_a_basic_one_with_the_progress_and_no_checkpoint(world: World) {
+    let (lease, session) = world.running().await;
+    let silent = world.queued().await;
+    let progress = Progress {
+        percent: Some(50),
+        note: Some("half".into()),
+        checkpoint: Some("c".into()),
+        revision: 7,
+    };
+    let report = Report {
+        lease,
+        session: session.session,
+        progress: progress.clone(),
+    };
+    let told = world.store.report(vec![report]).await;
+    assert_recorded(&told.expect("report answers")[0]);
+    let expected = Job {
+        progress: Some(Progress {
+            checkpoint: None,
+            ..progress
+        }),
+        ..world.basic(lease.job).await
+    };
+    let seen = get(&world, &[silent, lease.job], View::Progress).await;
+    assert_eq!(seen, [Some(world.basic(silent).await), Some(expected)]);
+}
+
+on_each_store!(versions_come_in_the_order_that_they_were_asked_for);
+async fn versions_come_in_the_order_that_they_were_asked_for(world: World) {
+    let one = world.queued().await;
+    let two = world.queued().await;
+    world.cancel(two).await;
+    let nobody = world.fresh_id();
+    let found = world.store.versions(vec![two, nobody, one, two]).await;
+    let revisions: Vec<_> = found
+        .expect("versions answers")
+        .into_iter()
+        .map(|version| version.map(|v| (v.revision, v.progress)))
+        .collect();
+    assert_eq!(revisions, [Some((2, 0)), None, Some((1, 0)), Some((2, 0))]);
+    let none = world.store.versions(vec![]).await;
+    assert_eq!(none.expect("versions answers"), []);
 }
 
 /// Bytes of all that a caller or a worker has written into a job.

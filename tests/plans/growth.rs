@@ -262,11 +262,23 @@ impl Stage {
 
     async fn read(&mut self, when: &str) {
         let jobs = self.queued().await;
-        for view in [View::Basic, View::Full] {
+        for view in [View::Basic, View::Progress, View::Full] {
             let read = self.verbs.store.get(jobs.clone(), view).await;
             assert!(read.expect("get answers").iter().all(Option::is_some));
         }
         self.by_id(when, "get").await;
+        let versions = self.verbs.store.versions(jobs.clone()).await;
+        assert!(
+            versions
+                .expect("versions answers")
+                .iter()
+                .all(Option::is_some)
+        );
+        self.by_id(when, "versions").await;
+        // A step looks at 2,000 jobs and the rest of a segment.
+        let place = self.verbs.store.whereabouts(jobs[0], 10 * BATCH).await;
+        assert!(place.expect("whereabouts answers").ahead.is_some());
+        self.within(when, "whereabouts", ids(3 * BATCH)).await;
         let stats = self.verbs.store.stats(200).await;
         stats.expect("stats answer");
         self.within(when, "stats", ids(20 * self.batch)).await;

@@ -188,6 +188,38 @@ async fn each_bad_field_is_named_over_grpc() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_wait_or_a_watch_that_cannot_be_is_refused() {
+    let dev = Dev::start().await;
+    let mut client = jobs(&dev).await;
+    let job = client.enqueue(good()).await.unwrap().into_inner().job;
+    let job_id = job.unwrap().id;
+    let get = pb::GetJobRequest {
+        job_id: job_id.clone(),
+        wait: seconds(61),
+        ..Default::default()
+    };
+    let status = client.get_job(get).await.unwrap_err();
+    assert_eq!(fields(&status), ["wait"]);
+    let watch = |job_id: &str, view| pb::WatchJobRequest {
+        job_id: job_id.to_owned(),
+        view,
+        ..Default::default()
+    };
+    for (request, field) in [(watch("7", 0), "job_id"), (watch(&job_id, 9), "view")] {
+        let status = client.watch_job(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status}");
+        assert_eq!(fields(&status), [field]);
+    }
+    let nobody = uuid::Uuid::now_v7().to_string();
+    let status = client.watch_job(watch(&nobody, 0)).await.unwrap_err();
+    assert_eq!(status.code(), Code::NotFound);
+    assert_eq!(reason(&status), "JOB_NOT_FOUND");
+    let explain = pb::ExplainJobRequest { job_id: "7".into() };
+    let status = client.explain_job(explain).await.unwrap_err();
+    assert_eq!(fields(&status), ["job_id"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_bad_item_of_a_batch_is_named_by_its_index_and_nothing_is_accepted() {
     let dev = Dev::start().await;
     let mut client = jobs(&dev).await;

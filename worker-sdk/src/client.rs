@@ -1,5 +1,7 @@
 //! For those who enqueue jobs and ask how they went.
 
+mod watch;
+
 use std::future::Future;
 use std::time::Duration;
 
@@ -7,6 +9,8 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
+
+pub use watch::Watch;
 
 use crate::codec::{Codec, Sealer};
 use crate::endpoint::endpoint;
@@ -202,6 +206,25 @@ impl Client {
             |mut jobs, request| async move { jobs.get_job(request).await },
         );
         self.opened(answer.await?.job)
+    }
+
+    /// Why a job waits, why it ran more than once, why it ended so: first what
+    /// holds now, then what became of its attempts.
+    ///
+    /// # Errors
+    /// [`Error::Call`] with reason `JOB_NOT_FOUND`.
+    pub async fn explain(&self, id: &str) -> Result<Vec<proto::Problem>, Error> {
+        let request = proto::ExplainJobRequest {
+            job_id: id.to_owned(),
+        };
+        let answer = self.call(
+            Repeat::Yes,
+            self.deadline,
+            TRY_TIMEOUT,
+            request,
+            |mut jobs, request| async move { jobs.explain_job(request).await },
+        );
+        Ok(answer.await?.findings)
     }
 
     /// One page of jobs, newest first, with the token of the next page. A page

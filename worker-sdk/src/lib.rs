@@ -48,7 +48,7 @@
 //! | where | what |
 //! |---|---|
 //! | [`TypedJob`] | a type for the jobs of a kind, with its queue and options |
-//! | [`Client`], [`NewJob`] | enqueue, get, list, wait, cancel, retry |
+//! | [`Client`], [`NewJob`] | enqueue, get, list, wait, watch, explain, cancel, retry |
 //! | [`Worker`], [`WorkerBuilder`] | handlers by kind; run, shut down, health |
 //! | [`Context`] | what a handler knows and says: attempt, deadline, cancellation, progress, checkpoints, steps |
 //! | [`Next`] | what a middleware around the handlers goes on with |
@@ -79,7 +79,7 @@ mod typed;
 mod worker;
 
 pub use builder::WorkerBuilder;
-pub use client::{Client, Enqueued};
+pub use client::{Client, Enqueued, Watch};
 pub use codec::Codec;
 pub use context::Context;
 pub use error::{CallError, Error, FieldViolation};
@@ -87,7 +87,7 @@ pub use failure::{JobError, Permanent, Retry, Snooze};
 pub use middleware::Next;
 pub use new_job::NewJob;
 pub use proto::{
-    Job, JobFilter, JobState, ListJobsRequest, ListJobsResponse, Payload, Priority, View,
+    Job, JobFilter, JobState, ListJobsRequest, ListJobsResponse, Payload, Priority, Problem, View,
 };
 pub use typed::TypedJob;
 pub use worker::{Health, Worker};

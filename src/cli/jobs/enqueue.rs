@@ -1,19 +1,16 @@
 //! `leasehold jobs enqueue`.
 
 use std::io::Read;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use worker_sdk::{Client, Error, Job, JobState, NewJob, Priority};
+use worker_sdk::{Client, NewJob, Priority};
 
-use super::failure_of;
-use super::show::{Output, word};
+use super::show::Output;
+use super::{failure_of, watch};
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::terminal;
 use crate::job::limits::PAYLOAD_BYTES_MAX;
 
 const JSON: &str = "application/json";
-/// Between two looks at a job that is waited for, when it does not end sooner.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Flags of `leasehold jobs enqueue`.
 #[derive(Debug, clap::Args)]
@@ -60,7 +57,7 @@ pub(super) struct Args {
     /// and another one is an error
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
-    /// Show each change of state, and end as the job does: 0 succeeded, 1 failed or cancelled
+    /// Show each change of state or progress, and end as the job does: 0 succeeded, 1 failed or cancelled
     #[arg(long)]
     wait: bool,
 }
@@ -77,58 +74,9 @@ pub(super) async fn run(client: &Client, args: Args, output: Output) -> Result<E
         output.rows(false).add(&job);
         return Ok(Exit::Done);
     }
-    let job = follow(client, job).await.map_err(failure_of)?;
+    let job = watch::follow(client, &job.id).await.map_err(failure_of)?;
     output.one(&job);
-    Ok(match job.state() {
-        JobState::Succeeded => Exit::Done,
-        _ => Exit::Failed,
-    })
-}
-
-/// Shows each state on stderr until the last, which it returns.
-async fn follow(client: &Client, mut job: Job) -> Result<Job, Error> {
-    let start = Instant::now();
-    let mut shown = None;
-    loop {
-        if shown != Some(job.revision) {
-            shown = Some(job.revision);
-            terminal::note(change(&job, start.elapsed()));
-        }
-        let next = match client.wait(&job.id, LOOK_EVERY).await {
-            Err(Error::NotFinal(next)) => *next,
-            other => other?,
-        };
-        if next.is_final() {
-            if shown != Some(next.revision) {
-                terminal::note(change(&next, start.elapsed()));
-            }
-            return Ok(next);
-        }
-        job = next;
-    }
-}
-
-fn change(job: &Job, elapsed: Duration) -> String {
-    let mut line = format!(
-        "{:>8.2}s  {}  {}",
-        elapsed.as_secs_f64(),
-        job.id,
-        word(job.state())
-    );
-    if job.attempt > 0 {
-        line.push_str(&format!("  attempt {}", job.attempt));
-        if !job.worker.is_empty() {
-            line.push_str(&format!(" on {}", terminal::plain(&job.worker)));
-        }
-    }
-    if let Some(failure) = &job.last_failure {
-        line.push_str(&format!(
-            "  {}: {}",
-            terminal::plain(&failure.r#type),
-            terminal::plain(&failure.message)
-        ));
-    }
-    line
+    Ok(watch::exit(&job))
 }
 
 fn new_job(args: Args) -> Result<NewJob, Failure> {

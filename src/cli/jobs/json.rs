@@ -7,8 +7,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use serde_json::value::RawValue;
-use worker_sdk::proto::{Attempt, Backoff, Failure, JobSpec, payload::Body};
-use worker_sdk::{Job, Payload};
+use worker_sdk::proto::{Attempt, Backoff, Failure, JobSpec, Progress, payload::Body};
+use worker_sdk::{Job, Payload, Problem};
 
 use super::show::{bytes, ending, level, time, word};
 use crate::cli::terminal;
@@ -25,6 +25,19 @@ pub(super) fn json(job: &Job, pretty: bool) -> String {
         terminal::note(format_args!("error: {why}"));
         "null".into()
     })
+}
+
+/// What explains a job, in the form of `GET /jobs/{id}/explain`.
+pub(super) fn findings(found: &[Problem]) -> String {
+    let of = |finding: &Problem| {
+        serde_json::json!({
+            "reason": finding.reason,
+            "message": finding.message,
+            "field": finding.field,
+        })
+    };
+    let findings: Vec<_> = found.iter().map(of).collect();
+    format!("{:#}", serde_json::json!({ "findings": findings }))
 }
 
 #[derive(Serialize)]
@@ -79,6 +92,8 @@ struct JobJson<'a> {
     purge_time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_failure: Option<FailureJson<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    progress: Option<ProgressJson<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     attempts: Vec<AttemptJson<'a>>,
 }
@@ -100,6 +115,17 @@ struct FailureJson<'a> {
     permanent: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after: Option<String>,
+}
+
+#[derive(Serialize)]
+struct ProgressJson<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    percent: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoint: Option<String>,
+    revision: u64,
 }
 
 #[derive(Serialize)]
@@ -162,6 +188,7 @@ impl<'a> JobJson<'a> {
             finish_time: time(job.finish_time.as_ref()),
             purge_time: time(job.purge_time.as_ref()),
             last_failure: job.last_failure.as_ref().map(FailureJson::of),
+            progress: job.progress.as_ref().map(ProgressJson::of),
             attempts: job.attempts.iter().map(AttemptJson::of).collect(),
         }
     }
@@ -186,6 +213,20 @@ impl<'a> FailureJson<'a> {
             detail: &failure.detail,
             permanent: failure.permanent,
             retry_after: time(failure.retry_after.as_ref()),
+        }
+    }
+}
+
+impl<'a> ProgressJson<'a> {
+    fn of(progress: &'a Progress) -> Self {
+        Self {
+            percent: progress.percent,
+            note: progress.note.as_deref(),
+            checkpoint: progress
+                .checkpoint
+                .as_ref()
+                .map(|data| STANDARD.encode(data)),
+            revision: progress.revision,
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use worker_sdk::proto::{AttemptOutcome, Failure, payload::Body};
-use worker_sdk::{Job, JobState, Payload, Priority};
+use worker_sdk::proto::{AttemptOutcome, Failure, Progress, payload::Body};
+use worker_sdk::{Job, JobState, Payload, Priority, Problem};
 
-use super::json::json;
+use super::json::{findings, json};
 use crate::cli::terminal::{line, plain};
 
 /// How an answer is written.
@@ -25,6 +25,21 @@ impl Output {
             Self::Table => {
                 for (name, value) in details(job) {
                     line(format_args!("{name:<12} {value}"));
+                }
+            }
+        }
+    }
+
+    /// What explains a job, a line a finding.
+    pub(super) fn findings(self, found: &[Problem]) {
+        match self {
+            Self::Json => line(findings(found)),
+            Self::Table => {
+                let width = found.iter().map(|finding| finding.reason.len()).max();
+                let width = width.unwrap_or(0);
+                for finding in found {
+                    let (reason, message) = (plain(&finding.reason), plain(&finding.message));
+                    line(format_args!("{reason:<width$}  {message}"));
                 }
             }
         }
@@ -153,6 +168,11 @@ fn details(job: &Job) -> Vec<(&'static str, String)> {
             .into_iter()
             .map(|(key, value)| ("label", plain(&format!("{key}={value}")))),
     );
+    lines.extend(
+        job.progress
+            .iter()
+            .map(|progress| ("progress", said(progress))),
+    );
     let bodies = [("payload", &spec.payload), ("output", &job.output)];
     lines.extend(
         bodies
@@ -175,6 +195,14 @@ fn details(job: &Job) -> Vec<(&'static str, String)> {
         ));
     }
     lines
+}
+
+/// How far an attempt is.
+pub(super) fn said(progress: &Progress) -> String {
+    let percent = progress.percent.map(|percent| format!("{percent} %"));
+    let note = progress.note.as_deref().map(plain);
+    let parts = [percent, note].into_iter().flatten();
+    parts.collect::<Vec<_>>().join("  ")
 }
 
 fn told(failure: &Failure) -> String {

@@ -7,12 +7,14 @@ use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::pool::Pool;
-use super::row::{attempt, bound, column, job, job_columns, json, progress, segments, span};
+use super::row::{
+    InOrder, attempt, bound, column, job, job_columns, json, progress, segments, span,
+};
 use crate::error::{Error, Result};
 use crate::job::limits::{ATTEMPTS_SHOWN, PAGE_ROWS_MAX};
 use crate::job::time::micros;
 use crate::job::{AttemptOutcome, Job, JobId, JobState, QueueName, Timestamp, View};
-use crate::store::{JobFilter, JobPage, QueueStats, Retried};
+use crate::store::{JobFilter, JobPage, QueueStats, Retried, Version};
 
 const PING: &str = "SELECT 'PostgreSQL ' || current_setting('server_version') AS version";
 
@@ -32,8 +34,13 @@ SELECT a.* FROM unnest($1::uuid[]) AS n (job), LATERAL (
     ORDER BY attempt DESC LIMIT 1)) AS a
  ORDER BY a.job, a.attempt";
 
-const PROGRESS: &str =
-    "SELECT job, revision, percent, note, checkpoint FROM progress WHERE job = ANY($1)";
+const PROGRESS: &str = "
+SELECT job, revision, percent, note, CASE WHEN $2 THEN checkpoint END AS checkpoint FROM progress WHERE job = ANY($1)";
+
+/// Only those jobs are looked for in the other table that have something there.
+const VERSIONS: &str = "
+SELECT id, revision, CASE WHEN has_progress THEN (SELECT p.revision FROM progress p WHERE p.job = j.id) END AS progress
+  FROM jobs j WHERE id = ANY($1)";
 
 /// Lengths are read from the rows, without the bodies.
 const SIZES: &str = "
@@ -178,7 +185,7 @@ pub(super) async fn get(pool: &Pool, ids: &[JobId], view: View) -> Result<Vec<Op
 async fn read(pool: &Pool, ids: &[JobId], view: View) -> Result<HashMap<JobId, Job>> {
     let keys: Vec<Uuid> = ids.iter().map(|id| id.uuid()).collect();
     let sql = match view {
-        View::Basic => GET_BASIC,
+        View::Basic | View::Progress => GET_BASIC,
         View::Full => GET_FULL,
     };
     let mut found = HashMap::with_capacity(ids.len());
@@ -195,7 +202,12 @@ async fn read(pool: &Pool, ids: &[JobId], view: View) -> Result<HashMap<JobId, J
             })
             .await?;
         add_attempts(&mut found, &rows)?;
-        for row in pool.read(|| sqlx::query(PROGRESS).bind(&keys)).await? {
+    }
+    if view != View::Basic {
+        let rows = pool
+            .read(|| sqlx::query(PROGRESS).bind(&keys).bind(view == View::Full))
+            .await?;
+        for row in rows {
             let (id, progress) = progress(&row)?;
             if let Some(job) = found.get_mut(&JobId::from_store(id)) {
                 job.progress = Some(progress);
@@ -203,6 +215,25 @@ async fn read(pool: &Pool, ids: &[JobId], view: View) -> Result<HashMap<JobId, J
         }
     }
     Ok(found)
+}
+
+/// How new jobs are.
+pub(super) async fn versions(pool: &Pool, ids: &[JobId]) -> Result<Vec<Option<Version>>> {
+    let keys: Vec<Uuid> = ids.iter().map(|id| id.uuid()).collect();
+    let rows = pool.read(|| sqlx::query(VERSIONS).bind(&keys)).await?;
+    let mut found = HashMap::with_capacity(rows.len());
+    for row in &rows {
+        let mut row = InOrder::of(row);
+        let id = row.next::<Uuid>()?;
+        let revision = row.next::<i64>()?;
+        let progress = row.next::<Option<i64>>()?.unwrap_or(0);
+        let version = Version {
+            revision: u64::try_from(revision).unwrap_or(0),
+            progress: u64::try_from(progress).unwrap_or(0),
+        };
+        found.insert(id, version);
+    }
+    Ok(keys.iter().map(|id| found.get(id).copied()).collect())
 }
 
 fn add_attempts(found: &mut HashMap<JobId, Job>, rows: &[PgRow]) -> Result<()> {

@@ -21,6 +21,7 @@ mod row;
 mod session;
 mod signals;
 mod sweep;
+mod whereabouts;
 
 use std::time::Duration;
 
@@ -35,7 +36,8 @@ use crate::job::{
 use crate::store::{
     Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch, Expired,
     FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
-    QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
+    QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit, Version,
+    Whereabouts,
 };
 use pool::{Pool, Transactions};
 
@@ -112,6 +114,12 @@ impl Store for PostgresStore {
     }
     async fn get(&self, ids: Vec<JobId>, view: View) -> Result<Vec<Option<Job>>> {
         admin::get(&self.reads, &ids, view).await
+    }
+    async fn versions(&self, ids: Vec<JobId>) -> Result<Vec<Option<Version>>> {
+        admin::versions(&self.loops, &ids).await
+    }
+    async fn whereabouts(&self, job: JobId, limit: usize) -> Result<Whereabouts> {
+        whereabouts::whereabouts(&self.reads, job, limit).await
     }
     async fn list(
         &self,

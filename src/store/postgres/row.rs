@@ -62,7 +62,7 @@ impl<'r> InOrder<'r> {
 /// Reads a job; of a full view, all but its attempts.
 pub(super) fn job(row: &PgRow, view: View) -> Result<Job> {
     let (payload, output) = match view {
-        View::Basic => (None, None),
+        View::Basic | View::Progress => (None, None),
         View::Full => (Some(payload(row)?), output(row)?),
     };
     Ok(Job {

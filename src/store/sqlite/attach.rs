@@ -151,7 +151,7 @@ pub(super) async fn leased(
     let (now_rows, later): (Vec<_>, Vec<_>) = rows.into_iter().partition(fits);
     let ids: Vec<JobId> = now_rows.iter().map(LeasedRow::job).collect();
     let mut bodies = payloads(&mut tx, &ids).await?;
-    let mut reports = progress::read(&mut tx, &ids).await?;
+    let mut reports = progress::read(&mut tx, &ids, true).await?;
     commit(tx).await?;
     let mut found = HashMap::with_capacity(leases.len());
     for row in later {

@@ -48,7 +48,8 @@ const OF_LINE: &str = "
 SELECT id, queue, priority, create_time, jobs FROM backlog
  WHERE queue = ?1 AND priority = ?2 AND claimed_until <= ?3
  ORDER BY id LIMIT ?4";
-const OLDEST: &str = "
+/// Segments of a line, from the oldest on.
+pub(super) const OLDEST: &str = "
 SELECT id, queue, priority, create_time, jobs FROM backlog
  WHERE queue = ?1 AND priority = ?2 AND id > ?3
  ORDER BY id LIMIT ?4";
@@ -448,6 +449,11 @@ pub(super) struct SegmentRow {
 }
 
 impl SegmentRow {
+    /// Jobs that it names.
+    pub(super) fn named(&self) -> usize {
+        self.jobs.len() / 16
+    }
+
     /// The segment, and when it was made.
     fn into_segment(self) -> Result<(Segment, i64)> {
         let (ids, []) = self.jobs.as_chunks::<16>() else {

@@ -171,7 +171,7 @@ async fn read(
     let again: Vec<JobId> = again.collect();
     let mut reports = HashMap::new();
     if !again.is_empty() {
-        reports = progress::read(connection, &again).await?;
+        reports = progress::read(connection, &again, true).await?;
     }
     let mut bodies = bodies.as_slice();
     let mut leased = HashMap::with_capacity(rows.len());

@@ -19,7 +19,7 @@ use sqlx::{ConnectOptions, Connection, Executor, Sqlite, Transaction};
 use super::{
     Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, Epoch, Expired, FinishAnswer,
     Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer, QueueStats,
-    Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
+    Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit, Version, Whereabouts,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::error::Result;
@@ -43,6 +43,7 @@ mod row;
 mod session;
 mod signals;
 mod sweep;
+mod whereabouts;
 
 #[cfg(test)]
 mod plans;
@@ -170,6 +171,14 @@ impl Store for SqliteStore {
 
     async fn get(&self, ids: Vec<JobId>, view: View) -> Result<Vec<Option<Job>>> {
         row::get(self, &ids, view).await
+    }
+
+    async fn versions(&self, ids: Vec<JobId>) -> Result<Vec<Option<Version>>> {
+        row::versions(self, &ids).await
+    }
+
+    async fn whereabouts(&self, job: JobId, limit: usize) -> Result<Whereabouts> {
+        whereabouts::whereabouts(self, job, limit).await
     }
 
     async fn list(

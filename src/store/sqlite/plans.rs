@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Row};
 use super::SqliteStore;
 use crate::store::Store;
 
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
     include_str!("admin.rs"),
     include_str!("backlog.rs"),
     include_str!("change.rs"),
@@ -20,6 +20,7 @@ const SOURCES: [&str; 9] = [
     include_str!("row.rs"),
     include_str!("signals.rs"),
     include_str!("sweep.rs"),
+    include_str!("whereabouts.rs"),
 ];
 /// Tables that grow with the jobs.
 const LARGE: [&str; 5] = ["jobs", "payloads", "outputs", "attempts", "backlog"];

@@ -22,7 +22,8 @@ ON CONFLICT (id) DO UPDATE
        note = coalesce(excluded.note, note), checkpoint = coalesce(excluded.checkpoint, checkpoint)
  WHERE revision < excluded.revision";
 const READ: &str = "
-SELECT id, revision, percent, note, checkpoint FROM progress WHERE id IN (SELECT unhex(value) FROM json_each(?1))";
+SELECT id, revision, percent, note, CASE WHEN ?2 THEN checkpoint END AS checkpoint
+  FROM progress WHERE id IN (SELECT unhex(value) FROM json_each(?1))";
 
 /// Records reports, one after the other.
 pub(super) async fn report(store: &SqliteStore, reports: Vec<Report>) -> Result<Vec<Verdict>> {
@@ -61,10 +62,11 @@ pub(super) async fn report(store: &SqliteStore, reports: Vec<Report>) -> Result<
     Ok(verdicts)
 }
 
-/// Reads what is known of jobs.
+/// Reads what is known of jobs, with their checkpoints or without.
 pub(super) async fn read(
     connection: &mut SqliteConnection,
     ids: &[JobId],
+    with_checkpoints: bool,
 ) -> Result<HashMap<JobId, Progress>> {
     #[derive(FromRow)]
     struct ProgressRow {
@@ -76,6 +78,7 @@ pub(super) async fn read(
     }
     let rows: Vec<ProgressRow> = sqlx::query_as(READ)
         .bind(id_list(ids)?)
+        .bind(with_checkpoints)
         .fetch_all(connection)
         .await
         .map_err(fault)?;

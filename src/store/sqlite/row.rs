@@ -18,6 +18,7 @@ use crate::job::{
     AttemptOutcome, AttemptRecord, Failure, IdempotencyKey, Job, JobId, JobSpec, JobState, Kind,
     Payload, Priority, QueueName, RetryPolicy, Timestamp, View,
 };
+use crate::store::Version;
 
 const JOBS: &str = "
 SELECT j.id, j.queue, j.kind, j.priority, j.state, j.revision, j.attempt, j.failures, j.lost_leases, j.releases,
@@ -40,6 +41,10 @@ SELECT attempt, worker, outcome, failure_kind, message, detail, permanent, retry
   FROM attempts WHERE job = ?1 AND outcome IN (2, 3, 4, 5) AND failure_kind IS NOT NULL
  ORDER BY attempt DESC LIMIT 1";
 
+const VERSIONS: &str = "
+SELECT j.id, j.revision, (SELECT p.revision FROM progress p WHERE p.id = j.id)
+  FROM jobs j WHERE j.id IN (SELECT unhex(value) FROM json_each(?1))";
+
 /// Reads jobs, in the order of `ids`, from one snapshot.
 pub(super) async fn get(
     store: &SqliteStore,
@@ -48,11 +53,39 @@ pub(super) async fn get(
 ) -> Result<Vec<Option<Job>>> {
     let mut snapshot = store.readers.begin().await.map_err(fault)?;
     let mut found = jobs(&mut snapshot, ids).await?;
-    if view == View::Full {
-        complete(&mut snapshot, &mut found).await?;
+    match view {
+        View::Basic => {}
+        View::Progress => {
+            let mut progress = progress::read(&mut snapshot, ids, false).await?;
+            for (id, job) in &mut found {
+                job.progress = progress.remove(id);
+            }
+        }
+        View::Full => complete(&mut snapshot, &mut found).await?,
     }
     snapshot.rollback().await.map_err(fault)?;
     Ok(ids.iter().map(|id| found.get(id).cloned()).collect())
+}
+
+/// How new jobs are, in the order of `ids`.
+pub(super) async fn versions(store: &SqliteStore, ids: &[JobId]) -> Result<Vec<Option<Version>>> {
+    let rows: Vec<(Uuid, i64, Option<i64>)> = sqlx::query_as(VERSIONS)
+        .bind(id_list(ids)?)
+        .fetch_all(&store.readers)
+        .await
+        .map_err(fault)?;
+    let of = |(id, revision, progress): (Uuid, i64, Option<i64>)| {
+        let version = Version {
+            revision: u64::try_from(revision).unwrap_or(0),
+            progress: progress.and_then(|n| u64::try_from(n).ok()).unwrap_or(0),
+        };
+        (id, version)
+    };
+    let found: HashMap<Uuid, Version> = rows.into_iter().map(of).collect();
+    Ok(ids
+        .iter()
+        .map(|id| found.get(&id.uuid()).copied())
+        .collect())
 }
 
 /// Reads jobs, in a basic view.
@@ -101,7 +134,7 @@ pub(super) async fn complete(
         .await
         .map_err(fault)?;
     let mut outputs = by_id(outputs);
-    let mut progress = progress::read(connection, &ids).await?;
+    let mut progress = progress::read(connection, &ids, true).await?;
     for (id, job) in jobs {
         job.progress = progress.remove(id);
         job.payload = payloads.remove(id).map(BodyRow::into_payload);

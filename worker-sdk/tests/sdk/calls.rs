@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
-use worker_sdk::proto::{EnqueueResponse, GetJobResponse, Job, JobState, Payload, payload};
-use worker_sdk::{Client, Error, NewJob};
+use worker_sdk::proto::{
+    EnqueueResponse, GetJobResponse, Job, JobState, Payload, WatchJobResponse, payload,
+};
+use worker_sdk::{Client, Error, NewJob, View};
 
 use crate::peer::{Peer, soon};
 
@@ -170,4 +172,63 @@ async fn the_longest_of_all_deadlines_is_a_deadline() {
     };
     answer.send(Ok(GetJobResponse { job: Some(job) })).unwrap();
     assert!(soon("the job", call).await.unwrap().is_ok());
+}
+
+fn told(state: JobState, revision: u64) -> Result<WatchJobResponse, Status> {
+    let job = Job {
+        state: state.into(),
+        revision,
+        ..Job::default()
+    };
+    Ok(WatchJobResponse { job: Some(job) })
+}
+
+#[tokio::test]
+async fn a_watch_that_breaks_goes_on_where_it_was() {
+    let mut peer = Peer::start();
+    let client = Client::connect_lazy(&peer.url).unwrap();
+    let mut watch = client.watch("x", View::Basic);
+    let watching = tokio::spawn(async move {
+        let mut seen = Vec::new();
+        while let Some(job) = watch.next().await {
+            seen.push(job.unwrap().revision);
+        }
+        seen
+    });
+    let quiet = Ok(WatchJobResponse { job: None });
+    let leaves = Err(Status::unavailable("this node is draining"));
+    let streams = [
+        (0, vec![told(JobState::Queued, 1), quiet, leaves.clone()]),
+        (1, vec![leaves]),
+        (
+            1,
+            vec![told(JobState::Running, 2), told(JobState::Succeeded, 3)],
+        ),
+    ];
+    for (after, telling) in streams {
+        let (request, answer) = soon("a watch", peer.watches.recv()).await.unwrap();
+        assert_eq!(request.job_id, "x");
+        assert_eq!(
+            (request.after_revision, request.view()),
+            (after, View::Basic)
+        );
+        answer.send(Ok(telling)).unwrap();
+    }
+    assert_eq!(soon("the end", watching).await.unwrap(), [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn a_watch_ends_by_what_no_other_try_can_mend() {
+    let mut peer = Peer::start();
+    let client = Client::connect_lazy(&peer.url).unwrap();
+    let mut watch = client.watch("x", View::Basic);
+    let watching = tokio::spawn(async move { (watch.next().await, watch.next().await) });
+    let (_, answer) = soon("a watch", peer.watches.recv()).await.unwrap();
+    answer.send(Err(Status::not_found("no job x"))).unwrap();
+    let (first, second) = soon("the end", watching).await.unwrap();
+    assert_eq!(
+        first.unwrap().unwrap_err().call().unwrap().code,
+        Code::NotFound
+    );
+    assert!(second.is_none());
 }

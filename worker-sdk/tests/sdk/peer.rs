@@ -32,7 +32,11 @@ struct Service {
     reports: mpsc::Sender<(ReportResultsRequest, Answer<ReportResultsResponse>)>,
     enqueues: mpsc::Sender<(EnqueueRequest, Answer<EnqueueResponse>)>,
     gets: mpsc::Sender<(GetJobRequest, Answer<GetJobResponse>)>,
+    watches: mpsc::Sender<(WatchJobRequest, Answer<Telling>)>,
 }
+
+/// What a stream of a watch tells; it ends well if it does not end by an error.
+type Telling = Vec<Result<WatchJobResponse, Status>>;
 
 /// The server, as the test sees it.
 pub struct Peer {
@@ -41,6 +45,7 @@ pub struct Peer {
     pub reports: mpsc::Receiver<(ReportResultsRequest, Answer<ReportResultsResponse>)>,
     pub enqueues: mpsc::Receiver<(EnqueueRequest, Answer<EnqueueResponse>)>,
     pub gets: mpsc::Receiver<(GetJobRequest, Answer<GetJobResponse>)>,
+    pub watches: mpsc::Receiver<(WatchJobRequest, Answer<Telling>)>,
 }
 
 /// What lies between a worker and its server.
@@ -92,6 +97,7 @@ impl Peer {
         let (reports, reports_in) = mpsc::channel(16);
         let (enqueues, enqueues_in) = mpsc::channel(16);
         let (gets, gets_in) = mpsc::channel(16);
+        let (watches, watches_in) = mpsc::channel(16);
         let (ready, address) = std::sync::mpsc::sync_channel(1);
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -106,6 +112,7 @@ impl Peer {
                     reports,
                     enqueues,
                     gets,
+                    watches,
                 });
                 Server::builder()
                     .add_service(WorkerServiceServer::from_arc(service.clone()))
@@ -122,6 +129,7 @@ impl Peer {
             reports: reports_in,
             enqueues: enqueues_in,
             gets: gets_in,
+            watches: watches_in,
         }
     }
 
@@ -342,6 +350,17 @@ impl JobService for Service {
         asked(&self.gets, request).await
     }
 
+    type WatchJobStream =
+        Pin<Box<dyn tokio_stream::Stream<Item = Result<WatchJobResponse, Status>> + Send>>;
+
+    async fn watch_job(
+        &self,
+        request: Request<WatchJobRequest>,
+    ) -> Result<Response<Self::WatchJobStream>, Status> {
+        let told = asked(&self.watches, request).await?.into_inner();
+        Ok(Response::new(Box::pin(tokio_stream::iter(told))))
+    }
+
     async fn enqueue_batch(
         &self,
         _: Request<EnqueueBatchRequest>,
@@ -367,6 +386,13 @@ impl JobService for Service {
         &self,
         _: Request<RetryJobRequest>,
     ) -> Result<Response<RetryJobResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn explain_job(
+        &self,
+        _: Request<ExplainJobRequest>,
+    ) -> Result<Response<ExplainJobResponse>, Status> {
         Err(Status::unimplemented("not asked for here"))
     }
 }

@@ -1,0 +1,231 @@
+//! Many who watch, and what they cost.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test says so by failing"
+)]
+
+use std::sync::Mutex;
+
+use super::*;
+use crate::engine::{Engine, Options};
+use crate::job::draft::{Draft, Fields};
+use crate::job::limits::WAIT_MAX;
+use crate::job::{JobState, NodeId};
+use crate::ready::memory::MemoryReady;
+use crate::store::Store;
+use crate::store::observed::{Observed, StoreMetrics};
+use crate::store::sqlite::SqliteStore;
+use crate::telemetry::Metrics;
+
+/// Far longer than anything here takes.
+const SOON: Duration = Duration::from_secs(60);
+
+/// How often each verb of the store was called.
+#[derive(Default)]
+struct Calls(Mutex<HashMap<&'static str, usize>>);
+
+impl StoreMetrics for Calls {
+    fn observe(&self, verb: &'static str, _: Duration, _: Option<&'static str>) {
+        *self.0.lock().unwrap().entry(verb).or_default() += 1;
+    }
+}
+
+impl Calls {
+    fn of(&self, verb: &str) -> usize {
+        self.0.lock().unwrap().get(verb).copied().unwrap_or(0)
+    }
+
+    async fn until(&self, verb: &str, count: usize) {
+        let end = Instant::now() + SOON;
+        while self.of(verb) < count {
+            assert!(
+                Instant::now() < end,
+                "{verb} was called {} times",
+                self.of(verb)
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+struct Node {
+    engine: Arc<Engine>,
+    calls: Arc<Calls>,
+    _folder: tempfile::TempDir,
+}
+
+impl Node {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&folder.path().join("db")).await.unwrap();
+        store.migrate().await.unwrap();
+        let calls = Arc::new(Calls::default());
+        let engine = Engine::start(
+            Observed::new(Arc::new(store), calls.clone()),
+            Arc::new(MemoryReady::new()),
+            NodeId(uuid::Uuid::new_v4()),
+            Arc::new(Metrics::new().unwrap()),
+            Options::default(),
+        );
+        Self {
+            engine,
+            calls,
+            _folder: folder,
+        }
+    }
+
+    async fn jobs(&self, count: usize) -> Vec<JobId> {
+        let fields = Fields {
+            item: String::new(),
+            spec: "",
+        };
+        let ids = self.engine.ids().await;
+        let new = || {
+            let draft = Draft {
+                queue: "q".into(),
+                kind: "k".into(),
+                ..Draft::default()
+            };
+            draft.check(&fields, ids.fresh()).unwrap()
+        };
+        let new = (0..count).map(|_| new()).collect();
+        let accepted = self.engine.enqueue_batch(new, |_, name| name.to_owned());
+        let accepted = accepted.await.unwrap();
+        accepted
+            .into_iter()
+            .map(|accepted| accepted.job.id)
+            .collect()
+    }
+
+    async fn watch(&self, id: JobId) -> Watch {
+        self.engine.watch(id, 0, View::Basic).await.unwrap()
+    }
+}
+
+/// The next job that is told, within reason.
+async fn next(watch: &mut Watch) -> Option<Job> {
+    let told = tokio::time::timeout(SOON, watch.next()).await.unwrap();
+    told.map(|told| match told.unwrap() {
+        Told::Job(job) => *job,
+        Told::Quiet => panic!("it has changed"),
+    })
+}
+
+#[tokio::test]
+async fn a_thousand_watchers_share_ten_looks_a_second_and_nobody_causes_none() {
+    let node = Node::start().await;
+    let ids = node.jobs(500).await;
+    // Two of each job.
+    let begun = ids.iter().chain(&ids).map(|id| node.watch(*id));
+    let mut watches = futures_util::future::join_all(begun).await;
+    for watch in &mut watches {
+        assert_eq!(next(watch).await.unwrap().state, JobState::Queued);
+    }
+    assert_eq!(node.engine.core.watches.count(), 1_000);
+    let reads = node.calls.of("get");
+    assert!(reads < 100, "{reads} reads for 1,000 watchers");
+
+    let (looks, begun) = (node.calls.of("versions"), Instant::now());
+    node.calls.until("versions", looks + 6).await;
+    let took = begun.elapsed();
+    assert!(took >= 5 * LOOK_EVERY / 2, "six looks within {took:?}");
+    assert_eq!(node.calls.of("get"), reads, "nothing has changed");
+
+    node.engine.cancel(ids[7], String::new()).await.unwrap();
+    for n in [7, 507] {
+        let watch = &mut watches[n];
+        assert_eq!(next(watch).await.unwrap().state, JobState::Cancelled);
+        assert!(next(watch).await.is_none());
+    }
+
+    drop(watches);
+    assert_eq!(node.engine.core.watches.count(), 0);
+    let looks = node.calls.of("versions");
+    node.calls
+        .until("promote", node.calls.of("promote") + 4)
+        .await;
+    // One may have been under way.
+    assert!(node.calls.of("versions") <= looks + 1);
+}
+
+#[tokio::test]
+async fn a_slow_reader_is_told_the_newest_and_always_the_last() {
+    let node = Node::start().await;
+    let id = node.jobs(1).await[0];
+    let mut watch = node.watch(id).await;
+    assert_eq!(next(&mut watch).await.unwrap().revision, 1);
+    for _ in 0..3 {
+        node.engine.cancel(id, String::new()).await.unwrap();
+        node.engine.retry(id, Duration::ZERO).await.unwrap();
+    }
+    node.engine.cancel(id, String::new()).await.unwrap();
+    let seen = || {
+        let watched = node.engine.core.watches.lock();
+        watched.entries.get(&id).and_then(|entry| entry.version)
+    };
+    let end = Instant::now() + SOON;
+    while seen().is_none_or(|version| version.revision < 8) {
+        assert!(Instant::now() < end, "{:?}", seen());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let job = next(&mut watch).await.unwrap();
+    assert_eq!((job.revision, job.state), (8, JobState::Cancelled));
+    assert!(next(&mut watch).await.is_none());
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_after_the_revision_that_is_known() {
+    let node = Node::start().await;
+    let id = node.jobs(1).await[0];
+    let known = async |revision| node.engine.watch(id, revision, View::Full).await.unwrap();
+    let mut watch = known(1).await;
+    assert!(!watch.has_ended());
+    node.engine.cancel(id, String::new()).await.unwrap();
+    let job = next(&mut watch).await.unwrap();
+    assert_eq!((job.revision, job.state), (2, JobState::Cancelled));
+    assert!(job.payload.is_some(), "it is a full view");
+    for (revision, told) in [(0, Some(2)), (1, Some(2)), (2, None), (9, None)] {
+        let mut watch = known(revision).await;
+        assert_eq!(watch.has_ended(), told.is_none());
+        assert_eq!(next(&mut watch).await.map(|job| job.revision), told);
+    }
+    let nobody = node.engine.ids().await.fresh();
+    let refused = node.engine.watch(nobody, 0, View::Basic).await;
+    assert!(matches!(refused, Err(Error::JobNotFound(_))));
+}
+
+#[tokio::test]
+async fn a_node_that_leaves_ends_every_wait_and_watch_at_once() {
+    let node = Node::start().await;
+    let id = node.jobs(1).await[0];
+    let mut watch = node.watch(id).await;
+    next(&mut watch).await.unwrap();
+    let waiting = node.engine.get(id, View::Basic, WAIT_MAX);
+    let begun = Instant::now();
+    let (waited, ended, ()) =
+        tokio::join!(waiting, watch.next(), node.engine.drain(Duration::ZERO));
+    assert_eq!(waited.unwrap().state, JobState::Queued);
+    assert!(matches!(ended, Some(Err(Error::Draining))));
+    assert!(watch.next().await.is_none());
+    let refused = node.engine.watch(id, 0, View::Basic).await;
+    assert!(matches!(refused, Err(Error::Draining)));
+    assert!(begun.elapsed() < SOON);
+}
+
+#[tokio::test]
+async fn a_node_takes_so_many_watchers_and_no_more() {
+    let watches = Arc::new(Watches::default());
+    let id = |n: u128| JobId::from_store(uuid::Uuid::from_u128(n));
+    let mut places: Vec<_> = (0..WATCHERS_MAX)
+        .map(|n| watches.watch(id(n as u128 % 10)).unwrap())
+        .collect();
+    let refused = watches.watch(id(0)).unwrap_err();
+    assert_eq!(refused.code().reason, "TOO_MANY_STREAMS");
+    assert!(refused.retry_after().is_some());
+    places.pop();
+    places.push(watches.watch(id(0)).unwrap());
+    drop(places);
+    assert_eq!(watches.count(), 0);
+    assert_eq!(watches.all(), []);
+}

@@ -1,0 +1,147 @@
+//! WatchJob as server-sent events, for browsers and anything that reads lines.
+//!
+//! | event | data | then |
+//! |---|---|---|
+//! | `job` | the job, as `GET /jobs/{id}` has it; `id` is its revision | |
+//! | `end` | `{}`: the job is final, and that was told | the stream ends; 204 if it is asked for again |
+//! | `problem` | why nothing more can be told here, as an error's body has it | the stream ends; to be asked for again |
+//!
+//! A comment every 20 s says that nothing has changed. A client that comes back sends `Last-Event-ID`.
+
+use std::convert::Infallible;
+use std::fmt::Write;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, RawQuery, State};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+
+use super::job::JobJson;
+use super::jobs::{Answer, job_id};
+use super::problem::Problem;
+use super::query;
+use crate::engine::{Engine, Told, Watch};
+use crate::error::{Error, Result};
+
+const LAST_EVENT: &str = "Last-Event-ID";
+/// How long a client waits before it comes back, if it was not told that this is the end.
+const BEGIN: &str = "retry: 1000\n\n";
+
+/// `GET /jobs/{id}/events`
+pub async fn watch(
+    State(engine): State<Arc<Engine>>,
+    Path(id): Path<String>,
+    RawQuery(asked): RawQuery,
+    headers: HeaderMap,
+) -> Answer {
+    let view = query::watch(&asked.unwrap_or_default())?;
+    let last = last_event(&headers)?;
+    let watch = engine
+        .watch(job_id(&id)?, last.unwrap_or_default(), view)
+        .await?;
+    // Whatever else it is answered, a browser would ask again.
+    if last.is_some() && watch.has_ended() {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    let begun = Some(Events::new(engine, watch));
+    let events = stream::unfold(begun, |events| async move {
+        let mut events = events?;
+        let text = events.next().await;
+        let goes_on = !events.is_over;
+        Some((Ok::<_, Infallible>(text), goes_on.then_some(events)))
+    });
+    let mut answer = Response::new(Body::from_stream(events));
+    let head = answer.headers_mut();
+    head.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    head.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // Some proxies keep an answer to themselves until there is a lot of it.
+    head.insert(
+        HeaderName::from_static("x-accel-buffering"),
+        HeaderValue::from_static("no"),
+    );
+    Ok(answer)
+}
+
+struct Events {
+    engine: Arc<Engine>,
+    watch: Watch,
+    has_begun: bool,
+    is_over: bool,
+}
+
+impl Events {
+    fn new(engine: Arc<Engine>, watch: Watch) -> Self {
+        Self {
+            engine,
+            watch,
+            has_begun: false,
+            is_over: false,
+        }
+    }
+
+    /// The next event. After the last one, `is_over`.
+    async fn next(&mut self) -> String {
+        if !self.has_begun {
+            self.has_begun = true;
+            return BEGIN.into();
+        }
+        let told = match self.watch.next().await {
+            Some(Ok(Told::Job(job))) => match serde_json::to_string(&JobJson::of(&job)) {
+                Ok(data) => Ok(event("job", Some(job.revision), &data)),
+                Err(cause) => Err(Error::internal(cause)),
+            },
+            Some(Ok(Told::Quiet)) => Ok(": nothing has changed\n\n".into()),
+            Some(Err(error)) => Err(error),
+            None => {
+                self.is_over = true;
+                Ok(event("end", None, "{}"))
+            }
+        };
+        told.unwrap_or_else(|error| {
+            self.is_over = true;
+            let reason = error.code().reason;
+            self.engine.metrics().failed_request("http", reason);
+            event("problem", None, &Problem::from(error).written().text)
+        })
+    }
+}
+
+fn event(name: &str, id: Option<u64>, data: &str) -> String {
+    let mut text = format!("event: {name}\n");
+    // Writing to a string cannot fail.
+    if let Some(id) = id {
+        let _ = writeln!(text, "id: {id}");
+    }
+    // JSON has line ends between its parts only, where they mean nothing.
+    for line in data.split(['\n', '\r']) {
+        let _ = writeln!(text, "data: {line}");
+    }
+    text.push('\n');
+    text
+}
+
+fn last_event(headers: &HeaderMap) -> Result<Option<u64>> {
+    let Some(value) = headers.get(LAST_EVENT) else {
+        return Ok(None);
+    };
+    let revision = value.to_str().ok().and_then(|text| text.parse().ok());
+    let why = "must be the id of an event: a revision of the job";
+    revision
+        .map(Some)
+        .ok_or_else(|| Error::field(LAST_EVENT, why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_has_no_line_of_its_data_s_own() {
+        let text = event("job", Some(3), "{\"a\":\n1,\r\n\"id\": 7}");
+        let expected = "event: job\nid: 3\ndata: {\"a\":\ndata: 1,\ndata: \ndata: \"id\": 7}\n\n";
+        assert_eq!(text, expected);
+    }
+}
