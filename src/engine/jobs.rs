@@ -24,7 +24,12 @@ impl Engine {
     ///
     /// # Errors
     /// `InvalidArgument` (an id out of its time), `IdConflict`, `KeyConflict`, `LimitReached`, and the store's.
-    pub async fn enqueue(&self, job: NewJob, field: impl Fn(&str) -> String) -> Result<Accepted> {
+    pub async fn enqueue(
+        &self,
+        mut job: NewJob,
+        field: impl Fn(&str) -> String,
+    ) -> Result<Accepted> {
+        self.complete(std::slice::from_mut(&mut job)).await?;
         self.enqueues.one(job, field).await
     }
 
@@ -34,9 +39,10 @@ impl Engine {
     /// As for one.
     pub async fn enqueue_batch(
         &self,
-        jobs: Vec<NewJob>,
+        mut jobs: Vec<NewJob>,
         field: impl Fn(usize, &str) -> String,
     ) -> Result<Vec<Accepted>> {
+        self.complete(&mut jobs).await?;
         self.enqueues.all(jobs, field).await
     }
 

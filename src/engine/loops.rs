@@ -9,7 +9,7 @@ use tracing::{debug, info, warn};
 
 use super::offer::{Offers, offer_now};
 use super::tasks::Tasks;
-use super::{Core, heal};
+use super::{Core, heal, queues};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::job::View;
@@ -51,6 +51,7 @@ pub(super) fn start(tasks: &Tasks, core: Arc<Core>, offers: &Offers) {
     start!("heal", heal::LOOK_EVERY, heal::look);
     start!("watch", ms(500), watch);
     start!("stats", ms(5_000), stats);
+    tasks.spawn(queues::follow(tasks.clone(), core.clone()));
     tasks.spawn(signals(tasks.clone(), core));
 }
 

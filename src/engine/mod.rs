@@ -3,13 +3,14 @@
 //! ```text
 //! enqueue ─> store ─> offer ─> ready-list ─> dispatch ─> store (grant) ─> sessions ─> worker
 //!                       └─ if hungry here ─────^           results, renewals <─ sessions
-//! loops: promote, expire, reconcile, retain, tidy, signals, health
+//! loops: promote, expire, reconcile, retain, tidy, signals, settings, health
 //! ```
 
 mod attach;
 mod batch;
 mod budget;
 mod candidate;
+pub mod cursor;
 mod dispatch;
 mod enqueue;
 mod heal;
@@ -22,6 +23,7 @@ mod outbox;
 pub mod page;
 mod pressure;
 mod progress;
+mod queues;
 mod registry;
 mod renew;
 mod results;
@@ -56,6 +58,7 @@ use heal::Doubts;
 use hunger::Hungry;
 use offer::Offers;
 use progress::Reports;
+use queues::Queues;
 use registry::Registry;
 use renew::Renewals;
 use results::Results;
@@ -125,6 +128,8 @@ pub(crate) struct Core {
     wake: Notify,
     /// The lines in which nothing is for them.
     hungry: Hungry,
+    /// What is set of queues.
+    queues: Queues,
     /// Rings when other nodes may have something to say.
     nudged: Notify,
     /// Bytes that wait to be sent to workers, over all streams.
@@ -175,6 +180,7 @@ impl Engine {
             clock: ids::Offset::default(),
             wake: Notify::new(),
             hungry: Hungry::default(),
+            queues: Queues::default(),
             nudged: Notify::new(),
             outbox_bytes: AtomicUsize::new(0),
             store_away: AtomicBool::new(false),

@@ -376,7 +376,8 @@ fn attempt(attempt: AttemptRecord) -> pb::Attempt {
     }
 }
 
-fn timestamp(at: Timestamp) -> ProtoTimestamp {
+/// A time to send.
+pub fn timestamp(at: Timestamp) -> ProtoTimestamp {
     ProtoTimestamp {
         seconds: at.0.div_euclid(1_000_000),
         nanos: i32::try_from(at.0.rem_euclid(1_000_000) * 1_000).unwrap_or(0),

@@ -21,12 +21,14 @@ use crate::job::draft::{is_storable, span};
 use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, BODY_BYTES_MAX, REASON_BYTES_MAX, SPAN_MAX};
 use crate::job::{JobId, NewJob};
 
-type Answer = std::result::Result<Response, Problem>;
-type Shared = State<Arc<Engine>>;
+/// What a call gives.
+pub type Answer = std::result::Result<Response, Problem>;
+/// What all calls share.
+pub type Shared = State<Arc<Engine>>;
 
 const KEY_HEADER: &str = "Idempotency-Key";
 /// Bytes of the body of a call that has few fields.
-const SMALL_BODY_BYTES: usize = 16 * 1024;
+pub const SMALL_BODY_BYTES: usize = 16 * 1024;
 
 /// `POST /jobs`
 pub async fn enqueue(State(engine): Shared, RawQuery(asked): RawQuery, request: Request) -> Answer {
@@ -211,7 +213,8 @@ fn job_id(text: &str) -> Result<JobId> {
         .ok_or_else(|| Error::field("job_id", "must be a UUIDv7 in its 36-character form"))
 }
 
-fn json(status: StatusCode, body: &impl Serialize) -> Answer {
+/// An answer in JSON.
+pub fn json(status: StatusCode, body: &impl Serialize) -> Answer {
     let text = serde_json::to_string(body).map_err(Error::internal)?;
     let mut response = (status, text).into_response();
     response

@@ -9,6 +9,9 @@
 //! | `GET /jobs?queue=&kind=&state=&page_size=&page_token=&view=` | ListJobs |
 //! | `POST /jobs/{id}/cancel` | CancelJob, `{"reason": "..."}` if there is one |
 //! | `POST /jobs/{id}/retry` | RetryJob, `{"delay": "10s"}` if there is one |
+//! | `GET /queues?page_size=&page_token=`, `GET /queues/{queue}` | ListQueues, GetQueue |
+//! | `POST /queues/{queue}/pause`, `/resume` | PauseQueue, ResumeQueue, `{"reason": "..."}` if there is one |
+//! | `GET /audit?page_size=&page_token=` | ListAuditEvents |
 //! | `GET /livez`, `/readyz`, `/metrics` | how this node is |
 
 mod body;
@@ -19,6 +22,7 @@ mod jobs;
 mod members;
 mod problem;
 mod query;
+mod queues;
 #[cfg(test)]
 mod tests;
 mod time;
@@ -44,6 +48,11 @@ pub fn router(engine: Arc<Engine>) -> Router {
         .route("/jobs/{id}", get(jobs::get))
         .route("/jobs/{id}/cancel", post(jobs::cancel))
         .route("/jobs/{id}/retry", post(jobs::retry))
+        .route("/queues", get(queues::list))
+        .route("/queues/{queue}", get(queues::get))
+        .route("/queues/{queue}/pause", post(queues::pause))
+        .route("/queues/{queue}/resume", post(queues::resume))
+        .route("/audit", get(queues::audit))
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))

@@ -1,6 +1,7 @@
 //! The face through a real socket, byte by byte.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod queues;
 mod socket;
 
 use std::sync::Arc;

@@ -8,7 +8,10 @@
 mod known;
 pub mod observed;
 pub mod postgres;
+mod queue;
 pub mod sqlite;
+
+pub use queue::{AllSettings, QueueView, Steer, Steered};
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,8 +23,8 @@ use crate::error::Result;
 use crate::job::limits::{BATCH_BYTES_MAX, ID_AGE_MAX, ID_AHEAD_MAX};
 use crate::job::time::micros;
 use crate::job::{
-    Ending, HeldLease, Job, JobId, JobState, Kind, Lease, LeasedJob, NewJob, NodeId, Priority,
-    Progress, QueueName, SessionId, Timestamp, Verdict, View,
+    AuditEvent, Ending, HeldLease, Job, JobId, JobState, Kind, Lease, LeasedJob, NewJob, NodeId,
+    Priority, Progress, QueueName, SessionId, Timestamp, Verdict, View,
 };
 
 /// One line of hand-out: a queue at one priority. The ready-list has a stream for each, the backlog its segments.
@@ -480,14 +483,26 @@ pub trait Store: Send + Sync + 'static {
     async fn expire(&self, limit: usize) -> Result<Expired>;
     /// Removes final jobs whose purge time is past.
     async fn retain(&self, limit: usize) -> Result<Swept>;
-    /// Drops log rows (backlog, grants, finished, signals, sessions' remains) that point at nothing any more, and sums
-    /// up the deltas of the counters.
+    /// Drops log rows (backlog, grants, finished, signals, sessions' remains) that point at nothing any more, what is set
+    /// of queues but says nothing, and the oldest of the audit, and sums up the deltas of the counters.
     async fn tidy(&self, limit: usize) -> Result<Swept>;
 
     /// Signals of the last `window`, at most `limit`, for sessions attached to `node`.
     async fn signals(&self, node: NodeId, window: Duration, limit: usize) -> Result<Vec<Signal>>;
     /// Numbers of queues, at most `limit`.
     async fn stats(&self, limit: usize) -> Result<Vec<QueueStats>>;
+
+    /// All that is set of queues; `None`: the newest change is still the one that is `known`.
+    async fn settings(&self, known: Option<u64>) -> Result<Option<AllSettings>>;
+    /// Changes what is set of a queue, and leaves a record of it in the audit.
+    async fn steer(&self, steer: Steer) -> Result<Steered>;
+    /// A queue; `None`: it has and had no jobs, and nothing is set of it.
+    async fn queue(&self, name: QueueName) -> Result<Option<QueueView>>;
+    /// Queues by name, those `after` one, at most `size`.
+    async fn queues(&self, after: Option<QueueName>, size: usize) -> Result<Vec<QueueView>>;
+    /// What was changed by hand, newest first: the changes below a number, at most `size`. The newest
+    /// [`crate::job::limits::AUDIT_KEPT`] are kept.
+    async fn audit(&self, before: Option<i64>, size: usize) -> Result<Vec<AuditEvent>>;
 }
 
 /// What the schema is and what a migration would do, or did.

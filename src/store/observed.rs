@@ -12,13 +12,15 @@ use tokio::sync::Semaphore;
 use tracing::{Instrument, debug, debug_span, error};
 
 use super::{
-    Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch, Expired,
-    FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
-    QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
+    AllSettings, Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch,
+    Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession,
+    Offer, QueueStats, QueueView, Report, Retried, Segment, SessionState, Signal, Steer, Steered,
+    Store, Swept, Unit,
 };
 use crate::error::{Error, Result};
 use crate::job::{
-    Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId, Timestamp, Verdict, View,
+    AuditEvent, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, QueueName, SessionId,
+    Timestamp, Verdict, View,
 };
 
 /// How long a caller waits who has one of their own: its client is still there.
@@ -375,6 +377,31 @@ impl Store for Observed {
     async fn stats(&self, limit: usize) -> Result<Vec<QueueStats>> {
         let work = move |store: Arc<dyn Store>| async move { store.stats(limit).await };
         self.run(glance("stats", limit), work).await
+    }
+
+    async fn settings(&self, known: Option<u64>) -> Result<Option<AllSettings>> {
+        let work = move |store: Arc<dyn Store>| async move { store.settings(known).await };
+        self.run(glance("settings", 0), work).await
+    }
+
+    async fn steer(&self, steer: Steer) -> Result<Steered> {
+        let work = move |store: Arc<dyn Store>| async move { store.steer(steer).await };
+        self.run(write("steer", 1), work).await
+    }
+
+    async fn queue(&self, name: QueueName) -> Result<Option<QueueView>> {
+        let work = move |store: Arc<dyn Store>| async move { store.queue(name).await };
+        self.run(read("queue", 1), work).await
+    }
+
+    async fn queues(&self, after: Option<QueueName>, size: usize) -> Result<Vec<QueueView>> {
+        let work = move |store: Arc<dyn Store>| async move { store.queues(after, size).await };
+        self.run(read("queues", size), work).await
+    }
+
+    async fn audit(&self, before: Option<i64>, size: usize) -> Result<Vec<AuditEvent>> {
+        let work = move |store: Arc<dyn Store>| async move { store.audit(before, size).await };
+        self.run(read("audit", size), work).await
     }
 }
 

@@ -68,6 +68,7 @@ mod store_lease;
 mod store_list;
 mod store_migrate;
 mod store_progress;
+mod store_queues;
 mod store_races;
 mod store_result;
 mod store_retry;

@@ -6,12 +6,12 @@
 use std::time::Duration;
 
 use leasehold::job::{
-    Failure, IdempotencyKey, JobId, JobState, LeasedJob, NewJob, Outcome, Priority, QueueName,
-    Timestamp, View,
+    By, Failure, IdempotencyKey, JobId, JobState, LeasedJob, NewJob, Outcome, Priority,
+    QueueChange, QueueName, Timestamp, View,
 };
 use leasehold::store::{
     Ask, Attach, Attached, Attaching, EntryId, Epoch, Found, Granted, JobFilter, Line, Offer,
-    SessionState, Store, Unit,
+    SessionState, Steer, Steered, Store, Unit,
 };
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
@@ -67,6 +67,7 @@ impl Stage {
         self.live(when).await;
         self.hint(when).await;
         self.read(when).await;
+        self.steer(when).await;
         self.list(when).await;
         self.sweep(when).await;
     }
@@ -217,6 +218,32 @@ impl Stage {
         let stats = self.verbs.store.stats(200).await;
         stats.expect("stats answer");
         self.within(when, "stats", ids(20 * BATCH)).await;
+        let listed = self.verbs.store.queues(None, 200).await;
+        assert!(listed.expect("queues answers").len() >= 3);
+        let one = self.verbs.store.queue(queue(RARE)).await;
+        assert!(one.expect("queue answers").is_some());
+        self.within(when, "queues", ids(20 * BATCH)).await;
+    }
+
+    /// What every node asks all the time, and what a hand does now and then.
+    async fn steer(&mut self, when: &str) {
+        let known = self.verbs.store.settings(None).await;
+        let known = known.expect("settings answers").map(|all| all.change);
+        let news = self.verbs.store.settings(known).await;
+        assert_eq!(news.expect("settings answers"), None);
+        for change in [QueueChange::Pause, QueueChange::Resume] {
+            let steer = Steer {
+                queue: queue(RARE),
+                change,
+                expected: None,
+                by: By::default(),
+            };
+            let steered = self.verbs.store.steer(steer).await;
+            assert_eq!(steered.expect("steer answers"), Steered::Done);
+        }
+        let audit = self.verbs.store.audit(None, 50).await;
+        assert!(audit.expect("audit answers").len() >= 2);
+        self.within(when, "steer", ids(50)).await;
     }
 
     async fn list(&mut self, when: &str) {

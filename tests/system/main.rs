@@ -29,6 +29,7 @@ mod isolation;
 mod journey;
 mod outage;
 mod overload;
+mod pause;
 mod redis_failover;
 mod resume;
 mod schema;

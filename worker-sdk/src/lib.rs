@@ -47,7 +47,7 @@
 //! # The map
 //! | where | what |
 //! |---|---|
-//! | [`Client`], [`NewJob`] | enqueue, get, list, wait, cancel, retry |
+//! | [`Client`], [`NewJob`] | enqueue, get, list, wait, cancel, retry; see and steer queues |
 //! | [`Worker`], [`WorkerBuilder`] | handlers by kind; run, shut down, health |
 //! | [`Context`] | what a handler knows and says: attempt, deadline, cancellation, progress, checkpoints, steps |
 //! | [`JobError`], [`Retry`], [`Permanent`], [`Snooze`] | how a handler ends without an output |
@@ -63,6 +63,7 @@ mod error;
 mod failure;
 mod handler;
 mod new_job;
+mod queues;
 mod reporter;
 pub mod session;
 mod steps;
@@ -74,7 +75,8 @@ pub use error::{CallError, Error, FieldViolation};
 pub use failure::{JobError, Permanent, Retry, Snooze};
 pub use new_job::NewJob;
 pub use proto::{
-    Job, JobFilter, JobState, ListJobsRequest, ListJobsResponse, Payload, Priority, View,
+    AuditAction, AuditEvent, Job, JobFilter, JobState, ListAuditEventsResponse, ListJobsRequest,
+    ListJobsResponse, ListQueuesResponse, Payload, Priority, Queue, QueueStats, View,
 };
 pub use worker::{Health, Worker, WorkerBuilder};
 

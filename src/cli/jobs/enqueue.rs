@@ -5,9 +5,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use worker_sdk::{Client, Error, Job, JobState, NewJob, Priority};
 
-use super::failure_of;
-use super::show::{Output, word};
+use super::show::word;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::remote::{Output, failure_of};
 use crate::cli::terminal;
 use crate::job::limits::PAYLOAD_BYTES_MAX;
 

@@ -9,6 +9,7 @@
 
 mod admin;
 mod attach;
+mod audit;
 mod backlog;
 mod enqueue;
 mod fault;
@@ -16,6 +17,7 @@ mod lease;
 mod migrate;
 mod pool;
 mod progress;
+mod queues;
 mod result;
 mod row;
 mod session;
@@ -30,12 +32,14 @@ pub use pool::PostgresOptions;
 
 use crate::error::Result;
 use crate::job::{
-    Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId, Timestamp, Verdict, View,
+    AuditEvent, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, QueueName, SessionId,
+    Timestamp, Verdict, View,
 };
 use crate::store::{
-    Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch, Expired,
-    FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
-    QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
+    AllSettings, Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch,
+    Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession,
+    Offer, QueueStats, QueueView, Report, Retried, Segment, SessionState, Signal, Steer, Steered,
+    Store, Swept, Unit,
 };
 use pool::{Pool, Transactions};
 
@@ -207,5 +211,21 @@ impl Store for PostgresStore {
     }
     async fn stats(&self, limit: usize) -> Result<Vec<QueueStats>> {
         admin::stats(&self.reads, limit).await
+    }
+    async fn settings(&self, known: Option<u64>) -> Result<Option<AllSettings>> {
+        // Of the pool that hands out: as long as that works, a pause is heard of.
+        queues::settings(&self.hot, known).await
+    }
+    async fn steer(&self, steer: Steer) -> Result<Steered> {
+        queues::steer(&self.reads, &steer).await
+    }
+    async fn queue(&self, name: QueueName) -> Result<Option<QueueView>> {
+        queues::queue(&self.reads, &name).await
+    }
+    async fn queues(&self, after: Option<QueueName>, size: usize) -> Result<Vec<QueueView>> {
+        queues::queues(&self.reads, after.as_ref(), size).await
+    }
+    async fn audit(&self, before: Option<i64>, size: usize) -> Result<Vec<AuditEvent>> {
+        audit::events(&self.reads, before, size).await
     }
 }

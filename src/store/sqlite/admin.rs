@@ -296,8 +296,19 @@ pub(super) async fn stats(store: &SqliteStore, limit: usize) -> Result<Vec<Queue
         .fetch_all(&mut *snapshot)
         .await
         .map_err(fault)?;
+    let queues = numbers(&mut snapshot, rows, store.clock.now()).await?;
+    snapshot.rollback().await.map_err(fault)?;
+    Ok(queues)
+}
+
+/// Makes the numbers of queues of their counts, which come queue by queue: the state's number, and how many jobs.
+pub(super) async fn numbers(
+    connection: &mut SqliteConnection,
+    counts: Vec<(String, i16, i64)>,
+    now: Timestamp,
+) -> Result<Vec<QueueStats>> {
     let mut queues: Vec<QueueStats> = Vec::new();
-    for (queue, number, jobs) in rows {
+    for (queue, number, jobs) in counts {
         let state = state(number)?;
         if queues.last().is_none_or(|q| q.queue.as_str() != queue) {
             queues.push(QueueStats {
@@ -314,10 +325,9 @@ pub(super) async fn stats(store: &SqliteStore, limit: usize) -> Result<Vec<Queue
             *count = u64::try_from(jobs).unwrap_or(0);
         }
         if state == JobState::Queued && jobs > 0 {
-            let oldest = backlog::oldest(&mut snapshot, &stats.queue).await?;
-            stats.oldest_wait = oldest.map(|at| store.clock.now().since(at));
+            let oldest = backlog::oldest(connection, &stats.queue).await?;
+            stats.oldest_wait = oldest.map(|at| now.since(at));
         }
     }
-    snapshot.rollback().await.map_err(fault)?;
     Ok(queues)
 }

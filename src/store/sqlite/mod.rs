@@ -17,19 +17,22 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions, Connection, Executor, Sqlite, Transaction};
 
 use super::{
-    Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, Epoch, Expired, FinishAnswer,
-    Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer, QueueStats,
-    Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
+    AllSettings, Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, Epoch, Expired,
+    FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
+    QueueStats, QueueView, Report, Retried, Segment, SessionState, Signal, Steer, Steered, Store,
+    Swept, Unit,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::error::Result;
 use crate::job::{
-    Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId, Timestamp, Verdict, View,
+    AuditEvent, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, QueueName, SessionId,
+    Timestamp, Verdict, View,
 };
 use fault::{commit_fault, fault};
 
 mod admin;
 mod attach;
+mod audit;
 mod backlog;
 mod change;
 mod enqueue;
@@ -37,6 +40,7 @@ mod fault;
 mod lease;
 mod migrate;
 mod progress;
+mod queues;
 mod result;
 mod row;
 mod session;
@@ -288,5 +292,25 @@ impl Store for SqliteStore {
 
     async fn stats(&self, limit: usize) -> Result<Vec<QueueStats>> {
         admin::stats(self, limit).await
+    }
+
+    async fn settings(&self, known: Option<u64>) -> Result<Option<AllSettings>> {
+        queues::settings(self, known).await
+    }
+
+    async fn steer(&self, steer: Steer) -> Result<Steered> {
+        queues::steer(self, &steer).await
+    }
+
+    async fn queue(&self, name: QueueName) -> Result<Option<QueueView>> {
+        queues::queue(self, &name).await
+    }
+
+    async fn queues(&self, after: Option<QueueName>, size: usize) -> Result<Vec<QueueView>> {
+        queues::queues(self, after.as_ref(), size).await
+    }
+
+    async fn audit(&self, before: Option<i64>, size: usize) -> Result<Vec<AuditEvent>> {
+        audit::events(self, before, size).await
     }
 }

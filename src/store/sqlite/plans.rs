@@ -10,12 +10,14 @@ use sqlx::{AssertSqlSafe, Row};
 use super::SqliteStore;
 use crate::store::Store;
 
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 11] = [
     include_str!("admin.rs"),
+    include_str!("audit.rs"),
     include_str!("backlog.rs"),
     include_str!("change.rs"),
     include_str!("enqueue.rs"),
     include_str!("lease.rs"),
+    include_str!("queues.rs"),
     include_str!("result.rs"),
     include_str!("row.rs"),
     include_str!("signals.rs"),

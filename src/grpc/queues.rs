@@ -1,0 +1,194 @@
+//! QueueService over the engine.
+
+use std::sync::Arc;
+
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::{Request, Response, Status};
+
+use super::convert::{duration, timestamp};
+use super::status::status;
+use crate::engine::Engine;
+use crate::engine::cursor::RawCursor;
+use crate::error::{Error, Result};
+use crate::job::audit::{ACTOR_FIELD, is_reason};
+use crate::job::id::NAME_SHAPE;
+use crate::job::limits::REASON_BYTES_MAX;
+use crate::job::{Actor, AuditEvent, By, QueueChange, QueueName};
+use crate::proto as pb;
+use crate::store::QueueView;
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct Queues(pub Arc<Engine>);
+
+#[tonic::async_trait]
+impl pb::queue_service_server::QueueService for Queues {
+    async fn get_queue(
+        &self,
+        request: Request<pb::GetQueueRequest>,
+    ) -> Result<Response<pb::GetQueueResponse>, Status> {
+        self.answer(self.get(request.into_inner()).await)
+    }
+
+    async fn list_queues(
+        &self,
+        request: Request<pb::ListQueuesRequest>,
+    ) -> Result<Response<pb::ListQueuesResponse>, Status> {
+        self.answer(self.list(request.into_inner()).await)
+    }
+
+    async fn pause_queue(
+        &self,
+        request: Request<pb::PauseQueueRequest>,
+    ) -> Result<Response<pb::PauseQueueResponse>, Status> {
+        let actor = actor(request.metadata());
+        self.answer(self.pause(actor, request.into_inner()).await)
+    }
+
+    async fn resume_queue(
+        &self,
+        request: Request<pb::ResumeQueueRequest>,
+    ) -> Result<Response<pb::ResumeQueueResponse>, Status> {
+        let actor = actor(request.metadata());
+        self.answer(self.resume(actor, request.into_inner()).await)
+    }
+
+    async fn list_audit_events(
+        &self,
+        request: Request<pb::ListAuditEventsRequest>,
+    ) -> Result<Response<pb::ListAuditEventsResponse>, Status> {
+        self.answer(self.audit(request.into_inner()).await)
+    }
+}
+
+impl Queues {
+    fn answer<T>(&self, result: Result<T>) -> Result<Response<T>, Status> {
+        result.map(Response::new).map_err(|error| {
+            self.0.metrics().failed_request("grpc", error.code().reason);
+            status(error)
+        })
+    }
+
+    async fn get(&self, request: pb::GetQueueRequest) -> Result<pb::GetQueueResponse> {
+        let found = self.0.queue(queue_name("queue", &request.queue)?).await?;
+        Ok(pb::GetQueueResponse {
+            queue: Some(queue(found)),
+        })
+    }
+
+    async fn list(&self, request: pb::ListQueuesRequest) -> Result<pb::ListQueuesResponse> {
+        let page = self
+            .0
+            .queues(&RawCursor {
+                size: request.page_size,
+                token: request.page_token,
+            })
+            .await?;
+        Ok(pb::ListQueuesResponse {
+            queues: page.items.into_iter().map(queue).collect(),
+            next_page_token: page.next_page_token,
+        })
+    }
+
+    async fn pause(
+        &self,
+        actor: Result<Actor>,
+        request: pb::PauseQueueRequest,
+    ) -> Result<pb::PauseQueueResponse> {
+        let name = queue_name("queue", &request.queue)?;
+        let by = by(actor?, request.reason)?;
+        let found = self.0.steer(name, QueueChange::Pause, None, by).await?;
+        Ok(pb::PauseQueueResponse {
+            queue: Some(queue(found)),
+        })
+    }
+
+    async fn resume(
+        &self,
+        actor: Result<Actor>,
+        request: pb::ResumeQueueRequest,
+    ) -> Result<pb::ResumeQueueResponse> {
+        let name = queue_name("queue", &request.queue)?;
+        let by = by(actor?, request.reason)?;
+        let found = self.0.steer(name, QueueChange::Resume, None, by).await?;
+        Ok(pb::ResumeQueueResponse {
+            queue: Some(queue(found)),
+        })
+    }
+
+    async fn audit(
+        &self,
+        request: pb::ListAuditEventsRequest,
+    ) -> Result<pb::ListAuditEventsResponse> {
+        let page = self
+            .0
+            .audit(&RawCursor {
+                size: request.page_size,
+                token: request.page_token,
+            })
+            .await?;
+        Ok(pb::ListAuditEventsResponse {
+            events: page.items.into_iter().map(event).collect(),
+            next_page_token: page.next_page_token,
+        })
+    }
+}
+
+/// What a caller says of itself.
+fn actor(metadata: &MetadataMap) -> Result<Actor> {
+    let said = metadata
+        .get_all(ACTOR_FIELD)
+        .iter()
+        .map(MetadataValue::as_bytes);
+    Actor::said(said).map_err(|fault| Error::InvalidArgument(vec![fault]))
+}
+
+fn by(actor: Actor, reason: String) -> Result<By> {
+    match is_reason(&reason) {
+        true => Ok(By { actor, reason }),
+        false => Err(Error::field(
+            "reason",
+            format!("must have at most {REASON_BYTES_MAX} bytes and no U+0000"),
+        )),
+    }
+}
+
+fn queue_name(field: &str, text: &str) -> Result<QueueName> {
+    QueueName::parse(text).ok_or_else(|| Error::field(field, format!("must match {NAME_SHAPE}")))
+}
+
+fn queue(view: QueueView) -> pb::Queue {
+    let QueueView {
+        settings,
+        revision,
+        stats,
+        as_of,
+    } = view;
+    let [scheduled, queued, running, succeeded, failed, cancelled] = stats.counts;
+    pb::Queue {
+        name: stats.queue.to_string(),
+        paused: settings.paused,
+        stats: Some(pb::QueueStats {
+            scheduled,
+            queued,
+            running,
+            succeeded,
+            failed,
+            cancelled,
+            oldest_wait: stats.oldest_wait.map(duration),
+            as_of_time: Some(timestamp(as_of)),
+        }),
+        etag: revision.to_string(),
+    }
+}
+
+fn event(event: AuditEvent) -> pb::AuditEvent {
+    pb::AuditEvent {
+        time: Some(timestamp(event.time)),
+        actor: event.by.actor.to_string(),
+        action: i32::from(event.action.number()),
+        subject: event.subject,
+        count: event.count,
+        reason: event.by.reason,
+    }
+}
