@@ -24,6 +24,7 @@ mod migrate;
 mod queues;
 mod remote;
 mod serve;
+mod sessions;
 mod settings;
 mod signals;
 mod terminal;
@@ -69,6 +70,8 @@ enum Verb {
     Jobs(jobs::Args),
     /// Looks after queues: their numbers, and whether they are handed out
     Queues(queues::Args),
+    /// Lists the sessions of workers
+    Sessions(sessions::Args),
     /// Brings the database's schema up to date
     Migrate(migrate::Args),
     /// Prints the configuration in force and where each value is from, without secrets
@@ -129,6 +132,7 @@ async fn run(cli: Cli, options: &ArgMatches) -> Result<Exit, Failure> {
         Verb::Drain(args) => drain::run(args).await,
         Verb::Jobs(args) => jobs::run(args).await,
         Verb::Queues(args) => queues::run(args).await,
+        Verb::Sessions(args) => sessions::run(args).await,
         Verb::Migrate(args) => migrate::run(args, given).await,
         Verb::Config => settings::show(given),
         Verb::Doctor(args) => doctor::run(args, given).await,

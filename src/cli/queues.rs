@@ -111,6 +111,8 @@ fn show_all(queues: &[Queue], output: Output) -> Result<(), Failure> {
                 "SCHEDULED",
                 "FAILED",
                 "OLDEST",
+                "SESSIONS",
+                "FREE",
             ],
             queues.iter().map(columns).collect(),
         ),
@@ -130,7 +132,7 @@ fn show(queue: &Queue, output: Output) -> Result<(), Failure> {
     Ok(())
 }
 
-fn json(value: &impl Serialize) -> Result<String, Failure> {
+pub(super) fn json(value: &impl Serialize) -> Result<String, Failure> {
     serde_json::to_string_pretty(value).map_err(|why| Failure::trouble(why.to_string()))
 }
 
@@ -144,6 +146,8 @@ fn columns(queue: &Queue) -> Vec<String> {
         stats.scheduled.to_string(),
         stats.failed.to_string(),
         span(stats.oldest_wait.as_ref()).unwrap_or_default(),
+        stats.sessions.to_string(),
+        stats.free_slots.to_string(),
     ]
 }
 
@@ -162,6 +166,8 @@ fn details(queue: &Queue) -> Vec<(&'static str, String)> {
         ("state", state(queue).to_owned()),
     ];
     lines.extend(counts.map(|(name, count)| (name, count.to_string())));
+    lines.push(("sessions", stats.sessions.to_string()));
+    lines.push(("free slots", stats.free_slots.to_string()));
     lines.extend(span(stats.oldest_wait.as_ref()).map(|wait| ("oldest wait", wait)));
     lines
 }
@@ -195,6 +201,8 @@ struct StatsJson {
     succeeded: u64,
     failed: u64,
     cancelled: u64,
+    sessions: u32,
+    free_slots: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     oldest_wait: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -214,6 +222,8 @@ impl<'a> QueueJson<'a> {
                 succeeded: stats.succeeded,
                 failed: stats.failed,
                 cancelled: stats.cancelled,
+                sessions: stats.sessions,
+                free_slots: stats.free_slots,
                 oldest_wait: span(stats.oldest_wait.as_ref()),
                 as_of_time: span(stats.as_of_time.as_ref()),
             },

@@ -68,6 +68,14 @@ impl Listed<'_> {
         }
     }
 
+    /// A page that the store has cut, which ends at `next`.
+    pub fn of<T>(self, items: Vec<T>, next: Option<&[u8]>) -> Page<T> {
+        Page {
+            items,
+            next_page_token: next.map(|place| self.write(place)).unwrap_or_default(),
+        }
+    }
+
     /// The token of the page that goes on after `place`.
     fn write(self, place: &[u8]) -> String {
         let mut bytes = self.mark().to_vec();

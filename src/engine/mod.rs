@@ -11,6 +11,7 @@ mod batch;
 mod budget;
 mod candidate;
 pub mod cursor;
+mod describe;
 mod dispatch;
 mod enqueue;
 mod heal;
@@ -198,6 +199,8 @@ impl Engine {
         let attaches = Attaches::start(&tasks, core.clone());
         dispatch::start(&tasks, core.clone(), offers.clone());
         loops::start(&tasks, core.clone(), &offers);
+        let name = options.node_name.clone();
+        tasks.spawn(describe::follow(tasks.clone(), core.clone(), name));
         info!(node = %node, name = options.node_name, "node starts");
         Arc::new(Self {
             core,

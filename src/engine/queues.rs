@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tracing::{debug, info};
+use uuid::Uuid;
 
 use super::cursor::{Listed, Page, RawCursor};
 use super::tasks::Tasks;
 use super::{Core, Engine};
 use crate::error::{Error, Limit, Result};
-use crate::job::{AuditEvent, By, NewJob, QueueChange, QueueName, QueueSettings};
-use crate::store::{AllSettings, QueueView, Steer, Steered};
+use crate::job::{AuditEvent, By, NewJob, QueueChange, QueueName, QueueSettings, SessionId};
+use crate::store::{AllSettings, QueueView, SessionView, Steer, Steered};
 
 /// How often a node asks what is set: what changes must have reached all of them within a second.
 const ASK_EVERY: Duration = Duration::from_millis(400);
@@ -193,6 +194,27 @@ impl Engine {
             }
         }
         self.queue(queue).await
+    }
+
+    /// Sessions by id: all, or those that take jobs of a queue.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for the token, and the store's.
+    pub async fn sessions(
+        &self,
+        queue: Option<QueueName>,
+        page: &RawCursor,
+    ) -> Result<Page<SessionView>> {
+        let listed = Listed {
+            name: "sessions",
+            filter: &queue.as_ref().map(ToString::to_string).unwrap_or_default(),
+        };
+        let read = |place: &[u8]| Some(SessionId::from_store(Uuid::from_slice(place).ok()?));
+        let (size, after) = listed.page(page, read)?;
+        let found = self.core.store.sessions(queue.clone(), after, size).await?;
+        let next = found.next.map(SessionId::uuid);
+        let next = next.as_ref().map(|id| id.as_bytes().as_slice());
+        Ok(listed.of(found.sessions, next))
     }
 
     /// What was changed by hand, newest first.

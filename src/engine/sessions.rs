@@ -20,9 +20,9 @@ use super::{Core, Options};
 use crate::error::{Error, Limit, Result};
 use crate::job::limits::{HEARTBEATS_PER_TTL, STREAMS_MAX, STREAMS_SPARE};
 use crate::job::{HeldLease, Lease, QueueName, SessionId};
-use crate::session::message::{Hello, ServerMessage, Welcome};
+use crate::session::message::{Hello, ServerMessage, Subscription, Welcome};
 use crate::session::{Action, Event, Session};
-use crate::store::{Attached, NewSession};
+use crate::store::{Attached, NewSession, QueueSlots, SessionProfile, SessionSlots};
 
 /// A session whose stream this node has.
 #[derive(Debug)]
@@ -136,6 +136,37 @@ impl Live {
         self.core
             .sessions
             .count_slots(self, free, session.in_flight());
+    }
+
+    /// What its worker said when the stream began, to the node of this name.
+    pub(super) fn profile(&self, node: &str) -> SessionProfile {
+        let session = self.lock();
+        let hello = session.hello();
+        SessionProfile {
+            node: node.into(),
+            kinds: hello.kinds.clone(),
+            labels: hello.labels.clone(),
+        }
+    }
+
+    /// What it takes, and how much of it is free.
+    pub(super) fn slots(&self) -> SessionSlots {
+        let session = self.lock();
+        let (now, is_behind) = (self.now(), self.is_behind());
+        let of = |subscription: &Subscription| QueueSlots {
+            queue: subscription.queue.clone(),
+            max_in_flight: subscription.max_in_flight,
+            free: match is_behind {
+                true => 0,
+                false => session.free(now, &subscription.queue),
+            },
+        };
+        SessionSlots {
+            queues: session.hello().queues.iter().map(of).collect(),
+            max_in_flight: session.window(),
+            in_flight: session.in_flight(),
+            draining: session.is_leaving(),
+        }
     }
 
     /// The leases that its worker runs, as far as is known.

@@ -15,7 +15,7 @@ use crate::job::id::NAME_SHAPE;
 use crate::job::limits::REASON_BYTES_MAX;
 use crate::job::{Actor, AuditEvent, By, QueueChange, QueueName};
 use crate::proto as pb;
-use crate::store::QueueView;
+use crate::store::{QueueView, SessionView};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -51,6 +51,13 @@ impl pb::queue_service_server::QueueService for Queues {
     ) -> Result<Response<pb::ResumeQueueResponse>, Status> {
         let actor = actor(request.metadata());
         self.answer(self.resume(actor, request.into_inner()).await)
+    }
+
+    async fn list_sessions(
+        &self,
+        request: Request<pb::ListSessionsRequest>,
+    ) -> Result<Response<pb::ListSessionsResponse>, Status> {
+        self.answer(self.sessions(request.into_inner()).await)
     }
 
     async fn list_audit_events(
@@ -116,6 +123,22 @@ impl Queues {
         })
     }
 
+    async fn sessions(&self, request: pb::ListSessionsRequest) -> Result<pb::ListSessionsResponse> {
+        let queue = match request.queue.as_str() {
+            "" => None,
+            name => Some(queue_name("queue", name)?),
+        };
+        let page = RawCursor {
+            size: request.page_size,
+            token: request.page_token,
+        };
+        let page = self.0.sessions(queue, &page).await?;
+        Ok(pb::ListSessionsResponse {
+            sessions: page.items.into_iter().map(session).collect(),
+            next_page_token: page.next_page_token,
+        })
+    }
+
     async fn audit(
         &self,
         request: pb::ListAuditEventsRequest,
@@ -162,6 +185,8 @@ fn queue(view: QueueView) -> pb::Queue {
         settings,
         revision,
         stats,
+        sessions,
+        free_slots,
         as_of,
     } = view;
     let [scheduled, queued, running, succeeded, failed, cancelled] = stats.counts;
@@ -175,10 +200,40 @@ fn queue(view: QueueView) -> pb::Queue {
             succeeded,
             failed,
             cancelled,
+            sessions,
+            free_slots,
             oldest_wait: stats.oldest_wait.map(duration),
             as_of_time: Some(timestamp(as_of)),
         }),
         etag: revision.to_string(),
+    }
+}
+
+fn session(view: SessionView) -> pb::Session {
+    let SessionView {
+        id,
+        worker,
+        sdk,
+        profile,
+        slots,
+        ttl_left,
+    } = view;
+    let queues = slots.queues.into_iter().map(|of| pb::QueueSubscription {
+        queue: of.queue.to_string(),
+        max_in_flight: of.max_in_flight.unwrap_or(0),
+    });
+    pb::Session {
+        id: id.to_string(),
+        worker,
+        sdk,
+        node: profile.node,
+        queues: queues.collect(),
+        kinds: profile.kinds,
+        max_in_flight: slots.max_in_flight,
+        in_flight: slots.in_flight,
+        ttl_left: Some(duration(ttl_left)),
+        draining: slots.draining,
+        labels: profile.labels.into_iter().collect(),
     }
 }
 

@@ -11,6 +11,7 @@
 //! | `POST /jobs/{id}/retry` | RetryJob, `{"delay": "10s"}` if there is one |
 //! | `GET /queues?page_size=&page_token=`, `GET /queues/{queue}` | ListQueues, GetQueue |
 //! | `POST /queues/{queue}/pause`, `/resume` | PauseQueue, ResumeQueue, `{"reason": "..."}` if there is one |
+//! | `GET /sessions?queue=&page_size=&page_token=` | ListSessions |
 //! | `GET /audit?page_size=&page_token=` | ListAuditEvents |
 //! | `GET /livez`, `/readyz`, `/metrics` | how this node is |
 
@@ -23,6 +24,7 @@ mod members;
 mod problem;
 mod query;
 mod queues;
+mod sessions;
 #[cfg(test)]
 mod tests;
 mod time;
@@ -52,6 +54,7 @@ pub fn router(engine: Arc<Engine>) -> Router {
         .route("/queues/{queue}", get(queues::get))
         .route("/queues/{queue}/pause", post(queues::pause))
         .route("/queues/{queue}/resume", post(queues::resume))
+        .route("/sessions", get(sessions::list))
         .route("/audit", get(queues::audit))
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))

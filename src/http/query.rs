@@ -95,6 +95,17 @@ pub fn page(query: &str) -> Result<RawCursor> {
     Ok(page)
 }
 
+/// Reads the parameters of a list of sessions: of which queue, and which page.
+///
+/// # Errors
+/// `InvalidArgument` with everything that is wrong.
+pub fn sessions(query: &str) -> Result<(Option<String>, RawCursor)> {
+    let mut query = Query::parse(query);
+    let (queue, page) = (query.one("queue"), query.cursor());
+    query.end()?;
+    Ok((queue.filter(|name| !name.is_empty()), page))
+}
+
 /// Refuses parameters where there are none.
 ///
 /// # Errors

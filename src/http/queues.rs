@@ -109,7 +109,11 @@ fn reason(members: &mut Members<'_>) -> String {
     reason
 }
 
-fn queue_name(text: &str) -> Result<QueueName> {
+/// A name as it came in an address.
+///
+/// # Errors
+/// `InvalidArgument`.
+pub fn queue_name(text: &str) -> Result<QueueName> {
     QueueName::parse(text).ok_or_else(|| Error::field("queue", format!("must match {NAME_SHAPE}")))
 }
 
@@ -129,6 +133,8 @@ struct StatsJson {
     succeeded: u64,
     failed: u64,
     cancelled: u64,
+    sessions: u32,
+    free_slots: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     oldest_wait: Option<String>,
     as_of_time: String,
@@ -154,6 +160,8 @@ impl<'a> QueueJson<'a> {
                 succeeded,
                 failed,
                 cancelled,
+                sessions: view.sessions,
+                free_slots: view.free_slots,
                 oldest_wait: stats.oldest_wait.map(write_span),
                 as_of_time: write_time(view.as_of),
             },

@@ -10,8 +10,12 @@ pub mod observed;
 pub mod postgres;
 mod queue;
 pub mod sqlite;
+mod worker;
 
 pub use queue::{AllSettings, QueueView, Steer, Steered};
+pub use worker::{
+    QueueSlots, SessionPage, SessionProfile, SessionReport, SessionSlots, SessionView,
+};
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -500,6 +504,17 @@ pub trait Store: Send + Sync + 'static {
     async fn queue(&self, name: QueueName) -> Result<Option<QueueView>>;
     /// Queues by name, those `after` one, at most `size`.
     async fn queues(&self, after: Option<QueueName>, size: usize) -> Result<Vec<QueueView>>;
+    /// Tells of sessions whose streams a node has, for those who look. `false`: that one was not to be had now, or not under
+    /// that attach number.
+    async fn describe(&self, reports: Vec<SessionReport>) -> Result<Vec<bool>>;
+    /// Sessions by id that are not dead, those `after` one: all, or those that take jobs of a queue. Looks at a bounded
+    /// number of rows.
+    async fn sessions(
+        &self,
+        queue: Option<QueueName>,
+        after: Option<SessionId>,
+        size: usize,
+    ) -> Result<SessionPage>;
     /// What was changed by hand, newest first: the changes below a number, at most `size`. The newest
     /// [`crate::job::limits::AUDIT_KEPT`] are kept.
     async fn audit(&self, before: Option<i64>, size: usize) -> Result<Vec<AuditEvent>>;

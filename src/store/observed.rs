@@ -14,8 +14,8 @@ use tracing::{Instrument, debug, debug_span, error};
 use super::{
     AllSettings, Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch,
     Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession,
-    Offer, QueueStats, QueueView, Report, Retried, Segment, SessionState, Signal, Steer, Steered,
-    Store, Swept, Unit,
+    Offer, QueueStats, QueueView, Report, Retried, Segment, SessionPage, SessionReport,
+    SessionState, Signal, Steer, Steered, Store, Swept, Unit,
 };
 use crate::error::{Error, Result};
 use crate::job::{
@@ -397,6 +397,23 @@ impl Store for Observed {
     async fn queues(&self, after: Option<QueueName>, size: usize) -> Result<Vec<QueueView>> {
         let work = move |store: Arc<dyn Store>| async move { store.queues(after, size).await };
         self.run(read("queues", size), work).await
+    }
+
+    async fn describe(&self, reports: Vec<SessionReport>) -> Result<Vec<bool>> {
+        let call = step("describe", reports.len());
+        let work = move |store: Arc<dyn Store>| async move { store.describe(reports).await };
+        self.run(call, work).await
+    }
+
+    async fn sessions(
+        &self,
+        queue: Option<QueueName>,
+        after: Option<SessionId>,
+        size: usize,
+    ) -> Result<SessionPage> {
+        let work =
+            move |store: Arc<dyn Store>| async move { store.sessions(queue, after, size).await };
+        self.run(read("sessions", size), work).await
     }
 
     async fn audit(&self, before: Option<i64>, size: usize) -> Result<Vec<AuditEvent>> {

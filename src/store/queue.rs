@@ -12,6 +12,10 @@ pub struct QueueView {
     pub revision: u64,
     /// Its name and numbers.
     pub stats: QueueStats,
+    /// Sessions that take jobs of it.
+    pub sessions: u32,
+    /// Jobs that they could be given, as their nodes last told.
+    pub free_slots: u32,
     /// When it was so.
     pub as_of: Timestamp,
 }

@@ -77,3 +77,4 @@ mod store_stats;
 mod store_sweep;
 mod store_unlike;
 mod store_view;
+mod store_workers;

@@ -11,7 +11,8 @@ use leasehold::job::{
 };
 use leasehold::store::{
     Ask, Attach, Attached, Attaching, EntryId, Epoch, Found, Granted, JobFilter, Line, Offer,
-    SessionState, Steer, Steered, Store, Unit,
+    QueueSlots, SessionProfile, SessionReport, SessionSlots, SessionState, Steer, Steered, Store,
+    Unit,
 };
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
@@ -171,10 +172,25 @@ impl Stage {
         self.by_id(when, "renew").await;
         let touched = self.verbs.store.touch_pulse().await;
         touched.expect("the pulse answers");
+        self.describe(when).await;
         let (node, window) = (self.verbs.node, Duration::from_secs(10));
         let signals = self.verbs.store.signals(node, window, BATCH).await;
         signals.expect("signals answer");
         self.by_id(when, "pulse and signals").await;
+    }
+
+    /// What a node tells of its sessions, and what people see of them.
+    async fn describe(&mut self, when: &str) {
+        self.forget().await;
+        let reports = self.sessions.iter().map(|session| report(*session));
+        let written = self.verbs.store.describe(reports.collect()).await;
+        assert_eq!(written.expect("describe answers"), vec![true; BATCH]);
+        self.by_id(when, "describe").await;
+        for of in [None, Some(queue(QUEUE)), Some(queue(RARE))] {
+            let page = self.verbs.store.sessions(of, None, 50).await;
+            page.expect("sessions answers");
+            self.within(when, "sessions", ids(2 * BATCH)).await;
+        }
     }
 
     /// Segments are trimmed to what is QUEUED: each of their jobs is looked at, once.
@@ -378,6 +394,29 @@ pub fn ids(count: usize) -> Bound {
     Bound {
         rows: 2 * count + 200,
         blocks: 30 * count + 1_000,
+    }
+}
+
+/// What a node tells of a session with a few kinds and queues.
+pub fn report(session: Attached) -> SessionReport {
+    let of = |name: &str| QueueSlots {
+        queue: queue(name),
+        max_in_flight: None,
+        free: rand::random_range(0..100),
+    };
+    SessionReport {
+        session,
+        profile: Some(SessionProfile {
+            node: "node-1".into(),
+            kinds: (0..10).map(|n| format!("kind-{n}")).collect(),
+            ..SessionProfile::default()
+        }),
+        slots: SessionSlots {
+            queues: [QUEUE, "other"].map(of).into(),
+            max_in_flight: 100,
+            in_flight: rand::random_range(0..100),
+            draining: false,
+        },
     }
 }
 

@@ -33,6 +33,7 @@ mod pause;
 mod redis_failover;
 mod resume;
 mod schema;
+mod sessions;
 mod signals;
 mod stack;
 mod stalled;

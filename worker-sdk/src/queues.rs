@@ -70,6 +70,28 @@ impl Client {
         Ok(answer.await?.queue.unwrap_or_default())
     }
 
+    /// One page of the sessions of workers, by id: all, or those that take jobs of
+    /// a queue; else as for [`queues`](Self::queues).
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn sessions(
+        &self,
+        queue: Option<&str>,
+        page_size: u32,
+        page_token: &str,
+    ) -> Result<proto::ListSessionsResponse, Error> {
+        let request = proto::ListSessionsRequest {
+            queue: queue.unwrap_or_default().into(),
+            page_size,
+            page_token: page_token.into(),
+        };
+        self.ask(request, |request| async move {
+            self.queues.clone().list_sessions(request).await
+        })
+        .await
+    }
+
     /// One page of what was changed by hand, newest first, with the token of the
     /// next page; as for [`queues`](Self::queues).
     ///

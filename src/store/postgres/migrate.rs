@@ -28,6 +28,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "queues and the audit",
         include_str!("migrations/0004_queues.sql"),
     ),
+    (
+        7,
+        "sessions as they are seen",
+        include_str!("migrations/0007_sessions_seen.sql"),
+    ),
 ];
 
 /// Any number that nobody else locks.

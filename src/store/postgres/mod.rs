@@ -23,6 +23,7 @@ mod row;
 mod session;
 mod signals;
 mod sweep;
+mod workers;
 
 use std::time::Duration;
 
@@ -38,8 +39,8 @@ use crate::job::{
 use crate::store::{
     AllSettings, Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch,
     Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession,
-    Offer, QueueStats, QueueView, Report, Retried, Segment, SessionState, Signal, Steer, Steered,
-    Store, Swept, Unit,
+    Offer, QueueStats, QueueView, Report, Retried, Segment, SessionPage, SessionReport,
+    SessionState, Signal, Steer, Steered, Store, Swept, Unit,
 };
 use pool::{Pool, Transactions};
 
@@ -224,6 +225,17 @@ impl Store for PostgresStore {
     }
     async fn queues(&self, after: Option<QueueName>, size: usize) -> Result<Vec<QueueView>> {
         queues::queues(&self.reads, after.as_ref(), size).await
+    }
+    async fn describe(&self, reports: Vec<SessionReport>) -> Result<Vec<bool>> {
+        workers::describe(&self.loops, &reports).await
+    }
+    async fn sessions(
+        &self,
+        queue: Option<QueueName>,
+        after: Option<SessionId>,
+        size: usize,
+    ) -> Result<SessionPage> {
+        workers::sessions(&self.reads, queue.as_ref(), after, size).await
     }
     async fn audit(&self, before: Option<i64>, size: usize) -> Result<Vec<AuditEvent>> {
         audit::events(&self.reads, before, size).await

@@ -67,16 +67,20 @@ SELECT EXISTS (SELECT FROM done) AS done";
 /// With a new snapshot: why nothing was changed.
 const REVISION: &str = "SELECT revision FROM queues WHERE queue = $1";
 
-/// A queue is seen when it has jobs, or had them, or something is set of it. By one pass over all that name one: the deltas
-/// of the counters are few.
+/// A queue is seen when it has jobs, or had them, or something is set of it, or a session takes jobs of it. By one pass over
+/// all that name one: the deltas of the counters are few. Nobody is known to have a free slot past its time.
 const QUEUES: &str = concat!(
     "WITH q AS MATERIALIZED (
   SELECT queue, sum(s1)::bigint AS s1, sum(s2)::bigint AS s2, sum(s3)::bigint AS s3, sum(s4)::bigint AS s4,
-         sum(s5)::bigint AS s5, sum(s6)::bigint AS s6
+         sum(s5)::bigint AS s5, sum(s6)::bigint AS s6, sum(sessions)::bigint AS sessions, sum(free)::bigint AS free
     FROM (
-      SELECT queue, scheduled AS s1, queued AS s2, running AS s3, succeeded AS s4, failed AS s5, cancelled AS s6
-        FROM queue_counts
-      UNION ALL SELECT queue, 0, 0, 0, 0, 0, 0 FROM queues) AS named
+      SELECT queue, scheduled AS s1, queued AS s2, running AS s3, succeeded AS s4, failed AS s5, cancelled AS s6,
+             0 AS sessions, 0 AS free FROM queue_counts
+      UNION ALL SELECT queue, 0, 0, 0, 0, 0, 0, 0, 0 FROM queues
+      UNION ALL
+      SELECT u.queue, 0, 0, 0, 0, 0, 0, 1, CASE WHEN s.expires_at > (SELECT lh_us()) THEN u.free ELSE 0 END
+        FROM sessions s CROSS JOIN LATERAL unnest(s.queues, s.queue_free) AS u (queue, free)
+       WHERE s.dead_at IS NULL) AS named
    WHERE ($1::text IS NULL OR queue = $1) AND queue > $2::text COLLATE \"C\"
    GROUP BY queue ORDER BY queue COLLATE \"C\" LIMIT $3)
 SELECT q.*, (SELECT lh_us()) AS now, (SELECT lh_us()) - o.oldest AS waited, ",
@@ -204,6 +208,8 @@ async fn views(
                 settings,
                 revision,
                 stats: stats_of(row)?,
+                sessions: small(column(row, "sessions")?),
+                free_slots: small(column(row, "free")?),
                 as_of: Timestamp(column(row, "now")?),
             })
         })
@@ -237,6 +243,10 @@ fn settings_of(row: &PgRow) -> Result<(QueueSettings, u64)> {
         QueueSettings { paused, defaults },
         count(column(row, "revision")?),
     ))
+}
+
+fn small(n: i64) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 fn number(n: u64) -> i64 {

@@ -19,8 +19,8 @@ use sqlx::{ConnectOptions, Connection, Executor, Sqlite, Transaction};
 use super::{
     AllSettings, Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, Epoch, Expired,
     FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
-    QueueStats, QueueView, Report, Retried, Segment, SessionState, Signal, Steer, Steered, Store,
-    Swept, Unit,
+    QueueStats, QueueView, Report, Retried, Segment, SessionPage, SessionReport, SessionState,
+    Signal, Steer, Steered, Store, Swept, Unit,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::error::Result;
@@ -46,6 +46,7 @@ mod row;
 mod session;
 mod signals;
 mod sweep;
+mod workers;
 
 #[cfg(test)]
 mod plans;
@@ -308,6 +309,19 @@ impl Store for SqliteStore {
 
     async fn queues(&self, after: Option<QueueName>, size: usize) -> Result<Vec<QueueView>> {
         queues::queues(self, after.as_ref(), size).await
+    }
+
+    async fn describe(&self, reports: Vec<SessionReport>) -> Result<Vec<bool>> {
+        workers::describe(self, &reports).await
+    }
+
+    async fn sessions(
+        &self,
+        queue: Option<QueueName>,
+        after: Option<SessionId>,
+        size: usize,
+    ) -> Result<SessionPage> {
+        workers::sessions(self, queue.as_ref(), after, size).await
     }
 
     async fn audit(&self, before: Option<i64>, size: usize) -> Result<Vec<AuditEvent>> {

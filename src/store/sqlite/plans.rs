@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Row};
 use super::SqliteStore;
 use crate::store::Store;
 
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 12] = [
     include_str!("admin.rs"),
     include_str!("audit.rs"),
     include_str!("backlog.rs"),
@@ -22,6 +22,7 @@ const SOURCES: [&str; 11] = [
     include_str!("row.rs"),
     include_str!("signals.rs"),
     include_str!("sweep.rs"),
+    include_str!("workers.rs"),
 ];
 /// Tables that grow with the jobs.
 const LARGE: [&str; 5] = ["jobs", "payloads", "outputs", "attempts", "backlog"];

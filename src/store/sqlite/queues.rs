@@ -29,12 +29,21 @@ const SET: &str = "
 INSERT OR REPLACE INTO queues (queue, revision, change_time, paused, priority, max_attempts, backoff_initial,
                                backoff_max, backoff_factor, timeout, retention)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
-// A queue is seen when it has jobs, or had them, or something is set of it.
+// A queue is seen when it has jobs, or had them, or something is set of it, or a session takes jobs of it.
 const NAMES: &str = "
-SELECT queue FROM (SELECT queue FROM queue_counts UNION SELECT queue FROM queues)
+SELECT queue FROM (
+  SELECT queue FROM queue_counts UNION SELECT queue FROM queues
+  UNION SELECT n.value->>'$[0]' FROM sessions s, json_each(s.queues) AS n WHERE s.dead = 0)
  WHERE (?1 IS NULL OR queue = ?1) AND queue > ?2 ORDER BY queue LIMIT ?3";
 const COUNTS: &str = "
 SELECT queue, state, jobs FROM queue_counts WHERE queue IN (SELECT value FROM json_each(?1)) ORDER BY queue";
+
+// Nobody is known to have a free slot past its time.
+const SLOTS: &str = "
+SELECT n.value->>'$[0]' AS queue, count(*), sum(CASE WHEN s.expire_time > ?2 THEN n.value->>'$[2]' ELSE 0 END)
+  FROM sessions s, json_each(s.queues) AS n
+ WHERE s.dead = 0 AND n.value->>'$[0]' IN (SELECT value FROM json_each(?1))
+ GROUP BY 1";
 
 /// All that is set, if the newest change is not `known`.
 pub(super) async fn settings(
@@ -168,6 +177,16 @@ async fn views(
         .into_iter()
         .map(|stats| (stats.queue.clone(), stats))
         .collect();
+    let slots: Vec<(String, u32, u32)> = sqlx::query_as(SLOTS)
+        .bind(batch(&names)?)
+        .bind(now.0)
+        .fetch_all(&mut *snapshot)
+        .await
+        .map_err(fault)?;
+    let mut slots: HashMap<String, (u32, u32)> = slots
+        .into_iter()
+        .map(|(queue, sessions, free)| (queue, (sessions, free)))
+        .collect();
     let listed: Vec<&str> = names.iter().map(String::as_str).collect();
     let mut set = some(&mut snapshot, &listed).await?;
     snapshot.rollback().await.map_err(fault)?;
@@ -181,10 +200,13 @@ async fn views(
                 counts: [0; 6],
                 oldest_wait: None,
             };
+            let (sessions, free_slots) = slots.remove(name).unwrap_or_default();
             QueueView {
                 settings,
                 revision,
                 stats: stats.remove(&queue).unwrap_or(none),
+                sessions,
+                free_slots,
                 as_of: now,
             }
         })
