@@ -4,6 +4,9 @@ mod enqueue;
 mod json;
 mod show;
 
+pub(super) use enqueue::priority;
+pub(super) use show::level;
+
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 

@@ -1,11 +1,14 @@
 //! `leasehold queues`: see queues and steer them.
 
+mod defaults;
+
 use serde::Serialize;
 use worker_sdk::{Client, Queue};
 
 use super::exit::{Exit, Failure};
 use super::remote::{Output, Remote, failure_of};
 use super::terminal::{line, plain, table};
+use defaults::{Defaults, DefaultsJson};
 
 /// Queues of one page.
 const PAGE: u32 = 500;
@@ -41,6 +44,29 @@ enum Verb {
         #[arg(long, value_name = "TEXT", default_value = "")]
         reason: String,
     },
+    /// Sets what jobs get whose requests leave it out; those that are there keep what they have
+    Set {
+        /// Name of the queue
+        queue: String,
+        #[command(flatten)]
+        defaults: Defaults,
+        /// Only if the queue still has this etag
+        #[arg(
+            long,
+            value_name = "ETAG",
+            default_value = "",
+            hide_default_value = true
+        )]
+        etag: String,
+        /// Why; kept in the server's audit
+        #[arg(
+            long,
+            value_name = "TEXT",
+            default_value = "",
+            hide_default_value = true
+        )]
+        reason: String,
+    },
     /// Lets jobs be handed out again
     Resume {
         /// Names of the queues
@@ -69,6 +95,16 @@ async fn act(client: Client, verb: Verb, output: Output) -> Result<Exit, Failure
                 let paused = client.pause_queue(&queue, &reason).await;
                 show(&paused.map_err(failure_of)?, output)?;
             }
+        }
+        Verb::Set {
+            queue,
+            defaults,
+            etag,
+            reason,
+        } => {
+            let (queue, fields) = defaults.of(queue, etag)?;
+            let updated = client.update_queue(queue, &fields, &reason).await;
+            show(&updated.map_err(failure_of)?, output)?;
         }
         Verb::Resume { queues, reason } => {
             for queue in queues {
@@ -169,6 +205,7 @@ fn details(queue: &Queue) -> Vec<(&'static str, String)> {
     lines.push(("sessions", stats.sessions.to_string()));
     lines.push(("free slots", stats.free_slots.to_string()));
     lines.extend(span(stats.oldest_wait.as_ref()).map(|wait| ("oldest wait", wait)));
+    lines.extend(defaults::shown(queue));
     lines
 }
 
@@ -189,6 +226,8 @@ fn span(span: Option<&impl ToString>) -> Option<String> {
 struct QueueJson<'a> {
     name: &'a str,
     paused: bool,
+    #[serde(flatten)]
+    defaults: DefaultsJson,
     stats: StatsJson,
     etag: &'a str,
 }
@@ -215,6 +254,7 @@ impl<'a> QueueJson<'a> {
         Self {
             name: &queue.name,
             paused: queue.paused,
+            defaults: DefaultsJson::of(queue),
             stats: StatsJson {
                 scheduled: stats.scheduled,
                 queued: stats.queued,

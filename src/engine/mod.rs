@@ -24,7 +24,7 @@ mod outbox;
 pub mod page;
 mod pressure;
 mod progress;
-mod queues;
+pub mod queues;
 mod registry;
 mod renew;
 mod results;

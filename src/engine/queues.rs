@@ -83,11 +83,22 @@ impl Queues {
     }
 }
 
+/// Reads an etag as a face has got it; empty: none.
+///
+/// # Errors
+/// `EtagMismatch` for what cannot be one: nothing has it.
+pub fn etag(text: &str) -> Result<Option<u64>> {
+    match text {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(|_| Error::EtagMismatch),
+    }
+}
+
 /// What is set, as far as this node knows, once it knows.
 ///
 /// # Errors
 /// The store's, when it is asked for the first time.
-pub async fn known(core: &Core) -> Result<Arc<Known>> {
+pub(super) async fn known(core: &Core) -> Result<Arc<Known>> {
     loop {
         match core.queues.known() {
             Some(known) => return Ok(known),
@@ -113,7 +124,7 @@ async fn ask(core: &Core) -> Result<()> {
 }
 
 /// Keeps what is known up to date.
-pub async fn follow(tasks: Tasks, core: Arc<Core>) {
+pub(super) async fn follow(tasks: Tasks, core: Arc<Core>) {
     loop {
         if let Err(error) = ask(&core).await {
             debug!(%error, "settings of queues not read");

@@ -5,17 +5,23 @@ use std::sync::Arc;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Request, Response, Status};
 
-use super::convert::{duration, timestamp};
+use super::convert::{self, duration, timestamp};
 use super::status::status;
 use crate::engine::Engine;
 use crate::engine::cursor::RawCursor;
+use crate::engine::queues::etag;
 use crate::error::{Error, Result};
 use crate::job::audit::{ACTOR_FIELD, is_reason};
 use crate::job::id::NAME_SHAPE;
 use crate::job::limits::REASON_BYTES_MAX;
-use crate::job::{Actor, AuditEvent, By, QueueChange, QueueName};
+use crate::job::queue::RawDefaults;
+use crate::job::{Actor, AuditEvent, By, Defaultable, QueueChange, QueueName};
 use crate::proto as pb;
 use crate::store::{QueueView, SessionView};
+
+/// What a mask must be, for messages.
+const MASK_SHAPE: &str = "must name some of default_priority, default_max_attempts, default_backoff, default_timeout \
+     and default_retention, and nothing else";
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -51,6 +57,14 @@ impl pb::queue_service_server::QueueService for Queues {
     ) -> Result<Response<pb::ResumeQueueResponse>, Status> {
         let actor = actor(request.metadata());
         self.answer(self.resume(actor, request.into_inner()).await)
+    }
+
+    async fn update_queue(
+        &self,
+        request: Request<pb::UpdateQueueRequest>,
+    ) -> Result<Response<pb::UpdateQueueResponse>, Status> {
+        let actor = actor(request.metadata());
+        self.answer(self.update(actor, request.into_inner()).await)
     }
 
     async fn list_sessions(
@@ -123,6 +137,30 @@ impl Queues {
         })
     }
 
+    async fn update(
+        &self,
+        actor: Result<Actor>,
+        request: pb::UpdateQueueRequest,
+    ) -> Result<pb::UpdateQueueResponse> {
+        let set = request.queue.unwrap_or_default();
+        let name = queue_name("queue.name", &set.name)?;
+        let by = by(actor?, request.reason)?;
+        let which = mask(&request.update_mask.unwrap_or_default().paths)?;
+        let raw = RawDefaults {
+            priority: convert::priority(set.default_priority),
+            max_attempts: set.default_max_attempts,
+            backoff: set.default_backoff.map(convert::raw_backoff),
+            timeout: set.default_timeout.map(convert::raw_span),
+            retention: set.default_retention.map(convert::raw_span),
+        };
+        let to = raw.check("queue.").map_err(Error::InvalidArgument)?;
+        let change = QueueChange::Update(which, to);
+        let found = self.0.steer(name, change, etag(&set.etag)?, by).await?;
+        Ok(pb::UpdateQueueResponse {
+            queue: Some(queue(found)),
+        })
+    }
+
     async fn sessions(&self, request: pb::ListSessionsRequest) -> Result<pb::ListSessionsResponse> {
         let queue = match request.queue.as_str() {
             "" => None,
@@ -176,6 +214,24 @@ fn by(actor: Actor, reason: String) -> Result<By> {
     }
 }
 
+fn mask(paths: &[String]) -> Result<Defaultable> {
+    let mut which = Defaultable::default();
+    for path in paths {
+        match path.as_str() {
+            "default_priority" => which.priority = true,
+            "default_max_attempts" => which.max_attempts = true,
+            "default_backoff" => which.backoff = true,
+            "default_timeout" => which.timeout = true,
+            "default_retention" => which.retention = true,
+            _ => return Err(Error::field("update_mask", MASK_SHAPE)),
+        }
+    }
+    match which == Defaultable::default() {
+        true => Err(Error::field("update_mask", MASK_SHAPE)),
+        false => Ok(which),
+    }
+}
+
 fn queue_name(field: &str, text: &str) -> Result<QueueName> {
     QueueName::parse(text).ok_or_else(|| Error::field(field, format!("must match {NAME_SHAPE}")))
 }
@@ -190,9 +246,21 @@ fn queue(view: QueueView) -> pb::Queue {
         as_of,
     } = view;
     let [scheduled, queued, running, succeeded, failed, cancelled] = stats.counts;
+    let defaults = settings.defaults;
     pb::Queue {
         name: stats.queue.to_string(),
         paused: settings.paused,
+        default_max_attempts: defaults.max_attempts.unwrap_or(0),
+        default_backoff: defaults.backoff.map(|backoff| pb::Backoff {
+            initial: Some(duration(backoff.initial)),
+            max: Some(duration(backoff.max)),
+            factor: backoff.factor,
+        }),
+        default_timeout: defaults.timeout.map(duration),
+        default_retention: defaults.retention.map(duration),
+        default_priority: defaults
+            .priority
+            .map_or(0, |level| i32::from(level.number())),
         stats: Some(pb::QueueStats {
             scheduled,
             queued,

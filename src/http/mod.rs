@@ -11,6 +11,7 @@
 //! | `POST /jobs/{id}/retry` | RetryJob, `{"delay": "10s"}` if there is one |
 //! | `GET /queues?page_size=&page_token=`, `GET /queues/{queue}` | ListQueues, GetQueue |
 //! | `POST /queues/{queue}/pause`, `/resume` | PauseQueue, ResumeQueue, `{"reason": "..."}` if there is one |
+//! | `PATCH /queues/{queue}` | UpdateQueue: what the body names, as `{"default_timeout": "60s", "default_backoff": null}` |
 //! | `GET /sessions?queue=&page_size=&page_token=` | ListSessions |
 //! | `GET /audit?page_size=&page_token=` | ListAuditEvents |
 //! | `GET /livez`, `/readyz`, `/metrics` | how this node is |
@@ -51,7 +52,7 @@ pub fn router(engine: Arc<Engine>) -> Router {
         .route("/jobs/{id}/cancel", post(jobs::cancel))
         .route("/jobs/{id}/retry", post(jobs::retry))
         .route("/queues", get(queues::list))
-        .route("/queues/{queue}", get(queues::get))
+        .route("/queues/{queue}", get(queues::get).patch(queues::update))
         .route("/queues/{queue}/pause", post(queues::pause))
         .route("/queues/{queue}/resume", post(queues::resume))
         .route("/sessions", get(sessions::list))

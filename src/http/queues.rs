@@ -7,16 +7,20 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Serialize;
 
 use super::body::{self, Need};
+use super::enqueue::{backoff, priority};
+use super::job::BackoffJson;
 use super::jobs::{Answer, SMALL_BODY_BYTES, Shared, json};
 use super::members::Members;
 use super::query;
 use super::time::{write_span, write_time};
 use crate::engine::Engine;
+use crate::engine::queues::etag;
 use crate::error::{Error, Result};
 use crate::job::audit::{ACTOR_FIELD, is_reason};
 use crate::job::id::NAME_SHAPE;
 use crate::job::limits::REASON_BYTES_MAX;
-use crate::job::{Actor, AuditEvent, By, QueueChange, QueueName};
+use crate::job::queue::RawDefaults;
+use crate::job::{Actor, AuditEvent, By, Defaultable, Priority, QueueChange, QueueName};
 use crate::store::QueueView;
 
 /// `GET /queues/{queue}`
@@ -59,6 +63,46 @@ pub async fn resume(
     request: Request,
 ) -> Answer {
     steer(&engine, QueueChange::Resume, &name, asked, request).await
+}
+
+/// `PATCH /queues/{queue}`: what the body names is changed; null is the service's default again.
+pub async fn update(
+    State(engine): Shared,
+    Path(name): Path<String>,
+    RawQuery(asked): RawQuery,
+    request: Request,
+) -> Answer {
+    query::none(&asked.unwrap_or_default())?;
+    let queue = queue_name(&name)?;
+    let actor = actor(request.headers())?;
+    let text = body::read(request, Need::Required, SMALL_BODY_BYTES).await?;
+    let mut members = Members::of(body::document(&text)?, "");
+    let which = Defaultable {
+        priority: members.has("default_priority"),
+        max_attempts: members.has("default_max_attempts"),
+        backoff: members.has("default_backoff"),
+        timeout: members.has("default_timeout"),
+        retention: members.has("default_retention"),
+    };
+    let raw = RawDefaults {
+        priority: priority(&mut members, "default_priority"),
+        max_attempts: members.number("default_max_attempts").unwrap_or_default(),
+        backoff: backoff(&mut members, "default_backoff"),
+        timeout: members.span("default_timeout"),
+        retention: members.span("default_retention"),
+    };
+    let expected = members.text("etag").unwrap_or_default();
+    let reason = reason(&mut members);
+    if which == Defaultable::default() {
+        let why = "must have some of default_priority, default_max_attempts, default_backoff, default_timeout and \
+                   default_retention";
+        members.fault_of_all(why);
+    }
+    body::end(members)?;
+    let to = raw.check("").map_err(Error::InvalidArgument)?;
+    let (change, by) = (QueueChange::Update(which, to), By { actor, reason });
+    let found = engine.steer(queue, change, etag(&expected)?, by).await?;
+    json(StatusCode::OK, &QueueJson::of(&found))
 }
 
 /// `GET /audit`
@@ -121,6 +165,16 @@ pub fn queue_name(text: &str) -> Result<QueueName> {
 struct QueueJson<'a> {
     name: &'a str,
     paused: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    default_priority: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    default_max_attempts: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    default_backoff: Option<BackoffJson>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    default_timeout: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    default_retention: Option<String>,
     stats: StatsJson,
     etag: String,
 }
@@ -148,11 +202,16 @@ struct QueuesJson<'a> {
 
 impl<'a> QueueJson<'a> {
     fn of(view: &'a QueueView) -> Self {
-        let stats = &view.stats;
+        let (stats, defaults) = (&view.stats, view.settings.defaults);
         let [scheduled, queued, running, succeeded, failed, cancelled] = stats.counts;
         Self {
             name: stats.queue.as_str(),
             paused: view.settings.paused,
+            default_priority: defaults.priority.map(Priority::name),
+            default_max_attempts: defaults.max_attempts,
+            default_backoff: defaults.backoff.map(BackoffJson::of),
+            default_timeout: defaults.timeout.map(write_span),
+            default_retention: defaults.retention.map(write_span),
             stats: StatsJson {
                 scheduled,
                 queued,

@@ -18,6 +18,7 @@ mod blackhole;
 mod cases;
 mod clients;
 mod crash;
+mod defaults;
 mod doctor;
 mod errors;
 mod failover;

@@ -75,8 +75,9 @@ pub use error::{CallError, Error, FieldViolation};
 pub use failure::{JobError, Permanent, Retry, Snooze};
 pub use new_job::NewJob;
 pub use proto::{
-    AuditAction, AuditEvent, Job, JobFilter, JobState, ListAuditEventsResponse, ListJobsRequest,
-    ListJobsResponse, ListQueuesResponse, Payload, Priority, Queue, QueueStats, View,
+    AuditAction, AuditEvent, Backoff, Job, JobFilter, JobState, ListAuditEventsResponse,
+    ListJobsRequest, ListJobsResponse, ListQueuesResponse, Payload, Priority, Queue, QueueStats,
+    View,
 };
 pub use worker::{Health, Worker, WorkerBuilder};
 

@@ -70,6 +70,40 @@ impl Client {
         Ok(answer.await?.queue.unwrap_or_default())
     }
 
+    /// Sets what jobs of a queue get whose requests leave it out: the `fields` of
+    /// `queue` that are named, as `default_timeout`; one that is named and absent is
+    /// the server's default again. If `queue.etag` is not empty, only as long as
+    /// nobody has changed the queue since.
+    ///
+    /// # Errors
+    /// [`Error::Call`], among others with reason `ETAG_MISMATCH`.
+    pub async fn update_queue(
+        &self,
+        queue: Queue,
+        fields: &[&str],
+        reason: &str,
+    ) -> Result<Queue, Error> {
+        let paths = fields.iter().map(|field| (*field).to_owned()).collect();
+        // A try of which nothing is known may have changed the etag.
+        let repeat = match queue.etag.is_empty() {
+            true => Repeat::Yes,
+            false => Repeat::IfRefused,
+        };
+        let request = proto::UpdateQueueRequest {
+            queue: Some(queue),
+            update_mask: Some(prost_types::FieldMask { paths }),
+            reason: reason.into(),
+        };
+        let answer = self.tried(
+            repeat,
+            self.deadline,
+            TRY_TIMEOUT,
+            request,
+            |request| async move { self.queues.clone().update_queue(request).await },
+        );
+        Ok(answer.await?.queue.unwrap_or_default())
+    }
+
     /// One page of the sessions of workers, by id: all, or those that take jobs of
     /// a queue; else as for [`queues`](Self::queues).
     ///

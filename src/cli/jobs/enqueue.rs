@@ -200,7 +200,8 @@ fn read(from: &str) -> Result<Vec<u8>, Failure> {
     }
 }
 
-fn priority(word: &str) -> Result<Priority, String> {
+/// A level as it is typed.
+pub(in crate::cli) fn priority(word: &str) -> Result<Priority, String> {
     match word.to_ascii_lowercase().as_str() {
         "low" => Ok(Priority::Low),
         "normal" => Ok(Priority::Normal),

@@ -179,7 +179,7 @@ pub(super) fn state(typed: &str) -> Result<JobState, String> {
     known.ok_or_else(|| "must be scheduled, queued, running, succeeded, failed or cancelled".into())
 }
 
-pub(super) fn level(priority: Priority) -> &'static str {
+pub(in crate::cli) fn level(priority: Priority) -> &'static str {
     short(priority.as_str_name(), "PRIORITY_")
 }
 

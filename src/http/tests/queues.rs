@@ -81,6 +81,62 @@ async fn a_queue_is_seen_paused_and_resumed() {
 }
 
 #[tokio::test]
+async fn defaults_are_set_cleared_and_filled_in() {
+    let (address, _node) = serve().await;
+    let set = r#"{"default_priority":"HIGH","default_max_attempts":3,"default_timeout":"0s","default_retention":"90s",
+        "default_backoff":{"initial":"1s"},"reason":"mails"}"#;
+    let set = call(address, "PATCH /queues/q", JSON, set.as_bytes()).await;
+    assert_eq!(set.status, 200, "{}", set.text);
+    let set = set.json();
+    let backoff = json!({"initial": "1s", "max": "86400s", "factor": 2.0});
+    assert_eq!(
+        (
+            &set["default_priority"],
+            &set["default_max_attempts"],
+            &set["default_backoff"]
+        ),
+        (&json!("HIGH"), &json!(3), &backoff)
+    );
+    assert_eq!(
+        (&set["default_timeout"], &set["default_retention"]),
+        (&json!("0s"), &json!("90s"))
+    );
+    let job = post(address, "/jobs", r#"{"queue":"q","kind":"k"}"#)
+        .await
+        .json();
+    assert_eq!(
+        (
+            &job["priority"],
+            &job["max_attempts"],
+            &job["backoff"],
+            &job["timeout"]
+        ),
+        (&json!("HIGH"), &json!(3), &backoff, &json!("0s"))
+    );
+    let batch =
+        r#"{"jobs":[{"queue":"q","kind":"k","timeout":"5s"},{"queue":"other","kind":"k"}]}"#;
+    let jobs = post(address, "/jobs/batch", batch).await.json();
+    assert_eq!(
+        (
+            &jobs["jobs"][0]["timeout"],
+            &jobs["jobs"][0]["max_attempts"]
+        ),
+        (&json!("5s"), &json!(3))
+    );
+    assert_eq!(jobs["jobs"][1]["max_attempts"], 25);
+
+    let stale = r#"{"default_max_attempts":4,"etag":"x"}"#;
+    let stale = call(address, "PATCH /queues/q", JSON, stale.as_bytes()).await;
+    assert_eq!(stale.problem(), (409, "ETAG_MISMATCH".into(), vec![]));
+    let clear = json!({"default_max_attempts": null, "etag": set["etag"]}).to_string();
+    let cleared = call(address, "PATCH /queues/q", JSON, clear.as_bytes())
+        .await
+        .json();
+    assert!(cleared.get("default_max_attempts").is_none(), "{cleared}");
+    assert_eq!(cleared["default_retention"], "90s");
+}
+
+#[tokio::test]
 async fn queues_are_listed_page_by_page() {
     let (address, _node) = serve().await;
     for name in ["c", "a", "b"] {
@@ -120,6 +176,37 @@ async fn what_is_wrong_with_a_call_about_queues_is_named() {
         ("GET /queues?page_token=x", "", "", "page_token"),
         ("GET /queues?queue=x", "", "", "queue"),
         ("GET /queues/q?view=FULL", "", "", "view"),
+        (
+            "PATCH /queues/q",
+            JSON,
+            r#"{"default_timeout":"1m"}"#,
+            "default_timeout",
+        ),
+        (
+            "PATCH /queues/q",
+            JSON,
+            r#"{"default_backoff":{"factor":0.5}}"#,
+            "default_backoff.factor",
+        ),
+        (
+            "PATCH /queues/q",
+            JSON,
+            r#"{"default_max_attempts":1000001}"#,
+            "default_max_attempts",
+        ),
+        (
+            "PATCH /queues/q",
+            JSON,
+            r#"{"default_priority":"URGENT"}"#,
+            "default_priority",
+        ),
+        (
+            "PATCH /queues/q",
+            JSON,
+            r#"{"default_timeout":"1s","paused":true}"#,
+            "paused",
+        ),
+        ("PATCH /queues/q", JSON, "{}", "body"),
         ("POST /queues/q/pause", JSON, &long, "reason"),
         ("POST /queues/q/pause", JSON, r#"{"why":1}"#, "why"),
         ("POST /queues/q/resume", &twice, "{}", "leasehold-actor"),
