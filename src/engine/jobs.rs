@@ -7,7 +7,7 @@ use tracing::{debug, info};
 
 use super::{Engine, sessions};
 use crate::error::{Error, Result};
-use crate::job::{Job, JobId, NewJob, View};
+use crate::job::{By, Job, JobId, NewJob, View};
 use crate::store::{Cancelled, JobFilter, JobPage, Retried};
 
 /// A job that is durable.
@@ -89,10 +89,11 @@ impl Engine {
     ///
     /// # Errors
     /// `JobNotFound`, `WrongState`, and the store's.
-    pub async fn cancel(&self, id: JobId, reason: String) -> Result<Job> {
-        match self.core.store.cancel(id, reason).await? {
+    pub async fn cancel(&self, id: JobId, by: By) -> Result<Job> {
+        let actor = by.actor.clone();
+        match self.core.store.cancel(id, by).await? {
             Cancelled::Done(job, running) => {
-                info!(job_id = %id, queue = %job.spec.queue, attempt = job.attempt, "job cancelled");
+                info!(job_id = %id, queue = %job.spec.queue, attempt = job.attempt, actor = actor.as_str(), "job cancelled");
                 self.core.watches.changed(id);
                 if let Some((lease, session)) = running
                     && !sessions::cancel(&self.core, session, lease)
@@ -116,10 +117,11 @@ impl Engine {
     ///
     /// # Errors
     /// `JobNotFound`, `WrongState`, and the store's.
-    pub async fn retry(&self, id: JobId, delay: Duration) -> Result<Job> {
-        match self.core.store.retry(id, delay).await? {
+    pub async fn retry(&self, id: JobId, delay: Duration, by: By) -> Result<Job> {
+        let actor = by.actor.clone();
+        match self.core.store.retry(id, delay, by).await? {
             Retried::Done(job, segments) => {
-                info!(job_id = %id, queue = %job.spec.queue, "job retried by hand");
+                info!(job_id = %id, queue = %job.spec.queue, actor = actor.as_str(), "job retried by hand");
                 self.offers.offer(segments);
                 Ok(job)
             }

@@ -196,7 +196,10 @@ impl Queues {
 }
 
 /// What a caller says of itself.
-fn actor(metadata: &MetadataMap) -> Result<Actor> {
+///
+/// # Errors
+/// `InvalidArgument`.
+pub fn actor(metadata: &MetadataMap) -> Result<Actor> {
     let said = metadata
         .get_all(ACTOR_FIELD)
         .iter()
@@ -204,7 +207,11 @@ fn actor(metadata: &MetadataMap) -> Result<Actor> {
     Actor::said(said).map_err(|fault| Error::InvalidArgument(vec![fault]))
 }
 
-fn by(actor: Actor, reason: String) -> Result<By> {
+/// Who wants something, and why.
+///
+/// # Errors
+/// `InvalidArgument`.
+pub fn by(actor: Actor, reason: String) -> Result<By> {
     match is_reason(&reason) {
         true => Ok(By { actor, reason }),
         false => Err(Error::field(

@@ -136,7 +136,10 @@ async fn steer(
 }
 
 /// What a caller says of itself.
-fn actor(headers: &HeaderMap) -> Result<Actor> {
+///
+/// # Errors
+/// `InvalidArgument`.
+pub fn actor(headers: &HeaderMap) -> Result<Actor> {
     let said = headers
         .get_all(ACTOR_FIELD)
         .iter()
@@ -144,7 +147,8 @@ fn actor(headers: &HeaderMap) -> Result<Actor> {
     Actor::said(said).map_err(|fault| Error::InvalidArgument(vec![fault]))
 }
 
-fn reason(members: &mut Members<'_>) -> String {
+/// Why somebody wants it.
+pub fn reason(members: &mut Members<'_>) -> String {
     let reason = members.text("reason").unwrap_or_default();
     if !is_reason(&reason) {
         let why = format!("must have at most {REASON_BYTES_MAX} bytes and no U+0000");

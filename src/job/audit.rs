@@ -71,6 +71,16 @@ pub struct By {
     pub reason: String,
 }
 
+/// For a reason alone, by nobody who says who he is.
+impl From<&str> for By {
+    fn from(reason: &str) -> Self {
+        Self {
+            actor: Actor::default(),
+            reason: reason.into(),
+        }
+    }
+}
+
 /// What was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i16)]
@@ -81,10 +91,20 @@ pub enum AuditAction {
     ResumeQueue = 2,
     /// Defaults of a queue were changed.
     UpdateQueue = 3,
+    /// A job was cancelled.
+    CancelJob = 4,
+    /// A job was brought back.
+    RetryJob = 5,
 }
 
 impl AuditAction {
-    const ALL: [Self; 3] = [Self::PauseQueue, Self::ResumeQueue, Self::UpdateQueue];
+    const ALL: [Self; 5] = [
+        Self::PauseQueue,
+        Self::ResumeQueue,
+        Self::UpdateQueue,
+        Self::CancelJob,
+        Self::RetryJob,
+    ];
 
     /// The number that rows and the wire use.
     pub const fn number(self) -> i16 {
@@ -102,6 +122,8 @@ impl AuditAction {
             Self::PauseQueue => "PAUSE_QUEUE",
             Self::ResumeQueue => "RESUME_QUEUE",
             Self::UpdateQueue => "UPDATE_QUEUE",
+            Self::CancelJob => "CANCEL_JOB",
+            Self::RetryJob => "RETRY_JOB",
         }
     }
 }
@@ -115,7 +137,7 @@ pub struct AuditEvent {
     pub time: Timestamp,
     /// What was done.
     pub action: AuditAction,
-    /// To what: the name of a queue.
+    /// To what: the name of a queue, or the id of a job.
     pub subject: String,
     /// How many things were changed.
     pub count: u64,

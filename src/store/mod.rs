@@ -27,8 +27,8 @@ use crate::error::Result;
 use crate::job::limits::{BATCH_BYTES_MAX, ID_AGE_MAX, ID_AHEAD_MAX};
 use crate::job::time::micros;
 use crate::job::{
-    AuditEvent, Ending, HeldLease, Job, JobId, JobState, Kind, Lease, LeasedJob, NewJob, NodeId,
-    Priority, Progress, QueueName, SessionId, Timestamp, Verdict, View,
+    AuditEvent, By, Ending, HeldLease, Job, JobId, JobState, Kind, Lease, LeasedJob, NewJob,
+    NodeId, Priority, Progress, QueueName, SessionId, Timestamp, Verdict, View,
 };
 
 /// One line of hand-out: a queue at one priority. The ready-list has a stream for each, the backlog its segments.
@@ -416,10 +416,11 @@ pub trait Store: Send + Sync + 'static {
         size: usize,
         view: View,
     ) -> Result<JobPage>;
-    /// Cancels a job that is not final.
-    async fn cancel(&self, job: JobId, reason: String) -> Result<Cancelled>;
-    /// Brings a FAILED or CANCELLED job back, due after `delay`.
-    async fn retry(&self, job: JobId, delay: Duration) -> Result<Retried>;
+    /// Cancels a job that is not final. The audit has it if somebody says who he is: programs that cancel thousands of
+    /// their own jobs leave the room there to people.
+    async fn cancel(&self, job: JobId, by: By) -> Result<Cancelled>;
+    /// Brings a FAILED or CANCELLED job back, due after `delay`. Of the audit the same holds.
+    async fn retry(&self, job: JobId, delay: Duration, by: By) -> Result<Retried>;
 
     /// Makes a session, alive for its TTL from now, attached once.
     async fn open_session(&self, session: NewSession) -> Result<()>;

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::job::{
-    AuditEvent, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, QueueName, SessionId,
+    AuditEvent, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, QueueName, SessionId,
     Timestamp, Verdict, View,
 };
 
@@ -77,8 +77,8 @@ impl Observed {
             late,
         } = call;
         let turns = match by {
-            By::Client => &self.clients,
-            By::Engine => &self.engine,
+            Caller::Client => &self.clients,
+            Caller::Engine => &self.engine,
         };
         // Behind a store that does not answer, calls must not pile up without end.
         let Ok(turn) = turns.clone().try_acquire_owned() else {
@@ -123,7 +123,7 @@ impl Observed {
 struct Call {
     verb: &'static str,
     items: usize,
-    by: By,
+    by: Caller,
     within: Duration,
     /// What its caller is told when the answer takes too long.
     late: Error,
@@ -131,7 +131,7 @@ struct Call {
 
 /// Who waits for a call.
 #[derive(Clone, Copy)]
-enum By {
+enum Caller {
     Client,
     Engine,
 }
@@ -145,7 +145,7 @@ fn read(verb: &'static str, items: usize) -> Call {
     Call {
         verb,
         items,
-        by: By::Client,
+        by: Caller::Client,
         within: ANSWER_WITHIN,
         late: away(),
     }
@@ -162,7 +162,7 @@ fn write(verb: &'static str, items: usize) -> Call {
 /// A look of the engine.
 fn glance(verb: &'static str, items: usize) -> Call {
     Call {
-        by: By::Engine,
+        by: Caller::Engine,
         ..read(verb, items)
     }
 }
@@ -170,7 +170,7 @@ fn glance(verb: &'static str, items: usize) -> Call {
 /// A write of the engine.
 fn step(verb: &'static str, items: usize) -> Call {
     Call {
-        by: By::Engine,
+        by: Caller::Engine,
         within: LOOP_ANSWER_WITHIN,
         ..write(verb, items)
     }
@@ -231,13 +231,13 @@ impl Store for Observed {
         self.run(read("list", size), work).await
     }
 
-    async fn cancel(&self, job: JobId, reason: String) -> Result<Cancelled> {
-        let work = move |store: Arc<dyn Store>| async move { store.cancel(job, reason).await };
+    async fn cancel(&self, job: JobId, by: By) -> Result<Cancelled> {
+        let work = move |store: Arc<dyn Store>| async move { store.cancel(job, by).await };
         self.run(write("cancel", 1), work).await
     }
 
-    async fn retry(&self, job: JobId, delay: Duration) -> Result<Retried> {
-        let work = move |store: Arc<dyn Store>| async move { store.retry(job, delay).await };
+    async fn retry(&self, job: JobId, delay: Duration, by: By) -> Result<Retried> {
+        let work = move |store: Arc<dyn Store>| async move { store.retry(job, delay, by).await };
         self.run(write("retry", 1), work).await
     }
 

@@ -166,7 +166,7 @@ impl Crowd {
                     .map(drop)
             }),
             16 => Box::pin(async move { store.cancel(job, "no".into()).await.map(drop) }),
-            17 => Box::pin(async move { store.retry(job, ANY_AGE).await.map(drop) }),
+            17 => Box::pin(async move { store.retry(job, ANY_AGE, "".into()).await.map(drop) }),
             18 => Box::pin(async move { store.get(vec![job], View::Full).await.map(drop) }),
             19 => Box::pin(async move {
                 store

@@ -327,6 +327,29 @@ async fn the_audit_is_read_from_the_newest_on(world: World) {
     assert_eq!(subjects, newest_first);
 }
 
+on_each_store!(what_somebody_does_to_a_job_is_told_and_what_nobody_does_is_not);
+async fn what_somebody_does_to_a_job_is_told_and_what_nobody_does_is_not(world: World) {
+    let job = world.queued().await;
+    world.cancel(job).await;
+    world.retry(job, Duration::ZERO).await;
+    assert_eq!(audit(&world).await, [], "nobody says who he is");
+    let ada = || by("ada", "not wanted");
+    for _ in 0..2 {
+        let cancelled = world.store.cancel(job, ada()).await;
+        cancelled.expect("cancel answers");
+    }
+    let back = || world.store.retry(job, Duration::ZERO, ada());
+    for _ in 0..2 {
+        back().await.expect("retry answers");
+    }
+    let told = audit(&world).await;
+    let actions: Vec<_> = told.iter().map(|event| event.action).collect();
+    assert_eq!(actions, [AuditAction::RetryJob, AuditAction::CancelJob]);
+    for event in told {
+        assert_eq!((event.subject, event.by), (job.to_string(), ada()));
+    }
+}
+
 on_each_store!(a_paused_queue_is_counted_and_claimed_as_any_other);
 async fn a_paused_queue_is_counted_and_claimed_as_any_other(world: World) {
     // That nothing is handed out is for the nodes to see to: they do not ask.

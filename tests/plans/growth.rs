@@ -158,7 +158,11 @@ impl Stage {
         let cancelled = self.verbs.store.cancel(one, "not wanted".into()).await;
         cancelled.expect("cancel answers");
         self.by_id(when, "cancel").await;
-        let retried = self.verbs.store.retry(one, Duration::ZERO).await;
+        let retried = self
+            .verbs
+            .store
+            .retry(one, Duration::ZERO, "again".into())
+            .await;
         retried.expect("retry answers");
         self.by_id(when, "retry").await;
     }

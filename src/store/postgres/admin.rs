@@ -11,7 +11,9 @@ use super::row::{attempt, bound, column, job, job_columns, json, progress, segme
 use crate::error::{Error, Result};
 use crate::job::limits::{ATTEMPTS_SHOWN, PAGE_ROWS_MAX};
 use crate::job::time::micros;
-use crate::job::{AttemptOutcome, Job, JobId, JobState, QueueName, Timestamp, View};
+use crate::job::{
+    AttemptOutcome, AuditAction, By, Job, JobId, JobState, QueueName, Timestamp, View,
+};
 use crate::store::{JobFilter, JobPage, QueueStats, Retried};
 
 const PING: &str = "SELECT 'PostgreSQL ' || current_setting('server_version') AS version";
@@ -114,7 +116,10 @@ segmented AS (
   SELECT queue, priority, now, now + 5000000, ARRAY[id] FROM done WHERE state = 2 RETURNING id, jobs),
 counted AS (
   INSERT INTO queue_counts (queue, scheduled, queued, failed, cancelled)
-  SELECT queue, (state = 1)::int, (state = 2)::int, -(was = 5)::int, -(was = 6)::int FROM done)
+  SELECT queue, (state = 1)::int, (state = 2)::int, -(was = 5)::int, -(was = 6)::int FROM done),
+audited AS (
+  INSERT INTO audit (create_time, count, action, subject, actor, reason)
+  SELECT now, 1, $3, id::text, $4, $5 FROM done WHERE $4 <> '')
 SELECT (SELECT id FROM segmented) AS segment, (SELECT jobs FROM segmented) AS jobs, ",
     job_columns!(),
     " FROM done"
@@ -346,10 +351,17 @@ async fn sizes(pool: &Pool, ids: &[JobId], view: View) -> Result<HashMap<JobId, 
 }
 
 /// Brings a FAILED or CANCELLED job back.
-pub(super) async fn retry(pool: &Pool, id: JobId, delay: Duration) -> Result<Retried> {
+pub(super) async fn retry(pool: &Pool, id: JobId, delay: Duration, by: &By) -> Result<Retried> {
     for _ in 0..ROUNDS_MAX {
         let rows = pool
-            .write(|| sqlx::query(RETRY).bind(id.uuid()).bind(micros(delay)))
+            .write(|| {
+                sqlx::query(RETRY)
+                    .bind(id.uuid())
+                    .bind(micros(delay))
+                    .bind(AuditAction::RetryJob.number())
+                    .bind(by.actor.as_str().to_owned())
+                    .bind(by.reason.clone())
+            })
             .await?;
         if let Some(row) = rows.first() {
             return Ok(Retried::Done(job(row, View::Basic)?, segments(&rows)?));

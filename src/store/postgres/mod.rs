@@ -33,7 +33,7 @@ pub use pool::PostgresOptions;
 
 use crate::error::Result;
 use crate::job::{
-    AuditEvent, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, QueueName, SessionId,
+    AuditEvent, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, QueueName, SessionId,
     Timestamp, Verdict, View,
 };
 use crate::store::{
@@ -127,11 +127,11 @@ impl Store for PostgresStore {
     ) -> Result<JobPage> {
         admin::list(&self.reads, &filter, before, size, view).await
     }
-    async fn cancel(&self, job: JobId, reason: String) -> Result<Cancelled> {
-        signals::cancel(&self.reads, job, &reason).await
+    async fn cancel(&self, job: JobId, by: By) -> Result<Cancelled> {
+        signals::cancel(&self.reads, job, &by).await
     }
-    async fn retry(&self, job: JobId, delay: Duration) -> Result<Retried> {
-        admin::retry(&self.reads, job, delay).await
+    async fn retry(&self, job: JobId, delay: Duration, by: By) -> Result<Retried> {
+        admin::retry(&self.reads, job, delay, &by).await
     }
     async fn open_session(&self, session: NewSession) -> Result<()> {
         session::open(&self.hot, &session).await

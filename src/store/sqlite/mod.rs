@@ -25,7 +25,7 @@ use super::{
 use crate::clock::{Clock, SystemClock};
 use crate::error::Result;
 use crate::job::{
-    AuditEvent, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, QueueName, SessionId,
+    AuditEvent, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, QueueName, SessionId,
     Timestamp, Verdict, View,
 };
 use fault::{commit_fault, fault};
@@ -186,12 +186,12 @@ impl Store for SqliteStore {
         admin::list(self, &filter, before, size, view).await
     }
 
-    async fn cancel(&self, job: JobId, reason: String) -> Result<Cancelled> {
-        admin::cancel(self, job, reason).await
+    async fn cancel(&self, job: JobId, by: By) -> Result<Cancelled> {
+        admin::cancel(self, job, by).await
     }
 
-    async fn retry(&self, job: JobId, delay: Duration) -> Result<Retried> {
-        admin::retry(self, job, delay).await
+    async fn retry(&self, job: JobId, delay: Duration, by: By) -> Result<Retried> {
+        admin::retry(self, job, delay, &by).await
     }
 
     async fn open_session(&self, session: NewSession) -> Result<()> {
