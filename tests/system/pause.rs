@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use prost_types::Timestamp;
 use tempfile::TempDir;
-use worker_sdk::{Client, Job, JobState, NewJob, Queue};
+use worker_sdk::{AuditAction, Client, Job, JobState, NewJob, Queue};
 
 use crate::stack::{Dev, Stack, client};
 use crate::support::http::request;
@@ -201,6 +201,31 @@ async fn who_paused_what_is_told_over_each_face() {
     let long = client(&dev.node.url()).actor(&"x".repeat(256)).unwrap();
     let refused = long.pause_queue("q", "").await.unwrap_err();
     assert!(refused.to_string().contains("leasehold-actor"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_cancelled_a_job_is_told_if_he_says_who_he_is() {
+    let dev = Dev::start().await;
+    let nobody = client(&dev.node.url());
+    let ada = nobody.clone().actor("ada").unwrap();
+    let id = add(&nobody, "q", 1).await;
+    nobody.cancel(&id, "mine").await.unwrap();
+    nobody.retry(&id, None).await.unwrap();
+    ada.cancel(&id, "not wanted").await.unwrap();
+    let (code, _) = typed(&dev, &["jobs", "retry", &id]);
+    assert_eq!(code, Some(0));
+    let told = nobody.audit_events(0, "").await.unwrap().events;
+    let told: Vec<_> = told
+        .iter()
+        .map(|e| (e.action(), e.actor.as_str(), e.reason.as_str()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (AuditAction::RetryJob, "ada", ""),
+            (AuditAction::CancelJob, "ada", "not wanted")
+        ]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
