@@ -117,13 +117,20 @@ async fn a_resumed_queue_goes_on_in_its_order_also_after_a_restart() {
     let folder = TempDir::new().unwrap();
     let log = folder.path().join("runs");
     let worker = Local::start_on(&url, &["q", "other"], &log, 1);
-    let other = add(&client(&url), "other", 1).await;
-    done(&client(&url), &other).await;
-    assert_eq!(
-        runs(&log).len(),
-        1,
-        "a node that has just begun knows of it"
-    );
+    until(SOON, "its ready-list has the line again", async || {
+        let metrics = request(dev.node.address, "GET", "/metrics", b"").await.body;
+        let lines = metrics.lines();
+        let reoffered = lines.filter_map(|l| l.strip_prefix("leasehold_reoffered_total "));
+        let reoffered: f64 = reoffered.filter_map(|n| n.parse::<f64>().ok()).sum();
+        (reoffered >= 20.0).then_some(())
+    })
+    .await;
+    for other in 1..=2 {
+        let id = add(&client(&url), "other", 1).await;
+        done(&client(&url), &id).await;
+        let begun = runs(&log).len();
+        assert_eq!(begun, other, "a node that has just begun knows of it");
+    }
     client(&url).resume_queue("q", "").await.unwrap();
     let mut started = Vec::new();
     for id in &ids {
