@@ -4,10 +4,11 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message;
 
-const FILES: [&str; 3] = [
+const FILES: [&str; 4] = [
     "leasehold/v1/job.proto",
     "leasehold/v1/jobs.proto",
     "leasehold/v1/leases.proto",
+    "leasehold/v1/queues.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

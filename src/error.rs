@@ -69,6 +69,12 @@ pub enum Error {
     /// There is no such job, or it is not there any more.
     #[error("no job {0}")]
     JobNotFound(String),
+    /// Nothing was ever enqueued in such a queue, set of it, or takes jobs of it.
+    #[error("no queue {0}")]
+    QueueNotFound(String),
+    /// What is to be changed is not what the caller has read.
+    #[error("the queue has changed since this etag was read")]
+    EtagMismatch,
     /// The id names a job of another request.
     #[error("job {0} exists with another request")]
     IdConflict(JobId),
@@ -154,6 +160,8 @@ pub enum Limit {
     Streams,
     /// Bytes that wait for a worker that does not read.
     Outbox,
+    /// Queues of which something is set.
+    Queues,
 }
 
 impl fmt::Display for Limit {
@@ -162,6 +170,7 @@ impl fmt::Display for Limit {
             Self::Busy => "too many calls wait for the store",
             Self::Streams => "too many streams on this node",
             Self::Outbox => "the worker does not read what it is sent",
+            Self::Queues => "something is set of too many queues",
         })
     }
 }
@@ -214,15 +223,18 @@ impl Error {
             Self::HelloMissed => (4, 408, "HELLO_MISSED"),
             Self::HeartbeatMissed => (4, 408, "HEARTBEAT_MISSED"),
             Self::JobNotFound(_) => (5, 404, "JOB_NOT_FOUND"),
+            Self::QueueNotFound(_) => (5, 404, "QUEUE_NOT_FOUND"),
             Self::IdConflict(_) => (6, 409, "ID_CONFLICT"),
             Self::KeyConflict(_) => (6, 409, "KEY_CONFLICT"),
             Self::LimitReached { limit, .. } => match limit {
                 Limit::Streams => (8, 429, "TOO_MANY_STREAMS"),
                 Limit::Busy => (8, 429, "OVERLOADED"),
                 Limit::Outbox => (8, 429, "SLOW_READER"),
+                Limit::Queues => (8, 429, "TOO_MANY_QUEUES"),
             },
             Self::WrongState { .. } => (9, 409, "JOB_STATE"),
             Self::FrameLimitTooSmall { .. } => (9, 400, "FRAME_LIMIT_TOO_SMALL"),
+            Self::EtagMismatch => (10, 409, "ETAG_MISMATCH"),
             Self::SessionMoved => (10, 409, "SESSION_MOVED"),
             Self::ProtocolVersion { .. } => (12, 501, "PROTOCOL_VERSION"),
             Self::Internal(_) => (13, 500, "INTERNAL"),

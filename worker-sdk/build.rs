@@ -4,10 +4,11 @@
 
 use std::error::Error;
 
-const FILES: [&str; 3] = [
+const FILES: [&str; 4] = [
     "leasehold/v1/job.proto",
     "leasehold/v1/jobs.proto",
     "leasehold/v1/leases.proto",
+    "leasehold/v1/queues.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

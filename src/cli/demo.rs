@@ -10,7 +10,7 @@ use worker_sdk::{Client, Job, JobState, NewJob};
 
 use super::demo_worker::{Input, KIND, Output, QUEUE};
 use super::exit::Failure;
-use super::jobs::failure_of;
+use super::remote::failure_of;
 use super::terminal;
 
 /// Jobs of one demonstration.

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use worker_sdk::{Context, JobError, Worker};
 
 use super::exit::{Exit, Failure};
-use super::jobs::{DEFAULT_SERVER, failure_of};
+use super::remote::{DEFAULT_SERVER, failure_of};
 use crate::telemetry::start_logs;
 
 /// The kind that it runs.

@@ -11,7 +11,7 @@ use worker_sdk::Client;
 use super::demo_worker::{self, KIND, QUEUE};
 use super::exit::{Exit, Failure};
 use super::folder::Folder;
-use super::jobs::failure_of;
+use super::remote::failure_of;
 use super::serve::{self, Backends, Door};
 use super::settings::Given;
 use super::terminal::{line, quoted};

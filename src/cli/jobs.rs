@@ -5,36 +5,25 @@ mod json;
 mod show;
 mod watch;
 
+pub(super) use enqueue::priority;
+pub(super) use show::level;
+
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use worker_sdk::{Client, Error, JobFilter, JobState, ListJobsRequest, View};
 
 use super::exit::{Exit, Failure};
-use crate::telemetry::start_logs;
-use show::Output;
+use super::remote::{Output, Remote, failure_of};
 
-/// Where a server is looked for when nobody says otherwise.
-pub(super) const DEFAULT_SERVER: &str = "http://127.0.0.1:7070";
 /// Jobs of one page.
 const PAGE: usize = 200;
-/// gRPC's number for a request that cannot be taken as it is.
-const INVALID_ARGUMENT: i32 = 3;
-/// gRPC's number for a thing that exists in another form.
-const ALREADY_EXISTS: i32 = 6;
 
 /// Flags of `leasehold jobs`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Server to ask
-    #[arg(long, global = true, value_name = "URL", env = "LEASEHOLD_SERVER", default_value = DEFAULT_SERVER)]
-    server: String,
-    /// How the answer is written
-    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
-    output: Output,
-    /// How long a call may take, with all its tries while the server is away
-    #[arg(long, global = true, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "10s")]
-    deadline: Duration,
+    #[command(flatten)]
+    remote: Remote,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -113,26 +102,13 @@ enum Verb {
 
 /// `leasehold jobs`.
 pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
-    // The client tells of its tries; who wants to see them says so.
-    start_logs(&std::env::var("LEASEHOLD_LOG").unwrap_or_else(|_| "error".into()))?;
-    let server = args.server.clone();
-    // Which server it was is the first thing to look at when one is not there.
-    act(args).await.map_err(|failure| match failure.exit {
-        Exit::Trouble => Failure::trouble(format!("{server}: {}", failure.why)),
-        _ => failure,
-    })
+    let verb = args.verb;
+    args.remote
+        .ask(async |client, output| act(client, verb, output).await)
+        .await
 }
 
-async fn act(args: Args) -> Result<Exit, Failure> {
-    let Args {
-        server,
-        output,
-        deadline,
-        verb,
-    } = args;
-    let client = Client::connect_lazy(&server)
-        .map_err(failure_of)?
-        .deadline(deadline);
+async fn act(client: Client, verb: Verb, output: Output) -> Result<Exit, Failure> {
     match verb {
         Verb::Enqueue(args) => return enqueue::run(&client, *args, output).await,
         Verb::Get {
@@ -233,15 +209,4 @@ async fn list(
     }
     rows.end();
     Ok(())
-}
-
-/// How the client's error ends a command.
-pub(super) fn failure_of(error: Error) -> Failure {
-    match &error {
-        Error::Config(_) | Error::Encode(_) => Failure::usage(error.to_string()),
-        Error::Call(call) if matches!(call.code as i32, INVALID_ARGUMENT | ALREADY_EXISTS) => {
-            Failure::usage(error.to_string())
-        }
-        _ => Failure::trouble(error.to_string()),
-    }
 }

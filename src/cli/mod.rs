@@ -21,7 +21,10 @@ mod exit;
 mod folder;
 mod jobs;
 mod migrate;
+mod queues;
+mod remote;
 mod serve;
+mod sessions;
 mod settings;
 mod signals;
 mod terminal;
@@ -65,6 +68,10 @@ enum Verb {
     Drain(drain::Args),
     /// Enqueues jobs and looks after them
     Jobs(jobs::Args),
+    /// Looks after queues: their numbers, and whether they are handed out
+    Queues(queues::Args),
+    /// Lists the sessions of workers
+    Sessions(sessions::Args),
     /// Brings the database's schema up to date
     Migrate(migrate::Args),
     /// Prints the configuration in force and where each value is from, without secrets
@@ -129,6 +136,8 @@ async fn run(cli: Cli, options: &ArgMatches) -> Result<Exit, Failure> {
         Verb::DemoWorker(args) => demo_worker::run(args).await,
         Verb::Drain(args) => drain::run(args).await,
         Verb::Jobs(args) => jobs::run(args).await,
+        Verb::Queues(args) => queues::run(args).await,
+        Verb::Sessions(args) => sessions::run(args).await,
         Verb::Migrate(args) => migrate::run(args, given).await,
         Verb::Config => settings::show(given),
         Verb::Doctor(args) => doctor::run(args, given).await,

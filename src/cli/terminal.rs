@@ -14,6 +14,24 @@ pub(super) fn note(text: impl Display) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
+/// Rows under the names of their columns, each as wide as its widest cell.
+pub(super) fn table<const N: usize>(names: [&str; N], mut rows: Vec<Vec<String>>) {
+    rows.insert(0, names.map(str::to_owned).to_vec());
+    let mut widths = [0; N];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    for row in rows {
+        let cells = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:<width$}"));
+        line(cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+}
+
 /// Text from elsewhere on one line, without what a terminal would take as a command.
 pub(super) fn plain(text: &str) -> String {
     text.chars()

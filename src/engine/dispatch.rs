@@ -22,7 +22,7 @@ use super::offer::Offers;
 use super::sessions::Live;
 use super::slots::Free;
 use super::tasks::Tasks;
-use super::{Core, lines_of};
+use super::{Core, lines_of, queues};
 use crate::error::Error;
 use crate::failpoint;
 use crate::job::limits::BATCH_MAX;
@@ -181,7 +181,12 @@ impl Dispatcher {
             self.core.sessions.recount();
             self.recounted_at = Instant::now();
         }
-        let mut free = self.core.sessions.free();
+        if let Err(error) = queues::known(&self.core).await {
+            debug!(%error, "no hand-out before it is known what is set of queues");
+            self.rest();
+            return Looked::Pause(AFTER_FAULT);
+        }
+        let mut free = self.free();
         if free.queues.is_empty() {
             self.rest();
             return Looked::Nothing;
@@ -191,7 +196,7 @@ impl Dispatcher {
             let fed = fed.into_iter().flat_map(Candidate::fed).collect();
             let surplus = self.assign(fed).await;
             self.claims.give_back(&self.core, surplus).await;
-            free = self.core.sessions.free();
+            free = self.free();
         }
         if self.is_in_vain(&free) {
             return Looked::Nothing;
@@ -215,7 +220,7 @@ impl Dispatcher {
             return Looked::Found;
         }
         // Of those that nothing was found for, and not of one that has got its first free slot since.
-        let mut still = self.core.sessions.free();
+        let mut still = self.free();
         still
             .queues
             .retain(|queue, _| free.queues.contains_key(queue));
@@ -223,11 +228,25 @@ impl Dispatcher {
         Looked::Nothing
     }
 
+    /// The slots that may be filled: a paused queue has none.
+    fn free(&self) -> Free {
+        let mut free = self.core.sessions.free();
+        free.queues
+            .retain(|queue, _| !self.core.queues.is_paused(queue));
+        free
+    }
+
     /// Gives candidates the slots there are. Returns those that got none.
     async fn assign(&self, candidates: Vec<Candidate>) -> Vec<Candidate> {
         let mut surplus = Vec::new();
         for candidate in candidates {
-            match self.core.sessions.reserve(&candidate.line.queue) {
+            let queue = &candidate.line.queue;
+            // It may have been paused since they were asked for.
+            let slot = match self.core.queues.is_paused(queue) {
+                true => None,
+                false => self.core.sessions.reserve(queue),
+            };
+            match slot {
                 Some(to) => self.promise(candidate, to).await,
                 None => surplus.push(candidate),
             }
@@ -402,8 +421,11 @@ fn lane_of(live: &Live) -> usize {
 
 /// One flush of a lane: leases by one guarded write, then a frame for each session that got some.
 async fn grant(core: Arc<Core>, brake: Arc<Brake>, claims: Arc<Claims>, batch: Vec<Promise>) {
-    // How large the jobs are shows only now: who fell behind since the slot was promised gets none.
-    let (late, batch): (Vec<_>, Vec<_>) = batch.into_iter().partition(|p| p.to.is_behind());
+    // How large the jobs are shows only now: who fell behind since the slot was promised gets none. Nor does any job go out
+    // whose queue was paused since then.
+    let (late, batch): (Vec<_>, Vec<_>) = batch
+        .into_iter()
+        .partition(|p| p.to.is_behind() || core.queues.is_paused(&p.candidate.line.queue));
     break_promises(&core, &claims, late).await;
     if batch.is_empty() {
         return;

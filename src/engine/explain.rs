@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::job::limits::PLACE_MAX;
 use crate::job::{Job, JobId, JobState, View};
 use crate::store::Whereabouts;
+pub(super) use workers::Taker;
 use workers::Workers;
 
 /// Something that explains a job.
@@ -28,6 +29,8 @@ struct Known<'a> {
     whereabouts: Whereabouts,
     /// Of a job that is QUEUED.
     workers: Workers,
+    /// Its queue is not handed out.
+    is_paused: bool,
     /// The ready-list is away or full.
     is_degraded: bool,
 }
@@ -50,6 +53,7 @@ impl Engine {
             job: &job,
             whereabouts,
             workers,
+            is_paused: self.core.queues.is_paused(&job.spec.queue),
             is_degraded: self.core.ready_is_degraded(),
         };
         Ok(findings::of(&known))

@@ -131,6 +131,7 @@ pub async fn doorbell(tasks: Tasks, core: Arc<Core>) {
             Ok(ring) => {
                 if ring.nudge {
                     core.nudged.notify_one();
+                    core.queues.nudge();
                 }
                 if ring.work {
                     hungry.rang();

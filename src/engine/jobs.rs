@@ -7,7 +7,7 @@ use tracing::{debug, info};
 
 use super::{Engine, sessions};
 use crate::error::{Error, Result};
-use crate::job::{Job, JobId, NewJob, View};
+use crate::job::{By, Job, JobId, NewJob, View};
 use crate::store::{Cancelled, JobFilter, JobPage, Retried};
 
 /// A job that is durable.
@@ -24,7 +24,12 @@ impl Engine {
     ///
     /// # Errors
     /// `InvalidArgument` (an id out of its time), `IdConflict`, `KeyConflict`, `LimitReached`, and the store's.
-    pub async fn enqueue(&self, job: NewJob, field: impl Fn(&str) -> String) -> Result<Accepted> {
+    pub async fn enqueue(
+        &self,
+        mut job: NewJob,
+        field: impl Fn(&str) -> String,
+    ) -> Result<Accepted> {
+        self.complete(std::slice::from_mut(&mut job)).await?;
         self.enqueues.one(job, field).await
     }
 
@@ -34,9 +39,10 @@ impl Engine {
     /// As for one.
     pub async fn enqueue_batch(
         &self,
-        jobs: Vec<NewJob>,
+        mut jobs: Vec<NewJob>,
         field: impl Fn(usize, &str) -> String,
     ) -> Result<Vec<Accepted>> {
+        self.complete(&mut jobs).await?;
         self.enqueues.all(jobs, field).await
     }
 
@@ -88,10 +94,11 @@ impl Engine {
     ///
     /// # Errors
     /// `JobNotFound`, `WrongState`, and the store's.
-    pub async fn cancel(&self, id: JobId, reason: String) -> Result<Job> {
-        match self.core.store.cancel(id, reason).await? {
+    pub async fn cancel(&self, id: JobId, by: By) -> Result<Job> {
+        let actor = by.actor.clone();
+        match self.core.store.cancel(id, by).await? {
             Cancelled::Done(job, running) => {
-                info!(job_id = %id, queue = %job.spec.queue, attempt = job.attempt, "job cancelled");
+                info!(job_id = %id, queue = %job.spec.queue, attempt = job.attempt, actor = actor.as_str(), "job cancelled");
                 self.core.watches.changed([id]);
                 if let Some((lease, session)) = running
                     && !sessions::cancel(&self.core, session, lease)
@@ -115,10 +122,11 @@ impl Engine {
     ///
     /// # Errors
     /// `JobNotFound`, `WrongState`, and the store's.
-    pub async fn retry(&self, id: JobId, delay: Duration) -> Result<Job> {
-        match self.core.store.retry(id, delay).await? {
+    pub async fn retry(&self, id: JobId, delay: Duration, by: By) -> Result<Job> {
+        let actor = by.actor.clone();
+        match self.core.store.retry(id, delay, by).await? {
             Retried::Done(job, segments) => {
-                info!(job_id = %id, queue = %job.spec.queue, "job retried by hand");
+                info!(job_id = %id, queue = %job.spec.queue, actor = actor.as_str(), "job retried by hand");
                 self.core.watches.changed([id]);
                 self.offers.offer(segments);
                 Ok(job)

@@ -9,7 +9,7 @@ use tracing::{debug, info, warn};
 
 use super::offer::{Offers, offer_now};
 use super::tasks::Tasks;
-use super::{Core, heal};
+use super::{Core, heal, queues};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::job::JobId;
@@ -50,6 +50,7 @@ pub(super) fn start(tasks: &Tasks, core: Arc<Core>, offers: &Offers) {
     start!("health", ms(1_000), health);
     start!("heal", heal::LOOK_EVERY, heal::look);
     start!("stats", ms(5_000), stats);
+    tasks.spawn(queues::follow(tasks.clone(), core.clone()));
     tasks.spawn(signals(tasks.clone(), core));
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! enqueue ─> store ─> offer ─> ready-list ─> dispatch ─> store (grant) ─> sessions ─> worker
 //!                       └─ if hungry here ─────^           results, renewals <─ sessions
-//! loops: promote, expire, reconcile, retain, tidy, signals, health
+//! loops: promote, expire, reconcile, retain, tidy, signals, settings, health
 //! watch: looks at the jobs that callers wait for
 //! ```
 
@@ -11,6 +11,8 @@ mod attach;
 mod batch;
 mod budget;
 mod candidate;
+pub mod cursor;
+mod describe;
 mod dispatch;
 mod enqueue;
 mod explain;
@@ -24,6 +26,7 @@ mod outbox;
 pub mod page;
 mod pressure;
 mod progress;
+pub mod queues;
 mod registry;
 mod renew;
 mod results;
@@ -61,6 +64,7 @@ use heal::Doubts;
 use hunger::Hungry;
 use offer::Offers;
 use progress::Reports;
+use queues::Queues;
 use registry::Registry;
 use renew::Renewals;
 use results::Results;
@@ -134,6 +138,8 @@ pub(crate) struct Core {
     wake: Notify,
     /// The lines in which nothing is for them.
     hungry: Hungry,
+    /// What is set of queues.
+    queues: Queues,
     /// Rings when other nodes may have something to say.
     nudged: Notify,
     /// Bytes that wait to be sent to workers, over all streams.
@@ -184,6 +190,7 @@ impl Engine {
             clock: ids::Offset::default(),
             wake: Notify::new(),
             hungry: Hungry::default(),
+            queues: Queues::default(),
             nudged: Notify::new(),
             outbox_bytes: AtomicUsize::new(0),
             store_away: AtomicBool::new(false),
@@ -202,6 +209,8 @@ impl Engine {
         dispatch::start(&tasks, core.clone(), offers.clone());
         loops::start(&tasks, core.clone(), &offers);
         tasks.spawn(watch::look(tasks.clone(), core.clone()));
+        let name = options.node_name.clone();
+        tasks.spawn(describe::follow(tasks.clone(), core.clone(), name));
         info!(node = %node, name = options.node_name, "node starts");
         Arc::new(Self {
             core,

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tracing::{debug, info};
 
 use super::attach::Attaches;
+use super::explain::Taker;
 use super::heal;
 use super::outbox::Outbox;
 use super::progress::Reports;
@@ -20,9 +21,9 @@ use super::{Core, Options};
 use crate::error::{Error, Limit, Result};
 use crate::job::limits::{HEARTBEATS_PER_TTL, STREAMS_MAX, STREAMS_SPARE};
 use crate::job::{HeldLease, Kind, Lease, QueueName, SessionId};
-use crate::session::message::{Hello, ServerMessage, Welcome};
+use crate::session::message::{Hello, ServerMessage, Subscription, Welcome};
 use crate::session::{Action, Event, Session};
-use crate::store::{Attached, NewSession};
+use crate::store::{Attached, NewSession, QueueSlots, SessionProfile, SessionSlots};
 
 /// A session whose stream this node has.
 #[derive(Debug)]
@@ -138,6 +139,37 @@ impl Live {
             .count_slots(self, free, session.in_flight());
     }
 
+    /// What its worker said when the stream began, to the node of this name.
+    pub(super) fn profile(&self, node: &str) -> SessionProfile {
+        let session = self.lock();
+        let hello = session.hello();
+        SessionProfile {
+            node: node.into(),
+            kinds: hello.kinds.clone(),
+            labels: hello.labels.clone(),
+        }
+    }
+
+    /// What it takes, and how much of it is free.
+    pub(super) fn slots(&self) -> SessionSlots {
+        let session = self.lock();
+        let (now, is_behind) = (self.now(), self.is_behind());
+        let of = |subscription: &Subscription| QueueSlots {
+            queue: subscription.queue.clone(),
+            max_in_flight: subscription.max_in_flight,
+            free: match is_behind {
+                true => 0,
+                false => session.free(now, &subscription.queue),
+            },
+        };
+        SessionSlots {
+            queues: session.hello().queues.iter().map(of).collect(),
+            max_in_flight: session.window(),
+            in_flight: session.in_flight(),
+            draining: session.is_leaving(),
+        }
+    }
+
     /// The leases that its worker runs, as far as is known.
     pub fn running(&self) -> Vec<Lease> {
         self.lock().running()
@@ -223,17 +255,6 @@ impl Live {
     fn lock(&self) -> MutexGuard<'_, Session> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// What a worker has for the jobs of one queue.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Taker {
-    /// It can run them, or does not say what it can run.
-    pub knows_kind: bool,
-    /// How many at once.
-    pub slots: u32,
-    /// How many more, now.
-    pub free: u32,
 }
 
 impl Live {

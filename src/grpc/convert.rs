@@ -25,30 +25,33 @@ pub fn draft(request: pb::EnqueueRequest) -> Draft {
         queue: spec.queue,
         kind: spec.kind,
         payload: spec.payload.map(payload),
-        priority: match spec.priority {
-            0 => None,
-            number => Some(
-                i16::try_from(number)
-                    .ok()
-                    .and_then(Priority::from_number)
-                    .ok_or(number),
-            ),
-        },
+        priority: priority(spec.priority),
         start: match spec.start {
             None => RawStart::Now,
             Some(pb::job_spec::Start::Delay(delay)) => RawStart::Delay(raw_span(delay)),
             Some(pb::job_spec::Start::RunTime(at)) => RawStart::At(raw_time(at)),
         },
         max_attempts: spec.max_attempts,
-        backoff: spec.backoff.map(|backoff| RawBackoff {
-            initial: backoff.initial.map(raw_span),
-            max: backoff.max.map(raw_span),
-            factor: backoff.factor,
-        }),
+        backoff: spec.backoff.map(raw_backoff),
         timeout: spec.timeout.map(raw_span),
         retention: spec.retention.map(raw_span),
         labels: spec.labels.into_iter().collect(),
         headers: spec.headers.into_iter().collect(),
+    }
+}
+
+/// A level; `None`: not said. A number that is none is `Err`.
+pub fn priority(number: i32) -> Option<Result<Priority, i32>> {
+    let level = i16::try_from(number).ok().and_then(Priority::from_number);
+    (number != 0).then(|| level.ok_or(number))
+}
+
+/// A backoff as it came.
+pub fn raw_backoff(backoff: pb::Backoff) -> RawBackoff {
+    RawBackoff {
+        initial: backoff.initial.map(raw_span),
+        max: backoff.max.map(raw_span),
+        factor: backoff.factor,
     }
 }
 
@@ -376,7 +379,8 @@ fn attempt(attempt: AttemptRecord) -> pb::Attempt {
     }
 }
 
-fn timestamp(at: Timestamp) -> ProtoTimestamp {
+/// A time to send.
+pub fn timestamp(at: Timestamp) -> ProtoTimestamp {
     ProtoTimestamp {
         seconds: at.0.div_euclid(1_000_000),
         nanos: i32::try_from(at.0.rem_euclid(1_000_000) * 1_000).unwrap_or(0),

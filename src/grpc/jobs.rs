@@ -8,13 +8,14 @@ use futures_util::stream::{self, Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
 use super::convert;
+use super::queues::{actor, by};
 use super::status::status;
 use crate::engine::page::{Names, RawPage, write_token};
 use crate::engine::{Accepted, Engine, Told};
 use crate::error::{Error, Result, Violation};
-use crate::job::draft::{Fields, is_storable, span};
-use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, REASON_BYTES_MAX, SPAN_MAX, WAIT_MAX};
-use crate::job::{JobId, JobState, NewJob, View};
+use crate::job::draft::{Fields, span};
+use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, SPAN_MAX, WAIT_MAX};
+use crate::job::{Actor, JobId, JobState, NewJob, View};
 use crate::proto as pb;
 
 /// The service.
@@ -64,14 +65,16 @@ impl pb::job_service_server::JobService for Jobs {
         &self,
         request: Request<pb::CancelJobRequest>,
     ) -> Result<Response<pb::CancelJobResponse>, Status> {
-        self.answer(self.cancel(request.into_inner()).await)
+        let actor = actor(request.metadata());
+        self.answer(self.cancel(actor, request.into_inner()).await)
     }
 
     async fn retry_job(
         &self,
         request: Request<pb::RetryJobRequest>,
     ) -> Result<Response<pb::RetryJobResponse>, Status> {
-        self.answer(self.retry(request.into_inner()).await)
+        let actor = actor(request.metadata());
+        self.answer(self.retry(actor, request.into_inner()).await)
     }
 
     async fn explain_job(
@@ -210,26 +213,32 @@ impl Jobs {
         })
     }
 
-    async fn cancel(&self, request: pb::CancelJobRequest) -> Result<pb::CancelJobResponse> {
+    async fn cancel(
+        &self,
+        actor: Result<Actor>,
+        request: pb::CancelJobRequest,
+    ) -> Result<pb::CancelJobResponse> {
         let id = job_id(&request.job_id)?;
-        if request.reason.len() > REASON_BYTES_MAX || !is_storable(&request.reason) {
-            let why = format!("must have at most {REASON_BYTES_MAX} bytes and no U+0000");
-            return Err(Error::field("reason", why));
-        }
-        let job = self.0.cancel(id, request.reason).await?;
+        let by = by(actor?, request.reason)?;
+        let job = self.0.cancel(id, by).await?;
         Ok(pb::CancelJobResponse {
             job: Some(convert::job(job)),
         })
     }
 
-    async fn retry(&self, request: pb::RetryJobRequest) -> Result<pb::RetryJobResponse> {
+    async fn retry(
+        &self,
+        actor: Result<Actor>,
+        request: pb::RetryJobRequest,
+    ) -> Result<pb::RetryJobResponse> {
         let id = job_id(&request.job_id)?;
         let delay = match request.delay {
             None => Duration::ZERO,
             Some(raw) => span(convert::raw_span(raw), Duration::ZERO, SPAN_MAX)
                 .map_err(|why| Error::field("delay", why))?,
         };
-        let job = self.0.retry(id, delay).await?;
+        let by = by(actor?, String::new())?;
+        let job = self.0.retry(id, delay, by).await?;
         Ok(pb::RetryJobResponse {
             job: Some(convert::job(job)),
         })

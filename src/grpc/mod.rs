@@ -6,6 +6,7 @@ mod frames;
 mod jobs;
 mod leases;
 mod patience;
+mod queues;
 mod status;
 
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::job::limits::MESSAGE_BYTES_MAX;
 use crate::proto;
 use proto::job_service_server::JobServiceServer;
+use proto::queue_service_server::QueueServiceServer;
 use proto::worker_service_server::WorkerServiceServer;
 
 /// What answers gRPC calls, and what tells the health service how the node is.
@@ -47,9 +49,11 @@ pub fn face(engine: Arc<Engine>) -> Result<Face> {
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     let jobs = JobServiceServer::new(jobs::Jobs(engine.clone()));
+    let queues = QueueServiceServer::new(queues::Queues(engine.clone()));
     let leases = WorkerServiceServer::new(leases::Leases(engine));
     let routes = Routes::new(health_server)
         .add_service(jobs.max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(queues.max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(leases.max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(reflection().build_v1().map_err(Error::internal)?)
         .add_service(reflection().build_v1alpha().map_err(Error::internal)?)
@@ -90,7 +94,12 @@ impl Serving {
         } else {
             ServingStatus::NotServing
         };
-        for service in ["", job_service_name(), worker_service_name()] {
+        let names = [
+            job_service_name(),
+            queue_service_name(),
+            worker_service_name(),
+        ];
+        for service in names.into_iter().chain([""]) {
             self.0.set_service_status(service, status).await;
         }
     }
@@ -98,6 +107,10 @@ impl Serving {
 
 fn job_service_name() -> &'static str {
     <JobServiceServer<jobs::Jobs> as tonic::server::NamedService>::NAME
+}
+
+fn queue_service_name() -> &'static str {
+    <QueueServiceServer<queues::Queues> as tonic::server::NamedService>::NAME
 }
 
 fn worker_service_name() -> &'static str {

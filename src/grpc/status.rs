@@ -34,6 +34,9 @@ pub fn status(failed: Error) -> Status {
         Error::JobNotFound(id) => {
             details.set_resource_info("job", cut(id), "", "");
         }
+        Error::QueueNotFound(name) => {
+            details.set_resource_info("queue", cut(name), "", "");
+        }
         Error::IdConflict(id) | Error::KeyConflict(id) => {
             details.set_resource_info("job", id.to_string(), "", "");
         }

@@ -39,10 +39,10 @@ pub fn new_job(
         queue: members.text("queue").unwrap_or_default(),
         kind: members.text("kind").unwrap_or_default(),
         payload,
-        priority: priority(&mut members),
+        priority: priority(&mut members, "priority"),
         start: start(&mut members),
         max_attempts: members.number("max_attempts").unwrap_or_default(),
-        backoff: backoff(&mut members),
+        backoff: backoff(&mut members, "backoff"),
         timeout: members.span("timeout"),
         retention: members.span("retention"),
         labels: members.words("labels"),
@@ -163,8 +163,9 @@ pub fn is_json(content_type: &str) -> bool {
     media.eq_ignore_ascii_case(JSON) || media.to_ascii_lowercase().ends_with("+json")
 }
 
-fn priority(members: &mut Members<'_>) -> Option<Result<Priority, i32>> {
-    let raw = members.value("priority")?;
+/// A level, by its name or number.
+pub fn priority(members: &mut Members<'_>, key: &str) -> Option<Result<Priority, i32>> {
+    let raw = members.value(key)?;
     if let Ok(number) = serde_json::from_str::<i32>(raw.get()) {
         let level = i16::try_from(number).ok().and_then(Priority::from_number);
         return (number != 0).then(|| level.ok_or(number));
@@ -178,7 +179,7 @@ fn priority(members: &mut Members<'_>) -> Option<Result<Priority, i32>> {
         .into_iter()
         .find(|level| level.name() == short);
     if level.is_none() {
-        members.fault("priority", "must be LOW, NORMAL or HIGH");
+        members.fault(key, "must be LOW, NORMAL or HIGH");
     }
     level.map(Ok)
 }
@@ -195,8 +196,9 @@ fn start(members: &mut Members<'_>) -> RawStart {
     }
 }
 
-fn backoff(members: &mut Members<'_>) -> Option<RawBackoff> {
-    let mut inner = members.object("backoff")?;
+/// A backoff with the parts that it has.
+pub fn backoff(members: &mut Members<'_>, key: &str) -> Option<RawBackoff> {
+    let mut inner = members.object(key)?;
     let backoff = RawBackoff {
         initial: inner.span("initial"),
         max: inner.span("max"),

@@ -13,7 +13,7 @@ use super::enqueue::{JSON, is_json};
 use super::time::{write_span, write_time};
 use crate::engine::Finding;
 use crate::job::limits::JSON_DEPTH_MAX;
-use crate::job::{AttemptRecord, Failure, Job, Payload, Progress};
+use crate::job::{AttemptRecord, Backoff, Failure, Job, Payload, Progress};
 
 /// A job, ready to be written.
 #[derive(Serialize)]
@@ -83,8 +83,9 @@ struct OutputJson<'a> {
     output_content_type: Option<&'a str>,
 }
 
+/// The waits after failures.
 #[derive(Serialize)]
-struct BackoffJson {
+pub struct BackoffJson {
     initial: String,
     max: String,
     factor: f64,
@@ -176,11 +177,7 @@ impl<'a> JobJson<'a> {
             lost_leases: job.lost_leases,
             releases: job.releases,
             max_attempts: spec.retry.max_attempts,
-            backoff: BackoffJson {
-                initial: write_span(spec.retry.initial),
-                max: write_span(spec.retry.max),
-                factor: spec.retry.factor,
-            },
+            backoff: BackoffJson::of(spec.retry.waits()),
             timeout: write_span(spec.timeout.unwrap_or_default()),
             retention: write_span(spec.retention),
             labels: &spec.labels,
@@ -194,6 +191,17 @@ impl<'a> JobJson<'a> {
             last_failure: job.last_failure.as_ref().map(FailureJson::of),
             progress: job.progress.as_ref().map(ProgressJson::of),
             attempts: job.attempts.iter().map(AttemptJson::of).collect(),
+        }
+    }
+}
+
+impl BackoffJson {
+    /// As it is written.
+    pub fn of(backoff: Backoff) -> Self {
+        Self {
+            initial: write_span(backoff.initial),
+            max: write_span(backoff.max),
+            factor: backoff.factor,
         }
     }
 }

@@ -14,19 +14,22 @@ use super::job::{BatchJson, FindingsJson, JobJson, PageJson};
 use super::members::{Members, items};
 use super::problem::Problem;
 use super::query;
+use super::queues::{actor, reason};
 use crate::engine::page::{PageRequest, write_token};
 use crate::engine::{Accepted, Engine, Ids};
 use crate::error::{Error, Result, Violation};
-use crate::job::draft::{is_storable, span};
-use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, BODY_BYTES_MAX, REASON_BYTES_MAX, SPAN_MAX};
-use crate::job::{JobId, NewJob};
+use crate::job::draft::span;
+use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, BODY_BYTES_MAX, SPAN_MAX};
+use crate::job::{By, JobId, NewJob};
 
-pub(super) type Answer = std::result::Result<Response, Problem>;
-type Shared = State<Arc<Engine>>;
+/// What a call gives.
+pub type Answer = std::result::Result<Response, Problem>;
+/// What all calls share.
+pub type Shared = State<Arc<Engine>>;
 
 const KEY_HEADER: &str = "Idempotency-Key";
 /// Bytes of the body of a call that has few fields.
-const SMALL_BODY_BYTES: usize = 16 * 1024;
+pub const SMALL_BODY_BYTES: usize = 16 * 1024;
 
 /// `POST /jobs`
 pub async fn enqueue(State(engine): Shared, RawQuery(asked): RawQuery, request: Request) -> Answer {
@@ -127,15 +130,12 @@ pub async fn cancel(
 ) -> Answer {
     query::none(&asked.unwrap_or_default())?;
     let id = job_id(&id)?;
+    let actor = actor(request.headers())?;
     let text = body::read(request, Need::Optional, SMALL_BODY_BYTES).await?;
     let mut members = Members::of(body::document(&text)?, "");
-    let reason = members.text("reason").unwrap_or_default();
-    if reason.len() > REASON_BYTES_MAX || !is_storable(&reason) {
-        let why = format!("must have at most {REASON_BYTES_MAX} bytes and no U+0000");
-        members.fault("reason", why);
-    }
+    let reason = reason(&mut members);
     body::end(members)?;
-    let job = engine.cancel(id, reason).await?;
+    let job = engine.cancel(id, By { actor, reason }).await?;
     json(StatusCode::OK, &JobJson::of(&job))
 }
 
@@ -148,6 +148,7 @@ pub async fn retry(
 ) -> Answer {
     query::none(&asked.unwrap_or_default())?;
     let id = job_id(&id)?;
+    let actor = actor(request.headers())?;
     let text = body::read(request, Need::Optional, SMALL_BODY_BYTES).await?;
     let mut members = Members::of(body::document(&text)?, "");
     let mut delay = std::time::Duration::ZERO;
@@ -158,7 +159,11 @@ pub async fn retry(
         }
     }
     body::end(members)?;
-    let job = engine.retry(id, delay).await?;
+    let by = By {
+        actor,
+        ..By::default()
+    };
+    let job = engine.retry(id, delay, by).await?;
     json(StatusCode::OK, &JobJson::of(&job))
 }
 
@@ -222,7 +227,8 @@ pub(super) fn job_id(text: &str) -> Result<JobId> {
         .ok_or_else(|| Error::field("job_id", "must be a UUIDv7 in its 36-character form"))
 }
 
-fn json(status: StatusCode, body: &impl Serialize) -> Answer {
+/// An answer in JSON.
+pub fn json(status: StatusCode, body: &impl Serialize) -> Answer {
     let text = serde_json::to_string(body).map_err(Error::internal)?;
     let mut response = (status, text).into_response();
     response

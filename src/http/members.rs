@@ -59,7 +59,7 @@ impl<'a> Members<'a> {
     }
 
     /// Notes what is wrong with the object itself.
-    fn fault_of_all(&mut self, why: impl Into<String>) {
+    pub fn fault_of_all(&mut self, why: impl Into<String>) {
         let name = self.path.strip_suffix('.').unwrap_or("body");
         self.faults.push(Violation::field(name, why));
     }
@@ -68,6 +68,11 @@ impl<'a> Members<'a> {
     pub fn fault(&mut self, key: &str, why: impl Into<String>) {
         let field = format!("{}{key}", self.path);
         self.faults.push(Violation::field(field, why));
+    }
+
+    /// Whether a member is there that nobody has asked for yet, null included.
+    pub fn has(&self, key: &str) -> bool {
+        self.left.contains_key(key)
     }
 
     /// A member as it stands, null included.

@@ -12,6 +12,11 @@
 //! | `POST /jobs/{id}/cancel` | CancelJob, `{"reason": "..."}` if there is one |
 //! | `POST /jobs/{id}/retry` | RetryJob, `{"delay": "10s"}` if there is one |
 //! | `GET /openapi.json` | all of this, for tools |
+//! | `GET /queues?page_size=&page_token=`, `GET /queues/{queue}` | ListQueues, GetQueue |
+//! | `POST /queues/{queue}/pause`, `/resume` | PauseQueue, ResumeQueue, `{"reason": "..."}` if there is one |
+//! | `PATCH /queues/{queue}` | UpdateQueue: what the body names, as `{"default_timeout": "60s", "default_backoff": null}` |
+//! | `GET /sessions?queue=&page_size=&page_token=` | ListSessions |
+//! | `GET /audit?page_size=&page_token=` | ListAuditEvents |
 //! | `GET /livez`, `/readyz`, `/metrics` | how this node is |
 
 mod body;
@@ -24,6 +29,8 @@ mod members;
 mod openapi;
 mod problem;
 mod query;
+mod queues;
+mod sessions;
 #[cfg(test)]
 mod tests;
 mod time;
@@ -52,6 +59,12 @@ pub fn router(engine: Arc<Engine>) -> Router {
         .route("/jobs/{id}/cancel", post(jobs::cancel))
         .route("/jobs/{id}/retry", post(jobs::retry))
         .route("/openapi.json", get(openapi::openapi))
+        .route("/queues", get(queues::list))
+        .route("/queues/{queue}", get(queues::get).patch(queues::update))
+        .route("/queues/{queue}/pause", post(queues::pause))
+        .route("/queues/{queue}/resume", post(queues::resume))
+        .route("/sessions", get(sessions::list))
+        .route("/audit", get(queues::audit))
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))

@@ -35,10 +35,28 @@ const fn operation(
     good: &'static [u16],
     bad: &'static [u16],
 ) -> Operation {
+    let service = "JobService";
     Operation {
         method,
         path,
-        service: "JobService",
+        service,
+        rpc,
+        good,
+        bad,
+    }
+}
+
+const fn of_queues(
+    method: &'static str,
+    path: &'static str,
+    rpc: &'static str,
+    bad: &'static [u16],
+) -> Operation {
+    let (service, good) = ("QueueService", &[200]);
+    Operation {
+        method,
+        path,
+        service,
         rpc,
         good,
         bad,
@@ -78,14 +96,40 @@ const OPERATIONS: &[Operation] = &[
         &[200],
         &[404, 408, 409, 413, 415],
     ),
+    of_queues("get", "/queues", "ListQueues", &[]),
+    of_queues("get", "/queues/{queue}", "GetQueue", &[404]),
+    of_queues(
+        "patch",
+        "/queues/{queue}",
+        UPDATE,
+        &[404, 408, 409, 413, 415],
+    ),
+    of_queues(
+        "post",
+        "/queues/{queue}/pause",
+        "PauseQueue",
+        &[404, 408, 409, 413, 415],
+    ),
+    of_queues(
+        "post",
+        "/queues/{queue}/resume",
+        "ResumeQueue",
+        &[404, 408, 409, 413, 415],
+    ),
+    of_queues("get", "/sessions", "ListSessions", &[]),
+    of_queues("get", "/audit", "ListAuditEvents", &[]),
 ];
 
+/// The call whose body names what it changes, without a mask.
+const UPDATE: &str = "UpdateQueue";
 /// The call that answers with server-sent events, each of them a job.
 const WATCH: &str = "WatchJob";
 /// Statuses of any call: a bad request, a page that may not call, a limit, a fault of ours, a store that is away.
 const ALWAYS: [u16; 6] = [400, 403, 429, 500, 503, 504];
 /// Fields whose own fields stand in their place.
-const FLAT: [&str; 3] = ["filter", "job", "spec"];
+const FLAT: [&str; 4] = ["filter", "job", "queue", "spec"];
+/// What of a thing is not for callers to say.
+const READ_ONLY: [&str; 4] = ["name", "paused", "stats", "update_mask"];
 /// Fields that HTTP calls otherwise.
 const RENAMED: [(&str, &str); 2] = [("requests", "jobs"), ("responses", "jobs")];
 
@@ -151,12 +195,15 @@ fn described(ours: &Descriptors, one: &Operation) -> Value {
     fields.retain(|field| field.name != "after_revision");
     let mut parameters = Vec::new();
     if let Some((name, _)) = in_path {
-        // The first field is what the call is about.
+        // The first field is what the call is about: its id or its name.
         let about = fields.remove(0);
         parameters.push(json!({
             "name": name, "in": "path", "required": true,
             "description": about.comment, "schema": schema(&about, ours),
         }));
+    }
+    if one.rpc == UPDATE {
+        fields.retain(|field| !READ_ONLY.contains(&field.name.as_str()));
     }
     let mut described = json!({
         "operationId": one.rpc,
@@ -178,6 +225,13 @@ fn described(ours: &Descriptors, one: &Operation) -> Value {
             "name": "Last-Event-ID", "in": "header", "required": false,
             "description": "The id of the last event that was seen, the revision of the job in it: to go on from there.",
             "schema": { "type": "string" },
+        }));
+    }
+    if one.method != "get" && !one.rpc.starts_with("Enqueue") {
+        parameters.push(json!({
+            "name": "leasehold-actor", "in": "header", "required": false,
+            "description": "Who changes this, for the audit. Nobody checks it.",
+            "schema": { "type": "string", "maxLength": 255, "pattern": "^[!-~]+$" },
         }));
     }
     if one.rpc == "Enqueue" {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::time::{SPAN_SHAPE, TIME_SHAPE, read_span, read_time};
+use crate::engine::cursor::RawCursor;
 use crate::engine::page::{Names, PageRequest, RawPage};
 use crate::error::{Error, Result, Violation};
 use crate::job::draft::{RawSpan, span};
@@ -69,10 +70,7 @@ const FILTER: Names = Names {
 /// `InvalidArgument` with everything that is wrong.
 pub fn list(query: &str) -> Result<(PageRequest, View)> {
     let mut query = Query::parse(query);
-    let size = query.one("page_size").map(|text| text.parse());
-    if matches!(size, Some(Err(_))) {
-        query.fault("page_size", "must be a whole number".into());
-    }
+    let RawCursor { size, token } = query.cursor();
     let view = query.view(View::Basic);
     let raw = RawPage {
         queues: query.many("queue"),
@@ -82,8 +80,8 @@ pub fn list(query: &str) -> Result<(PageRequest, View)> {
         created_after: query.time("created_after"),
         created_before: query.time("created_before"),
         failure_type: query.one("failure_type").unwrap_or_default(),
-        size: size.and_then(std::result::Result::ok).unwrap_or_default(),
-        token: query.one("page_token").unwrap_or_default(),
+        size,
+        token,
     };
     let page = raw.check(FILTER);
     match (page, query.end()) {
@@ -95,6 +93,28 @@ pub fn list(query: &str) -> Result<(PageRequest, View)> {
         (Err(faults), _) => Err(Error::InvalidArgument(faults)),
         (_, Err(error)) => Err(error),
     }
+}
+
+/// Reads the parameters of a list without a filter.
+///
+/// # Errors
+/// `InvalidArgument` with everything that is wrong.
+pub fn page(query: &str) -> Result<RawCursor> {
+    let mut query = Query::parse(query);
+    let page = query.cursor();
+    query.end()?;
+    Ok(page)
+}
+
+/// Reads the parameters of a list of sessions: of which queue, and which page.
+///
+/// # Errors
+/// `InvalidArgument` with everything that is wrong.
+pub fn sessions(query: &str) -> Result<(Option<String>, RawCursor)> {
+    let mut query = Query::parse(query);
+    let (queue, page) = (query.one("queue"), query.cursor());
+    query.end()?;
+    Ok((queue.filter(|name| !name.is_empty()), page))
 }
 
 /// Refuses parameters where there are none.
@@ -175,6 +195,17 @@ impl Query {
             self.fault(name, TIME_SHAPE.into());
         }
         time
+    }
+
+    fn cursor(&mut self) -> RawCursor {
+        let size = self.one("page_size").map(|text| text.parse());
+        if matches!(size, Some(Err(_))) {
+            self.fault("page_size", "must be a whole number".into());
+        }
+        RawCursor {
+            size: size.and_then(std::result::Result::ok).unwrap_or_default(),
+            token: self.one("page_token").unwrap_or_default(),
+        }
     }
 
     fn view(&mut self, default: View) -> View {

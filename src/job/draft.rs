@@ -13,8 +13,8 @@ use super::limits::{
     TIMEOUT_DEFAULT, WORD_BYTES_MAX,
 };
 use super::{
-    IdempotencyKey, JobId, JobSpec, Kind, NewJob, Payload, Priority, QueueName, RetryPolicy, Start,
-    Timestamp,
+    Defaultable, IdempotencyKey, JobId, JobSpec, Kind, NewJob, Payload, Priority, QueueName,
+    RetryPolicy, Start, Timestamp,
 };
 use crate::error::Violation;
 
@@ -96,11 +96,8 @@ impl Draft {
     /// # Errors
     /// Every violation there is, not only the first.
     pub fn check(self, fields: &Fields, fresh: JobId) -> Result<NewJob, Vec<Violation>> {
-        let mut faults = Faults {
-            item: &fields.item,
-            spec: fields.spec,
-            found: Vec::new(),
-        };
+        let left_out = self.left_out();
+        let mut faults = Faults::new(&fields.item, fields.spec);
 
         let id = match self.id.as_str() {
             "" => Some(fresh),
@@ -183,7 +180,7 @@ impl Draft {
                     labels: self.labels,
                     headers: self.headers,
                 };
-                let fingerprint = fingerprint(&spec, &payload, start);
+                let fingerprint = fingerprint(&spec, &payload, start, left_out);
                 Ok(NewJob {
                     id,
                     idempotency_key,
@@ -191,9 +188,20 @@ impl Draft {
                     payload,
                     start,
                     fingerprint,
+                    left_out,
                 })
             }
             _ => Err(faults.found),
+        }
+    }
+
+    fn left_out(&self) -> Defaultable {
+        Defaultable {
+            priority: self.priority.is_none(),
+            max_attempts: self.max_attempts == 0,
+            backoff: self.backoff.is_none(),
+            timeout: self.timeout.is_none(),
+            retention: self.retention.is_none(),
         }
     }
 }
@@ -235,14 +243,24 @@ pub fn is_storable(text: &str) -> bool {
     !text.contains('\0')
 }
 
-struct Faults<'a> {
+/// What was found to be wrong with the fields of one message.
+pub(super) struct Faults<'a> {
     item: &'a str,
     spec: &'static str,
-    found: Vec<Violation>,
+    pub(super) found: Vec<Violation>,
 }
 
-impl Faults<'_> {
-    fn add(&mut self, field: &str, why: String) {
+impl<'a> Faults<'a> {
+    /// Nothing yet. The two stand before a field's name.
+    pub(super) fn new(item: &'a str, spec: &'static str) -> Self {
+        Self {
+            item,
+            spec,
+            found: Vec::new(),
+        }
+    }
+
+    pub(super) fn add(&mut self, field: &str, why: String) {
         let Self { item, spec, .. } = self;
         self.found
             .push(Violation::field(format!("{item}{spec}{field}"), why));
@@ -254,7 +272,13 @@ impl Faults<'_> {
         }
     }
 
-    fn span(&mut self, field: &str, raw: RawSpan, min: Duration, max: Duration) -> Duration {
+    pub(super) fn span(
+        &mut self,
+        field: &str,
+        raw: RawSpan,
+        min: Duration,
+        max: Duration,
+    ) -> Duration {
         span(raw, min, max).unwrap_or_else(|why| {
             self.add(field, why);
             min
@@ -290,7 +314,7 @@ impl Faults<'_> {
         payload
     }
 
-    fn retry(&mut self, max_attempts: u32, backoff: Option<RawBackoff>) -> RetryPolicy {
+    pub(super) fn retry(&mut self, max_attempts: u32, backoff: Option<RawBackoff>) -> RetryPolicy {
         let mut policy = RetryPolicy::default();
         if max_attempts > 0 {
             policy.max_attempts = max_attempts;
@@ -360,7 +384,7 @@ pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), String> {
 /// Hashes what makes a request the same request: its fields by value, each with its length before it. Not the encoded
 /// message (protobuf is not canonical), not the id or the idempotency key, which say whose request it is, and not the
 /// headers (a retried call has a new trace).
-fn fingerprint(spec: &JobSpec, payload: &Payload, start: Start) -> [u8; 32] {
+fn fingerprint(spec: &JobSpec, payload: &Payload, start: Start, left_out: Defaultable) -> [u8; 32] {
     let mut hash = Sha256::new();
     let mut put = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_be_bytes());
@@ -388,5 +412,25 @@ fn fingerprint(spec: &JobSpec, payload: &Payload, start: Start) -> [u8; 32] {
         put(key.as_bytes());
         put(value.as_bytes());
     }
+    // Whoever leaves out what is hashed above as the service's default may get the queue's, and asks for something else
+    // than who says just that. No label has such a key.
+    let restated = restated(spec, left_out);
+    if restated != Defaultable::default() {
+        put(b"\0restated");
+        put(&[restated.bits()]);
+    }
     hash.finalize().into()
+}
+
+/// What a request says although it is the service's default.
+fn restated(spec: &JobSpec, left_out: Defaultable) -> Defaultable {
+    let (retry, default) = (spec.retry, RetryPolicy::default());
+    let backoff = |policy: RetryPolicy| (policy.initial, policy.max, policy.factor);
+    Defaultable {
+        priority: !left_out.priority && spec.priority == Priority::Normal,
+        max_attempts: !left_out.max_attempts && retry.max_attempts == default.max_attempts,
+        backoff: !left_out.backoff && backoff(retry) == backoff(default),
+        timeout: !left_out.timeout && spec.timeout == Some(TIMEOUT_DEFAULT),
+        retention: !left_out.retention && spec.retention == RETENTION_DEFAULT,
+    }
 }

@@ -61,6 +61,10 @@ pub const PAGE_ROWS_MAX: usize = 10_000;
 pub const FILTER_NAMES_MAX: usize = 20;
 /// Jobs that are counted for another one's place in line.
 pub const PLACE_MAX: usize = 5_000;
+/// Queues of which something is set, at the same time: each node keeps them in memory.
+pub const QUEUES_SET_MAX: usize = 10_000;
+/// Records of changes by hand that are kept, the newest ones.
+pub const AUDIT_KEPT: usize = 10_000;
 /// Attempts that a full view shows, the newest ones.
 pub const ATTEMPTS_SHOWN: usize = 50;
 

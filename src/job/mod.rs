@@ -1,9 +1,11 @@
 //! The domain: what a job is, what may happen to it, and every bound. Pure: no I/O, no clock, no wire or row format.
 
 pub mod attempt;
+pub mod audit;
 pub mod draft;
 pub mod id;
 pub mod limits;
+pub mod queue;
 pub mod retry;
 pub mod state;
 pub mod time;
@@ -17,7 +19,9 @@ pub use attempt::{
     AttemptOutcome, AttemptRecord, Ending, Failure, HeldLease, Lease, Outcome, Progress,
     StaleReason, Standing, Verdict,
 };
+pub use audit::{Actor, AuditAction, AuditEvent, By};
 pub use id::{IdempotencyKey, JobId, Kind, NodeId, QueueName, SessionId};
+pub use queue::{Backoff, Defaultable, QueueChange, QueueDefaults, QueueSettings};
 pub use retry::RetryPolicy;
 pub use state::JobState;
 pub use time::Timestamp;
@@ -116,6 +120,8 @@ pub struct NewJob {
     pub start: Start,
     /// What makes two requests under one id or key the same request: SHA-256 over the request's fields, those two aside.
     pub fingerprint: [u8; 32],
+    /// What its request did not say, and its queue may have a default for.
+    pub left_out: Defaultable,
 }
 
 impl NewJob {

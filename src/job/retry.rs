@@ -6,6 +6,7 @@ use super::limits::{
     BACKOFF_FACTOR, BACKOFF_INITIAL, BACKOFF_JITTER, BACKOFF_MAX, MAX_ATTEMPTS_DEFAULT,
     RELEASE_FLOOR, RELEASE_FLOOR_MAX,
 };
+use super::queue::Backoff;
 
 /// How often an attempt may fail, and the wait after each failure.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -32,6 +33,15 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
+    /// The waits alone.
+    pub fn waits(&self) -> Backoff {
+        Backoff {
+            initial: self.initial,
+            max: self.max,
+            factor: self.factor,
+        }
+    }
+
     /// The wait after the `failures`-th failure (from 1), for a `chance` in `0.0..1.0`:
     /// `min(max, initial * factor^(failures-1))`, less up to a tenth.
     ///

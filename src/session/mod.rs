@@ -230,6 +230,16 @@ impl Session {
         self.held.in_flight()
     }
 
+    /// The window in force.
+    pub fn window(&self) -> u32 {
+        self.window
+    }
+
+    /// It gets no more jobs, since its worker or its node is leaving.
+    pub fn is_leaving(&self) -> bool {
+        self.phase == SessionPhase::Leaving || self.drain_at.is_some()
+    }
+
     /// When [`Event::Tick`] is wanted at the latest.
     pub fn deadline(&self) -> Duration {
         let silence = self.heard + self.ttl;

@@ -9,7 +9,14 @@ mod known;
 pub mod observed;
 mod place;
 pub mod postgres;
+mod queue;
 pub mod sqlite;
+mod worker;
+
+pub use queue::{AllSettings, QueueView, Steer, Steered};
+pub use worker::{
+    QueueSlots, SessionPage, SessionProfile, SessionReport, SessionSlots, SessionView,
+};
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,8 +28,8 @@ use crate::error::Result;
 use crate::job::limits::{BATCH_BYTES_MAX, ID_AGE_MAX, ID_AHEAD_MAX};
 use crate::job::time::micros;
 use crate::job::{
-    Ending, HeldLease, Job, JobId, JobState, Kind, Lease, LeasedJob, NewJob, NodeId, Priority,
-    Progress, QueueName, SessionId, Timestamp, Verdict, View,
+    AuditEvent, By, Ending, HeldLease, Job, JobId, JobState, Kind, Lease, LeasedJob, NewJob,
+    NodeId, Priority, Progress, QueueName, SessionId, Timestamp, Verdict, View,
 };
 
 /// One line of hand-out: a queue at one priority. The ready-list has a stream for each, the backlog its segments.
@@ -455,10 +462,11 @@ pub trait Store: Send + Sync + 'static {
         size: usize,
         view: View,
     ) -> Result<JobPage>;
-    /// Cancels a job that is not final.
-    async fn cancel(&self, job: JobId, reason: String) -> Result<Cancelled>;
-    /// Brings a FAILED or CANCELLED job back, due after `delay`.
-    async fn retry(&self, job: JobId, delay: Duration) -> Result<Retried>;
+    /// Cancels a job that is not final. The audit has it if somebody says who he is: programs that cancel thousands of
+    /// their own jobs leave the room there to people.
+    async fn cancel(&self, job: JobId, by: By) -> Result<Cancelled>;
+    /// Brings a FAILED or CANCELLED job back, due after `delay`. Of the audit the same holds.
+    async fn retry(&self, job: JobId, delay: Duration, by: By) -> Result<Retried>;
 
     /// Makes a session, alive for its TTL from now, attached once.
     async fn open_session(&self, session: NewSession) -> Result<()>;
@@ -526,14 +534,37 @@ pub trait Store: Send + Sync + 'static {
     async fn expire(&self, limit: usize) -> Result<Expired>;
     /// Removes final jobs whose purge time is past.
     async fn retain(&self, limit: usize) -> Result<Swept>;
-    /// Drops log rows (backlog, grants, finished, signals, sessions' remains) that point at nothing any more, and sums
-    /// up the deltas of the counters.
+    /// Drops log rows (backlog, grants, finished, signals, sessions' remains) that point at nothing any more, what is set
+    /// of queues but says nothing, and the oldest of the audit, and sums up the deltas of the counters.
     async fn tidy(&self, limit: usize) -> Result<Swept>;
 
     /// Signals of the last `window`, at most `limit`, for sessions attached to `node`.
     async fn signals(&self, node: NodeId, window: Duration, limit: usize) -> Result<Vec<Signal>>;
     /// Numbers of queues, at most `limit`.
     async fn stats(&self, limit: usize) -> Result<Vec<QueueStats>>;
+
+    /// All that is set of queues; `None`: the newest change is still the one that is `known`.
+    async fn settings(&self, known: Option<u64>) -> Result<Option<AllSettings>>;
+    /// Changes what is set of a queue, and leaves a record of it in the audit.
+    async fn steer(&self, steer: Steer) -> Result<Steered>;
+    /// A queue; `None`: it has and had no jobs, and nothing is set of it.
+    async fn queue(&self, name: QueueName) -> Result<Option<QueueView>>;
+    /// Queues by name, those `after` one, at most `size`.
+    async fn queues(&self, after: Option<QueueName>, size: usize) -> Result<Vec<QueueView>>;
+    /// Tells of sessions whose streams a node has, for those who look. `false`: that one was not to be had now, or not under
+    /// that attach number.
+    async fn describe(&self, reports: Vec<SessionReport>) -> Result<Vec<bool>>;
+    /// Sessions by id that are not dead, those `after` one: all, or those that take jobs of a queue. Looks at a bounded
+    /// number of rows.
+    async fn sessions(
+        &self,
+        queue: Option<QueueName>,
+        after: Option<SessionId>,
+        size: usize,
+    ) -> Result<SessionPage>;
+    /// What was changed by hand, newest first: the changes below a number, at most `size`. The newest
+    /// [`crate::job::limits::AUDIT_KEPT`] are kept.
+    async fn audit(&self, before: Option<i64>, size: usize) -> Result<Vec<AuditEvent>>;
 }
 
 /// What the schema is and what a migration would do, or did.

@@ -12,14 +12,15 @@ use tokio::sync::Semaphore;
 use tracing::{Instrument, debug, debug_span, error};
 
 use super::{
-    Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch, Expired,
-    FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
-    QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit, Version,
-    Whereabouts,
+    AllSettings, Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch,
+    Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession,
+    Offer, QueueStats, QueueView, Report, Retried, Segment, SessionPage, SessionReport,
+    SessionState, Signal, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
 };
 use crate::error::{Error, Result};
 use crate::job::{
-    Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId, Timestamp, Verdict, View,
+    AuditEvent, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, QueueName, SessionId,
+    Timestamp, Verdict, View,
 };
 
 /// How long a caller waits who has one of their own: its client is still there.
@@ -76,8 +77,8 @@ impl Observed {
             late,
         } = call;
         let turns = match by {
-            By::Client => &self.clients,
-            By::Engine => &self.engine,
+            Caller::Client => &self.clients,
+            Caller::Engine => &self.engine,
         };
         // Behind a store that does not answer, calls must not pile up without end.
         let Ok(turn) = turns.clone().try_acquire_owned() else {
@@ -122,7 +123,7 @@ impl Observed {
 struct Call {
     verb: &'static str,
     items: usize,
-    by: By,
+    by: Caller,
     within: Duration,
     /// What its caller is told when the answer takes too long.
     late: Error,
@@ -130,7 +131,7 @@ struct Call {
 
 /// Who waits for a call.
 #[derive(Clone, Copy)]
-enum By {
+enum Caller {
     Client,
     Engine,
 }
@@ -144,7 +145,7 @@ fn read(verb: &'static str, items: usize) -> Call {
     Call {
         verb,
         items,
-        by: By::Client,
+        by: Caller::Client,
         within: ANSWER_WITHIN,
         late: away(),
     }
@@ -161,7 +162,7 @@ fn write(verb: &'static str, items: usize) -> Call {
 /// A look of the engine.
 fn glance(verb: &'static str, items: usize) -> Call {
     Call {
-        by: By::Engine,
+        by: Caller::Engine,
         ..read(verb, items)
     }
 }
@@ -169,7 +170,7 @@ fn glance(verb: &'static str, items: usize) -> Call {
 /// A write of the engine.
 fn step(verb: &'static str, items: usize) -> Call {
     Call {
-        by: By::Engine,
+        by: Caller::Engine,
         within: LOOP_ANSWER_WITHIN,
         ..write(verb, items)
     }
@@ -241,13 +242,13 @@ impl Store for Observed {
         self.run(read("list", size), work).await
     }
 
-    async fn cancel(&self, job: JobId, reason: String) -> Result<Cancelled> {
-        let work = move |store: Arc<dyn Store>| async move { store.cancel(job, reason).await };
+    async fn cancel(&self, job: JobId, by: By) -> Result<Cancelled> {
+        let work = move |store: Arc<dyn Store>| async move { store.cancel(job, by).await };
         self.run(write("cancel", 1), work).await
     }
 
-    async fn retry(&self, job: JobId, delay: Duration) -> Result<Retried> {
-        let work = move |store: Arc<dyn Store>| async move { store.retry(job, delay).await };
+    async fn retry(&self, job: JobId, delay: Duration, by: By) -> Result<Retried> {
+        let work = move |store: Arc<dyn Store>| async move { store.retry(job, delay, by).await };
         self.run(write("retry", 1), work).await
     }
 
@@ -387,6 +388,48 @@ impl Store for Observed {
     async fn stats(&self, limit: usize) -> Result<Vec<QueueStats>> {
         let work = move |store: Arc<dyn Store>| async move { store.stats(limit).await };
         self.run(glance("stats", limit), work).await
+    }
+
+    async fn settings(&self, known: Option<u64>) -> Result<Option<AllSettings>> {
+        let work = move |store: Arc<dyn Store>| async move { store.settings(known).await };
+        self.run(glance("settings", 0), work).await
+    }
+
+    async fn steer(&self, steer: Steer) -> Result<Steered> {
+        let work = move |store: Arc<dyn Store>| async move { store.steer(steer).await };
+        self.run(write("steer", 1), work).await
+    }
+
+    async fn queue(&self, name: QueueName) -> Result<Option<QueueView>> {
+        let work = move |store: Arc<dyn Store>| async move { store.queue(name).await };
+        self.run(read("queue", 1), work).await
+    }
+
+    async fn queues(&self, after: Option<QueueName>, size: usize) -> Result<Vec<QueueView>> {
+        let work = move |store: Arc<dyn Store>| async move { store.queues(after, size).await };
+        self.run(read("queues", size), work).await
+    }
+
+    async fn describe(&self, reports: Vec<SessionReport>) -> Result<Vec<bool>> {
+        let call = step("describe", reports.len());
+        let work = move |store: Arc<dyn Store>| async move { store.describe(reports).await };
+        self.run(call, work).await
+    }
+
+    async fn sessions(
+        &self,
+        queue: Option<QueueName>,
+        after: Option<SessionId>,
+        size: usize,
+    ) -> Result<SessionPage> {
+        let work =
+            move |store: Arc<dyn Store>| async move { store.sessions(queue, after, size).await };
+        self.run(read("sessions", size), work).await
+    }
+
+    async fn audit(&self, before: Option<i64>, size: usize) -> Result<Vec<AuditEvent>> {
+        let work = move |store: Arc<dyn Store>| async move { store.audit(before, size).await };
+        self.run(read("audit", size), work).await
     }
 }
 

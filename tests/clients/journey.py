@@ -42,7 +42,7 @@ def services(channel):
     for version in ("v1", "v1alpha"):
         list_services = channel.stream_stream(f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo")
         listed = next(list_services(iter([b"\x3a\x01*"]), timeout=10))
-        for name in (b"leasehold.v1.JobService", b"leasehold.v1.WorkerService", b"grpc.health.v1.Health"):
+        for name in (b"leasehold.v1.JobService", b"leasehold.v1.QueueService", b"leasehold.v1.WorkerService", b"grpc.health.v1.Health"):
             assert name in listed, f"{version} lists {name}"
         # The details of errors are messages of another package, which a tool must be able to look up, too.
         details = b"google.rpc.ErrorInfo"
@@ -53,7 +53,7 @@ def services(channel):
 
 def healthy(channel):
     check = channel.unary_unary("/grpc.health.v1.Health/Check")
-    for service in ("", "leasehold.v1.JobService", "leasehold.v1.WorkerService"):
+    for service in ("", "leasehold.v1.JobService", "leasehold.v1.QueueService", "leasehold.v1.WorkerService"):
         request = bytes([0x0A, len(service)]) + service.encode() if service else b""
         assert check(request, timeout=10) == b"\x08\x01", f"{service} is SERVING"
     print("serving")

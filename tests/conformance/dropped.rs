@@ -10,11 +10,11 @@ use std::task::Poll;
 use std::time::Duration;
 
 use leasehold::error::Result;
-use leasehold::job::{JobId, JobState, Lease, Progress, View};
+use leasehold::job::{By, JobId, JobState, Lease, Progress, QueueChange, View};
 use leasehold::store::observed::{Observed, StoreMetrics};
 use leasehold::store::{
     Ask, Attach, Attached, Enqueued, EntryId, Epoch, Granted, JobFilter, NewSession, Offer, Report,
-    Store, Unit,
+    Steer, Store, Unit,
 };
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -98,7 +98,7 @@ fn one<T: Copy>(of: &Mutex<Vec<T>>) -> Option<T> {
 }
 
 /// Verbs there are, as `Crowd::verb` numbers them.
-const VERBS: usize = 32;
+const VERBS: usize = 35;
 
 impl Crowd {
     fn verb(&self, number: usize) -> Verb {
@@ -166,7 +166,7 @@ impl Crowd {
                     .map(drop)
             }),
             16 => Box::pin(async move { store.cancel(job, "no".into()).await.map(drop) }),
-            17 => Box::pin(async move { store.retry(job, ANY_AGE).await.map(drop) }),
+            17 => Box::pin(async move { store.retry(job, ANY_AGE, "".into()).await.map(drop) }),
             18 => Box::pin(async move { store.get(vec![job], View::Full).await.map(drop) }),
             19 => Box::pin(async move {
                 store
@@ -199,6 +199,21 @@ impl Crowd {
             30 => {
                 Box::pin(async move { store.unoffered(epoch, ANY_AGE, ANY_AGE, 5).await.map(drop) })
             }
+            31 => {
+                let change = match rand::random() {
+                    true => QueueChange::Pause,
+                    false => QueueChange::Resume,
+                };
+                let steer = Steer {
+                    queue: line.queue,
+                    change,
+                    expected: None,
+                    by: By::default(),
+                };
+                Box::pin(async move { store.steer(steer).await.map(drop) })
+            }
+            32 => Box::pin(async move { store.settings(None).await.map(drop) }),
+            33 => Box::pin(async move { store.queues(None, 5).await.map(drop) }),
             _ => Box::pin(async move { store.ping().await.map(drop) }),
         }
     }

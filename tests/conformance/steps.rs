@@ -410,7 +410,10 @@ impl World {
     }
 
     pub async fn retry(&self, id: JobId, delay: Duration) -> Retried {
-        self.store.retry(id, delay).await.expect("retry answers")
+        self.store
+            .retry(id, delay, "again".into())
+            .await
+            .expect("retry answers")
     }
 
     /// Everything that the filter lets through, page by page, in the order of the pages.

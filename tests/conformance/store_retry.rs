@@ -247,8 +247,8 @@ async fn a_retry_meets_a_cancel_and_each_undoes_the_other_whole(world: World) {
             for _ in 0..10 {
                 // A store may say that it is too busy with this one.
                 match n % 2 {
-                    0 => drop(world.store.retry(id, secs(n)).await),
-                    _ => drop(world.store.cancel(id, String::new()).await),
+                    0 => drop(world.store.retry(id, secs(n), "".into()).await),
+                    _ => drop(world.store.cancel(id, "".into()).await),
                 }
             }
         });

@@ -6,12 +6,13 @@
 use std::time::Duration;
 
 use leasehold::job::{
-    Failure, IdempotencyKey, JobId, JobState, LeasedJob, NewJob, Outcome, Priority, QueueName,
-    Timestamp, View,
+    By, Failure, IdempotencyKey, JobId, JobState, LeasedJob, NewJob, Outcome, Priority,
+    QueueChange, QueueName, Timestamp, View,
 };
 use leasehold::store::{
     Ask, Attach, Attached, Attaching, EntryId, Epoch, Found, Granted, JobFilter, Line, Offer,
-    SessionState, Store, Unit,
+    QueueSlots, SessionProfile, SessionReport, SessionSlots, SessionState, Steer, Steered, Store,
+    Unit,
 };
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
@@ -119,6 +120,7 @@ impl Stage {
         self.live(when).await;
         self.hint(when).await;
         self.read(when).await;
+        self.steer(when).await;
         self.list(when).await;
         self.sweep(when).await;
     }
@@ -208,7 +210,11 @@ impl Stage {
         let cancelled = self.verbs.store.cancel(one, "not wanted".into()).await;
         cancelled.expect("cancel answers");
         self.by_id(when, "cancel").await;
-        let retried = self.verbs.store.retry(one, Duration::ZERO).await;
+        let retried = self
+            .verbs
+            .store
+            .retry(one, Duration::ZERO, "again".into())
+            .await;
         retried.expect("retry answers");
         self.by_id(when, "retry").await;
     }
@@ -222,10 +228,25 @@ impl Stage {
         self.by_id(when, "renew").await;
         let touched = self.verbs.store.touch_pulse().await;
         touched.expect("the pulse answers");
+        self.describe(when).await;
         let (node, window) = (self.verbs.node, Duration::from_secs(10));
         let signals = self.verbs.store.signals(node, window, self.batch).await;
         signals.expect("signals answer");
         self.by_id(when, "pulse and signals").await;
+    }
+
+    /// What a node tells of its sessions, and what people see of them.
+    async fn describe(&mut self, when: &str) {
+        self.forget().await;
+        let reports = self.sessions.iter().map(|session| report(*session));
+        let written = self.verbs.store.describe(reports.collect()).await;
+        assert_eq!(written.expect("describe answers"), vec![true; BATCH]);
+        self.by_id(when, "describe").await;
+        for of in [None, Some(queue(QUEUE)), Some(queue(RARE))] {
+            let page = self.verbs.store.sessions(of, None, 50).await;
+            page.expect("sessions answers");
+            self.within(when, "sessions", ids(2 * BATCH)).await;
+        }
     }
 
     /// Segments are trimmed to what is QUEUED: each of their jobs is looked at, once.
@@ -282,6 +303,32 @@ impl Stage {
         let stats = self.verbs.store.stats(200).await;
         stats.expect("stats answer");
         self.within(when, "stats", ids(20 * self.batch)).await;
+        let listed = self.verbs.store.queues(None, 200).await;
+        listed.expect("queues answers");
+        let one = self.verbs.store.queue(queue(RARE)).await;
+        one.expect("queue answers");
+        self.within(when, "queues", ids(20 * self.batch)).await;
+    }
+
+    /// What every node asks all the time, and what a hand does now and then.
+    async fn steer(&mut self, when: &str) {
+        let known = self.verbs.store.settings(None).await;
+        let known = known.expect("settings answers").map(|all| all.change);
+        let news = self.verbs.store.settings(known).await;
+        assert_eq!(news.expect("settings answers"), None);
+        for change in [QueueChange::Pause, QueueChange::Resume] {
+            let steer = Steer {
+                queue: queue(RARE),
+                change,
+                expected: None,
+                by: By::default(),
+            };
+            let steered = self.verbs.store.steer(steer).await;
+            assert_eq!(steered.expect("steer answers"), Steered::Done);
+        }
+        let audit = self.verbs.store.audit(None, 50).await;
+        assert!(audit.expect("audit answers").len() >= 2);
+        self.within(when, "steer", ids(50)).await;
     }
 
     async fn list(&mut self, when: &str) {
@@ -416,6 +463,29 @@ pub fn ids(count: usize) -> Bound {
     Bound {
         rows: 2 * count + 1_000,
         blocks: 30 * count + 1_000,
+    }
+}
+
+/// What a node tells of a session with a few kinds and queues.
+pub fn report(session: Attached) -> SessionReport {
+    let of = |name: &str| QueueSlots {
+        queue: queue(name),
+        max_in_flight: None,
+        free: rand::random_range(0..100),
+    };
+    SessionReport {
+        session,
+        profile: Some(SessionProfile {
+            node: "node-1".into(),
+            kinds: (0..10).map(|n| format!("kind-{n}")).collect(),
+            ..SessionProfile::default()
+        }),
+        slots: SessionSlots {
+            queues: [QUEUE, "other"].map(of).into(),
+            max_in_flight: 100,
+            in_flight: rand::random_range(0..100),
+            draining: false,
+        },
     }
 }
 

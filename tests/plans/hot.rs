@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use leasehold::job::{JobId, JobState, Outcome};
-use leasehold::store::Attached;
+use leasehold::store::{Attached, Store};
 use sqlx::{PgConnection, Row};
 
+use crate::growth::report;
 use crate::support::{PrivatePostgres, until};
 use crate::verbs::{Verbs, body, endings, job};
 
@@ -36,6 +37,27 @@ async fn grant_and_success_are_hot_updates_while_others_write() {
     updates_are_hot(100, 4).await;
 }
 
+/// A session's row has no index but its key, and what is told of it is for people: renewals and reports write nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn renewals_and_what_is_told_of_sessions_are_hot_updates() {
+    const ROUNDS: usize = 20;
+    let server = PrivatePostgres::launch().await;
+    let mut verbs = Verbs::on(&server.url()).await;
+    let sessions = verbs.sessions(BATCH).await;
+    let told: i64 = (2 * ROUNDS * BATCH) as i64;
+    for _ in 0..ROUNDS {
+        let renewed = verbs.store.renew(sessions.clone()).await;
+        assert!(renewed.expect("renew answers").len() == BATCH);
+        let reports = sessions.iter().map(|session| report(*session));
+        let written = verbs.store.describe(reports.collect()).await;
+        assert_eq!(written.expect("describe answers"), vec![true; BATCH]);
+    }
+    verbs.store.close().await;
+    let (updates, hot) = updates_of(&mut verbs.look, "sessions", told).await;
+    println!("{hot} of {updates} updates of sessions are HOT");
+    assert!(hot as f64 / updates as f64 >= HOT_MIN, "{hot} of {updates}");
+}
+
 /// The server is its own: transactions in other databases, too, keep a page's old versions alive.
 async fn updates_are_hot(payload_bytes: usize, clients: usize) {
     let server = PrivatePostgres::launch().await;
@@ -53,7 +75,7 @@ async fn updates_are_hot(payload_bytes: usize, clients: usize) {
     futures_util::future::join_all(all).await;
     // Its connections report what they did at the latest when they end.
     verbs.store.close().await;
-    let (updates, hot) = updates_of_jobs(&mut verbs.look, 2 * JOBS as i64).await;
+    let (updates, hot) = updates_of(&mut verbs.look, "jobs", 2 * JOBS as i64).await;
     let share = hot as f64 / updates as f64;
     println!(
         "payloads of {payload_bytes} B, {clients} clients: {hot} of {updates} updates are HOT"
@@ -81,15 +103,16 @@ async fn run(verbs: &Verbs, batches: &[&[JobId]], sessions: &[Attached]) {
     }
 }
 
-/// All updates of `jobs` and the HOT ones among them, once `expected` are known: statistics arrive late.
-async fn updates_of_jobs(look: &mut PgConnection, expected: i64) -> (i64, i64) {
+/// All updates of a table and the HOT ones among them, once `expected` are known: statistics arrive late.
+async fn updates_of(look: &mut PgConnection, table: &str, expected: i64) -> (i64, i64) {
     until(
         Duration::from_secs(30),
         "the updates are counted",
         async || {
             let row = sqlx::query(
-                "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'jobs'",
+                "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = $1",
             )
+            .bind(table)
             .fetch_one(&mut *look)
             .await
             .expect("the statistics can be read");

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
+use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
@@ -19,10 +20,11 @@ use crate::handler::from_json;
 use crate::new_job::NewJob;
 use crate::proto;
 use proto::job_service_client::JobServiceClient;
+use proto::queue_service_client::QueueServiceClient;
 use proto::{Job, JobState};
 
 /// One try of a call; a server that has not answered by then is asked again.
-const TRY_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const TRY_TIMEOUT: Duration = Duration::from_secs(10);
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// One call of GetJob waits at most this long for the final state.
@@ -44,7 +46,9 @@ const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 #[derive(Clone, Debug)]
 pub struct Client {
     jobs: JobServiceClient<Channel>,
-    deadline: Duration,
+    pub(crate) queues: QueueServiceClient<Channel>,
+    pub(crate) deadline: Duration,
+    actor: Option<AsciiMetadataValue>,
     sealer: Sealer,
 }
 
@@ -59,7 +63,7 @@ pub struct Enqueued {
 
 /// May a call be repeated when it is not known whether it was carried out?
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Repeat {
+pub(crate) enum Repeat {
     Yes,
     /// Only when the server itself says that it was not.
     IfRefused,
@@ -86,12 +90,14 @@ impl Client {
     }
 
     fn of(channel: Channel) -> Self {
-        let jobs = JobServiceClient::new(channel)
+        let jobs = JobServiceClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         Self {
             jobs,
+            queues: QueueServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX),
             deadline: Duration::from_secs(30),
+            actor: None,
             sealer: Sealer::default(),
         }
     }
@@ -109,6 +115,17 @@ impl Client {
     pub fn codec(mut self, codec: impl Codec) -> Self {
         self.sealer = Sealer::new(codec);
         self
+    }
+
+    /// Who changes what this client changes, for the server's audit: at most 255
+    /// bytes. Nobody checks that it is so. Default: nobody.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for what cannot be sent: a line break, for one.
+    pub fn actor(mut self, name: &str) -> Result<Self, Error> {
+        let name = AsciiMetadataValue::try_from(name.as_bytes());
+        self.actor = Some(name.map_err(|error| Error::Config(format!("actor: {error}")))?);
+        Ok(self)
     }
 
     /// Accepts a job. When this returns `Ok`, the job is durable and will reach
@@ -314,7 +331,6 @@ impl Client {
         })
     }
 
-    /// One call with its tries, until it is answered, refused or out of time.
     async fn call<Q, A, F, Fut>(
         &self,
         repeat: Repeat,
@@ -328,13 +344,39 @@ impl Client {
         F: Fn(JobServiceClient<Channel>, Request<Q>) -> Fut,
         Fut: Future<Output = Result<tonic::Response<A>, Status>>,
     {
+        let jobs = &self.jobs;
+        self.tried(repeat, deadline, each, request, |request| {
+            ask(jobs.clone(), request)
+        })
+        .await
+    }
+
+    /// One call with its tries, until it is answered, refused or out of time.
+    pub(crate) async fn tried<Q, A, F, Fut>(
+        &self,
+        repeat: Repeat,
+        deadline: Duration,
+        each: Duration,
+        request: Q,
+        ask: F,
+    ) -> Result<A, Error>
+    where
+        Q: Clone,
+        F: Fn(Request<Q>) -> Fut,
+        Fut: Future<Output = Result<tonic::Response<A>, Status>>,
+    {
         let end = later(deadline);
         let mut tries = 0;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let mut attempt = Request::new(request.clone());
             attempt.set_timeout(each.min(left).max(Duration::from_millis(1)));
-            let status = match ask(self.jobs.clone(), attempt).await {
+            if let Some(actor) = &self.actor {
+                attempt
+                    .metadata_mut()
+                    .insert("leasehold-actor", actor.clone());
+            }
+            let status = match ask(attempt).await {
                 Ok(answer) => return Ok(answer.into_inner()),
                 Err(status) => status,
             };

@@ -48,7 +48,7 @@
 //! | where | what |
 //! |---|---|
 //! | [`TypedJob`] | a type for the jobs of a kind, with its queue and options |
-//! | [`Client`], [`NewJob`] | enqueue, get, list, wait, watch, explain, cancel, retry |
+//! | [`Client`], [`NewJob`] | enqueue, get, list, wait, watch, explain, cancel, retry; see and steer queues |
 //! | [`Worker`], [`WorkerBuilder`] | handlers by kind; run, shut down, health |
 //! | [`Context`] | what a handler knows and says: attempt, deadline, cancellation, progress, checkpoints, steps |
 //! | [`Next`] | what a middleware around the handlers goes on with |
@@ -70,6 +70,7 @@ mod failure;
 mod handler;
 mod middleware;
 mod new_job;
+mod queues;
 mod reporter;
 mod run;
 pub mod session;
@@ -87,7 +88,9 @@ pub use failure::{JobError, Permanent, Retry, Snooze};
 pub use middleware::Next;
 pub use new_job::NewJob;
 pub use proto::{
-    Job, JobFilter, JobState, ListJobsRequest, ListJobsResponse, Payload, Priority, Problem, View,
+    AuditAction, AuditEvent, Backoff, Job, JobFilter, JobState, ListAuditEventsResponse,
+    ListJobsRequest, ListJobsResponse, ListQueuesResponse, Payload, Priority, Problem, Queue,
+    QueueStats, View,
 };
 pub use typed::TypedJob;
 pub use worker::{Health, Worker};

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::handler::json;
 use crate::proto;
 
-/// A job to be enqueued. What is not set has the server's default.
+/// A job to be enqueued. What is not set has the queue's default, or the server's.
 ///
 /// Its id is made with it, so that enqueueing the same `NewJob` again, by the
 /// client itself after a lost connection or by you, gives the same job. The

@@ -9,7 +9,7 @@ use worker_sdk::{Client, JobFilter, JobState, ListJobsRequest};
 
 use super::ledger::{Ledger, RETENTION};
 use crate::cli::exit::Failure;
-use crate::cli::jobs::failure_of;
+use crate::cli::remote::failure_of;
 
 const PAGE: u32 = 1_000;
 /// How long after the last enqueue an audit may look at a job, at most.

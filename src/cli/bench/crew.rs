@@ -9,7 +9,7 @@ use worker_sdk::{Error, Payload, Worker};
 use super::ledger::{KIND, Ledger};
 use super::stage::Stage;
 use crate::cli::exit::Failure;
-use crate::cli::jobs::failure_of;
+use crate::cli::remote::failure_of;
 
 /// Workers that run.
 pub(super) struct Crew {

@@ -12,7 +12,7 @@ use worker_sdk::{Client, Enqueued, Error};
 use super::figure::Times;
 use super::ledger::Ledger;
 use crate::cli::exit::Failure;
-use crate::cli::jobs::failure_of;
+use crate::cli::remote::failure_of;
 
 /// Enqueues all jobs of the ledger by `callers`, each with `batch` jobs a call (1: unary calls). Returns how long each
 /// call took.

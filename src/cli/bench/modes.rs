@@ -14,7 +14,7 @@ use super::options::{Args, Mode};
 use super::stage::{Spent, Stage};
 use super::{enqueue, overload, pace, soak, streams};
 use crate::cli::exit::Failure;
-use crate::cli::jobs::failure_of;
+use crate::cli::remote::failure_of;
 
 /// Handlers of the one worker of `idle`.
 const IDLE_SLOTS: usize = 8;

@@ -14,7 +14,7 @@ use super::figure::Times;
 use super::ledger::Ledger;
 use super::modes::{Modes, Parts, Taken, rate};
 use crate::cli::exit::Failure;
-use crate::cli::jobs::failure_of;
+use crate::cli::remote::failure_of;
 
 /// Calls in flight at most: what comes on top waits, and its waiting counts.
 const IN_FLIGHT_MAX: usize = 4_096;

@@ -17,7 +17,7 @@ use super::node::Node;
 use super::options::Args;
 use super::proc;
 use crate::cli::exit::Failure;
-use crate::cli::jobs::failure_of;
+use crate::cli::remote::failure_of;
 
 /// How patient a benchmark's calls are: a stall is to be seen as one, not as an error.
 const CALL_WITHIN: Duration = Duration::from_secs(120);

@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use worker_sdk::{Client, NewJob, Priority};
 
-use super::show::Output;
-use super::{failure_of, watch};
+use super::watch;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::remote::{Output, failure_of};
 use crate::job::limits::PAYLOAD_BYTES_MAX;
 
 const JSON: &str = "application/json";
@@ -148,7 +148,8 @@ fn read(from: &str) -> Result<Vec<u8>, Failure> {
     }
 }
 
-fn priority(word: &str) -> Result<Priority, String> {
+/// A level as it is typed.
+pub(in crate::cli) fn priority(word: &str) -> Result<Priority, String> {
     match word.to_ascii_lowercase().as_str() {
         "low" => Ok(Priority::Low),
         "normal" => Ok(Priority::Normal),

@@ -6,16 +6,8 @@ use worker_sdk::proto::{AttemptOutcome, Failure, Progress, payload::Body};
 use worker_sdk::{Job, JobState, Payload, Priority, Problem};
 
 use super::json::{findings, json};
-use crate::cli::terminal::{line, plain};
-
-/// How an answer is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum Output {
-    /// Columns, or lines of name and value
-    Table,
-    /// JSON: an object, or an array of them
-    Json,
-}
+use crate::cli::remote::Output;
+use crate::cli::terminal::{line, plain, table};
 
 impl Output {
     /// One job with all that is known of it.
@@ -87,7 +79,7 @@ impl Drop for Rows {
             return;
         }
         match self.output {
-            Output::Table => table(rows),
+            Output::Table => table(COLUMNS, rows),
             Output::Json if self.many => line(format_args!("[{}]", rows.concat().join(",\n "))),
             Output::Json => rows.concat().into_iter().for_each(line),
         }
@@ -109,23 +101,6 @@ fn columns(job: &Job) -> Vec<String> {
         job.failures.to_string(),
         time(job.create_time.as_ref()).unwrap_or_default(),
     ]
-}
-
-fn table(mut rows: Vec<Vec<String>>) {
-    rows.insert(0, COLUMNS.map(str::to_owned).to_vec());
-    let mut widths = [0; COLUMNS.len()];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.chars().count().max(*width);
-        }
-    }
-    for row in rows {
-        let cells = row
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{cell:<width$}"));
-        line(cells.collect::<Vec<_>>().join("  ").trim_end());
-    }
 }
 
 fn details(job: &Job) -> Vec<(&'static str, String)> {
@@ -232,7 +207,7 @@ pub(super) fn state(typed: &str) -> Result<JobState, String> {
     known.ok_or_else(|| "must be scheduled, queued, running, succeeded, failed or cancelled".into())
 }
 
-pub(super) fn level(priority: Priority) -> &'static str {
+pub(in crate::cli) fn level(priority: Priority) -> &'static str {
     short(priority.as_str_name(), "PRIORITY_")
 }
 

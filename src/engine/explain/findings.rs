@@ -2,7 +2,6 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::workers::WHERE;
 use super::{Finding, Known};
 use crate::job::limits::{BACKOFF_JITTER, LOST_LEASES_MAX};
 use crate::job::retry::release_floor;
@@ -111,18 +110,22 @@ fn queued(known: &Known<'_>) -> Vec<Finding> {
     let (job, workers) = (known.job, known.workers);
     let (queue, kind) = (&job.spec.queue, &job.spec.kind);
     let mut found = Vec::new();
+    if known.is_paused {
+        let message = format!("queue {queue} is paused: none of its jobs is handed out");
+        found.push(finding("QUEUE_PAUSED", "queue", message));
+    }
     if workers.all == 0 {
-        let message = format!("no worker takes jobs of queue {queue} {WHERE}");
+        let message = format!("no worker takes jobs of queue {queue}");
         found.push(finding("NO_SESSION", "queue", message));
     } else if workers.with_kind == 0 {
         let message = format!(
-            "{} of queue {queue} {WHERE}, and none knows kind {kind}",
+            "{} of queue {queue}, and none knows kind {kind}",
             count(workers.all, "worker takes jobs", "workers take jobs")
         );
         found.push(finding("UNKNOWN_KIND", "kind", message));
     } else if workers.free == 0 {
         let message = format!(
-            "all slots ({}) of {} for it are taken {WHERE}",
+            "all slots ({}) of {} for it are taken",
             workers.slots,
             count(workers.with_kind, "worker", "workers")
         );

@@ -11,7 +11,7 @@ use super::*;
 use crate::engine::{Engine, Options};
 use crate::job::draft::{Draft, Fields};
 use crate::job::limits::WAIT_MAX;
-use crate::job::{JobState, NodeId};
+use crate::job::{By, JobState, NodeId};
 use crate::ready::memory::MemoryReady;
 use crate::store::Store;
 use crate::store::observed::{Observed, StoreMetrics};
@@ -132,7 +132,7 @@ async fn a_thousand_watchers_share_ten_looks_a_second_and_nobody_causes_none() {
     assert!(took >= 5 * LOOK_EVERY / 2, "six looks within {took:?}");
     assert_eq!(node.calls.of("get"), reads, "nothing has changed");
 
-    node.engine.cancel(ids[7], String::new()).await.unwrap();
+    node.engine.cancel(ids[7], By::default()).await.unwrap();
     for n in [7, 507] {
         let watch = &mut watches[n];
         assert_eq!(next(watch).await.unwrap().state, JobState::Cancelled);
@@ -156,10 +156,13 @@ async fn a_slow_reader_is_told_the_newest_and_always_the_last() {
     let mut watch = node.watch(id).await;
     assert_eq!(next(&mut watch).await.unwrap().revision, 1);
     for _ in 0..3 {
-        node.engine.cancel(id, String::new()).await.unwrap();
-        node.engine.retry(id, Duration::ZERO).await.unwrap();
+        node.engine.cancel(id, By::default()).await.unwrap();
+        node.engine
+            .retry(id, Duration::ZERO, By::default())
+            .await
+            .unwrap();
     }
-    node.engine.cancel(id, String::new()).await.unwrap();
+    node.engine.cancel(id, By::default()).await.unwrap();
     let seen = || {
         let watched = node.engine.core.watches.lock();
         watched.entries.get(&id).and_then(|entry| entry.version)
@@ -181,7 +184,7 @@ async fn a_watch_goes_on_after_the_revision_that_is_known() {
     let known = async |revision| node.engine.watch(id, revision, View::Full).await.unwrap();
     let mut watch = known(1).await;
     assert!(!watch.has_ended());
-    node.engine.cancel(id, String::new()).await.unwrap();
+    node.engine.cancel(id, By::default()).await.unwrap();
     let job = next(&mut watch).await.unwrap();
     assert_eq!((job.revision, job.state), (2, JobState::Cancelled));
     assert!(job.payload.is_some(), "it is a full view");

@@ -13,7 +13,9 @@ use super::row::{
 use crate::error::{Error, Result};
 use crate::job::limits::{ATTEMPTS_SHOWN, PAGE_ROWS_MAX};
 use crate::job::time::micros;
-use crate::job::{AttemptOutcome, Job, JobId, JobState, QueueName, Timestamp, View};
+use crate::job::{
+    AttemptOutcome, AuditAction, By, Job, JobId, JobState, QueueName, Timestamp, View,
+};
 use crate::store::{JobFilter, JobPage, QueueStats, Retried, Version};
 
 const PING: &str = "SELECT 'PostgreSQL ' || current_setting('server_version') AS version";
@@ -121,28 +123,41 @@ segmented AS (
   SELECT queue, priority, now, now + 5000000, ARRAY[id] FROM done WHERE state = 2 RETURNING id, jobs),
 counted AS (
   INSERT INTO queue_counts (queue, scheduled, queued, failed, cancelled)
-  SELECT queue, (state = 1)::int, (state = 2)::int, -(was = 5)::int, -(was = 6)::int FROM done)
+  SELECT queue, (state = 1)::int, (state = 2)::int, -(was = 5)::int, -(was = 6)::int FROM done),
+audited AS (
+  INSERT INTO audit (create_time, count, action, subject, actor, reason)
+  SELECT now, 1, $3, id::text, $4, $5 FROM done WHERE $4 <> '')
 SELECT (SELECT id FROM segmented) AS segment, (SELECT jobs FROM segmented) AS jobs, ",
     job_columns!(),
     " FROM done"
 );
 
-/// The oldest segment that still counts is looked for among the oldest few of each priority: tidying keeps those short.
-const STATS: &str = "
-WITH q AS MATERIALIZED (
-  SELECT queue, sum(scheduled)::bigint AS s1, sum(queued)::bigint AS s2, sum(running)::bigint AS s3,
-         sum(succeeded)::bigint AS s4, sum(failed)::bigint AS s5, sum(cancelled)::bigint AS s6
-    FROM queue_counts GROUP BY queue ORDER BY queue LIMIT $1)
-SELECT q.*, (SELECT lh_us()) - o.oldest AS waited
-  FROM q LEFT JOIN LATERAL (
+/// Of queues `q`, whose QUEUED jobs are `s2`, the oldest segment that still counts. It is looked for among the oldest few
+/// of each priority: tidying keeps those short.
+macro_rules! oldest {
+    () => {
+        "LEFT JOIN LATERAL (
     SELECT min(b.created_at) AS oldest FROM (VALUES (1::int2), (2::int2), (3::int2)) AS p (priority), LATERAL (
       SELECT f.created_at FROM (
         SELECT * FROM backlog WHERE queue = q.queue AND priority = p.priority ORDER BY id LIMIT 200) AS f
        WHERE EXISTS (SELECT FROM unnest(f.jobs) AS u (job)
                        JOIN jobs j ON j.id = u.job AND j.state = 2 AND j.queued_time = f.created_at)
        ORDER BY f.id LIMIT 1) AS b
-     WHERE q.s2 > 0) AS o ON true
- ORDER BY q.queue";
+     WHERE q.s2 > 0) AS o ON true"
+    };
+}
+pub(super) use oldest;
+
+const STATS: &str = concat!(
+    "WITH q AS MATERIALIZED (
+  SELECT queue, sum(scheduled)::bigint AS s1, sum(queued)::bigint AS s2, sum(running)::bigint AS s3,
+         sum(succeeded)::bigint AS s4, sum(failed)::bigint AS s5, sum(cancelled)::bigint AS s6
+    FROM queue_counts GROUP BY queue ORDER BY queue LIMIT $1)
+SELECT q.*, (SELECT lh_us()) - o.oldest AS waited
+  FROM q ",
+    oldest!(),
+    " ORDER BY q.queue"
+);
 
 /// A job that is seen to move between two looks is looked at again; so often.
 const ROUNDS_MAX: u32 = 3;
@@ -367,10 +382,17 @@ async fn sizes(pool: &Pool, ids: &[JobId], view: View) -> Result<HashMap<JobId, 
 }
 
 /// Brings a FAILED or CANCELLED job back.
-pub(super) async fn retry(pool: &Pool, id: JobId, delay: Duration) -> Result<Retried> {
+pub(super) async fn retry(pool: &Pool, id: JobId, delay: Duration, by: &By) -> Result<Retried> {
     for _ in 0..ROUNDS_MAX {
         let rows = pool
-            .write(|| sqlx::query(RETRY).bind(id.uuid()).bind(micros(delay)))
+            .write(|| {
+                sqlx::query(RETRY)
+                    .bind(id.uuid())
+                    .bind(micros(delay))
+                    .bind(AuditAction::RetryJob.number())
+                    .bind(by.actor.as_str().to_owned())
+                    .bind(by.reason.clone())
+            })
             .await?;
         if let Some(row) = rows.first() {
             return Ok(Retried::Done(job(row, View::Basic)?, segments(&rows)?));
@@ -387,17 +409,18 @@ pub(super) async fn retry(pool: &Pool, id: JobId, delay: Duration) -> Result<Ret
 /// Numbers of queues.
 pub(super) async fn stats(pool: &Pool, limit: usize) -> Result<Vec<QueueStats>> {
     let rows = pool.read(|| sqlx::query(STATS).bind(bound(limit))).await?;
-    rows.iter()
-        .map(|row| {
-            let mut counts = [0; 6];
-            for (count, name) in counts.iter_mut().zip(["s1", "s2", "s3", "s4", "s5", "s6"]) {
-                *count = u64::try_from(column::<i64>(row, name)?).unwrap_or(0);
-            }
-            Ok(QueueStats {
-                queue: QueueName::from_store(column(row, "queue")?),
-                counts,
-                oldest_wait: column::<Option<i64>>(row, "waited")?.map(span),
-            })
-        })
-        .collect()
+    rows.iter().map(stats_of).collect()
+}
+
+/// Reads the numbers of one queue.
+pub(super) fn stats_of(row: &PgRow) -> Result<QueueStats> {
+    let mut counts = [0; 6];
+    for (count, name) in counts.iter_mut().zip(["s1", "s2", "s3", "s4", "s5", "s6"]) {
+        *count = u64::try_from(column::<i64>(row, name)?).unwrap_or(0);
+    }
+    Ok(QueueStats {
+        queue: QueueName::from_store(column(row, "queue")?),
+        counts,
+        oldest_wait: column::<Option<i64>>(row, "waited")?.map(span),
+    })
 }

@@ -23,6 +23,16 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "ids of batches as they are",
         include_str!("migrations/0003_plain_ids.sql"),
     ),
+    (
+        4,
+        "queues and the audit",
+        include_str!("migrations/0004_queues.sql"),
+    ),
+    (
+        7,
+        "sessions as they are seen",
+        include_str!("migrations/0007_sessions_seen.sql"),
+    ),
 ];
 
 /// Any number that nobody else locks.

@@ -9,6 +9,7 @@
 
 mod admin;
 mod attach;
+mod audit;
 mod backlog;
 mod enqueue;
 mod fault;
@@ -16,12 +17,14 @@ mod lease;
 mod migrate;
 mod pool;
 mod progress;
+mod queues;
 mod result;
 mod row;
 mod session;
 mod signals;
 mod sweep;
 mod whereabouts;
+mod workers;
 
 use std::time::Duration;
 
@@ -31,13 +34,14 @@ pub use pool::PostgresOptions;
 
 use crate::error::Result;
 use crate::job::{
-    Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId, Timestamp, Verdict, View,
+    AuditEvent, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, QueueName, SessionId,
+    Timestamp, Verdict, View,
 };
 use crate::store::{
-    Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch, Expired,
-    FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
-    QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit, Version,
-    Whereabouts,
+    AllSettings, Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch,
+    Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession,
+    Offer, QueueStats, QueueView, Report, Retried, Segment, SessionPage, SessionReport,
+    SessionState, Signal, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
 };
 use pool::{Pool, Transactions};
 
@@ -130,11 +134,11 @@ impl Store for PostgresStore {
     ) -> Result<JobPage> {
         admin::list(&self.reads, &filter, before, size, view).await
     }
-    async fn cancel(&self, job: JobId, reason: String) -> Result<Cancelled> {
-        signals::cancel(&self.reads, job, &reason).await
+    async fn cancel(&self, job: JobId, by: By) -> Result<Cancelled> {
+        signals::cancel(&self.reads, job, &by).await
     }
-    async fn retry(&self, job: JobId, delay: Duration) -> Result<Retried> {
-        admin::retry(&self.reads, job, delay).await
+    async fn retry(&self, job: JobId, delay: Duration, by: By) -> Result<Retried> {
+        admin::retry(&self.reads, job, delay, &by).await
     }
     async fn open_session(&self, session: NewSession) -> Result<()> {
         session::open(&self.hot, &session).await
@@ -215,5 +219,32 @@ impl Store for PostgresStore {
     }
     async fn stats(&self, limit: usize) -> Result<Vec<QueueStats>> {
         admin::stats(&self.reads, limit).await
+    }
+    async fn settings(&self, known: Option<u64>) -> Result<Option<AllSettings>> {
+        // Of the pool that hands out: as long as that works, a pause is heard of.
+        queues::settings(&self.hot, known).await
+    }
+    async fn steer(&self, steer: Steer) -> Result<Steered> {
+        queues::steer(&self.reads, &steer).await
+    }
+    async fn queue(&self, name: QueueName) -> Result<Option<QueueView>> {
+        queues::queue(&self.reads, &name).await
+    }
+    async fn queues(&self, after: Option<QueueName>, size: usize) -> Result<Vec<QueueView>> {
+        queues::queues(&self.reads, after.as_ref(), size).await
+    }
+    async fn describe(&self, reports: Vec<SessionReport>) -> Result<Vec<bool>> {
+        workers::describe(&self.loops, &reports).await
+    }
+    async fn sessions(
+        &self,
+        queue: Option<QueueName>,
+        after: Option<SessionId>,
+        size: usize,
+    ) -> Result<SessionPage> {
+        workers::sessions(&self.reads, queue.as_ref(), after, size).await
+    }
+    async fn audit(&self, before: Option<i64>, size: usize) -> Result<Vec<AuditEvent>> {
+        audit::events(&self.reads, before, size).await
     }
 }

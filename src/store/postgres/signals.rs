@@ -10,7 +10,7 @@ use super::row::{bound, column, count, job, job_columns};
 use crate::error::{Error, Result};
 use crate::job::limits::ROW_AGE_MIN;
 use crate::job::time::micros;
-use crate::job::{JobId, JobState, Lease, NodeId, SessionId, View};
+use crate::job::{AuditAction, By, JobId, JobState, Lease, NodeId, SessionId, View};
 use crate::store::{Cancelled, Signal};
 
 const CANCEL: &str = concat!(
@@ -34,7 +34,10 @@ ended AS (
   SELECT purge_time / 3600000000, purge_time, 1, ARRAY[id] FROM done),
 counted AS (
   INSERT INTO queue_counts (queue, scheduled, queued, running, cancelled)
-  SELECT queue, -(was = 1)::int, -(was = 2)::int, -(was = 3)::int, 1 FROM done)
+  SELECT queue, -(was = 1)::int, -(was = 2)::int, -(was = 3)::int, 1 FROM done),
+audited AS (
+  INSERT INTO audit (create_time, count, action, subject, actor, reason)
+  SELECT now, 1, $4, id::text, $5, $2 FROM done WHERE $5 <> '')
 SELECT was, had, ",
     job_columns!(),
     " FROM done"
@@ -49,14 +52,16 @@ SELECT s.id, s.job, s.attempt, s.session
 const ROUNDS_MAX: u32 = 3;
 
 /// Cancels a job that is not final.
-pub(super) async fn cancel(pool: &Pool, id: JobId, reason: &str) -> Result<Cancelled> {
+pub(super) async fn cancel(pool: &Pool, id: JobId, by: &By) -> Result<Cancelled> {
     for _ in 0..ROUNDS_MAX {
         let rows = pool
             .write(|| {
                 sqlx::query(CANCEL)
                     .bind(id.uuid())
-                    .bind(reason.to_owned())
+                    .bind(by.reason.clone())
                     .bind(micros(ROW_AGE_MIN))
+                    .bind(AuditAction::CancelJob.number())
+                    .bind(by.actor.as_str().to_owned())
             })
             .await?;
         if let Some(row) = rows.first() {

@@ -4,6 +4,7 @@ use super::pool::{Pool, Statement};
 use super::row::{bound, column, segments};
 use crate::error::{Error, Result};
 use crate::failpoint;
+use crate::job::limits::AUDIT_KEPT;
 use crate::store::Swept;
 
 /// The second look at the time is none that an index could answer: by it all that is due would be walked for each batch.
@@ -158,6 +159,22 @@ WITH old AS MATERIALIZED (
 gone AS (DELETE FROM signals s USING old o WHERE s.id = o.id RETURNING s.id)
 SELECT count(*) AS changed, count(*) >= $1 AS more FROM gone";
 
+/// What says nothing but the default is as good as no row, once nobody can have an etag of it in hand.
+const DROP_SETTINGS: &str = "
+WITH old AS MATERIALIZED (
+  SELECT queue FROM queues
+   WHERE NOT paused AND num_nonnulls(priority, max_attempts, backoff_initial, timeout, retention) = 0
+     AND changed_at < (SELECT lh_us() - 3600000000) ORDER BY queue LIMIT $1 FOR UPDATE SKIP LOCKED),
+gone AS (DELETE FROM queues q USING old o WHERE q.queue = o.queue RETURNING q.queue)
+SELECT count(*) AS changed, count(*) >= $1 AS more FROM gone";
+
+/// By number: those that were given to no row only make it keep fewer.
+const DROP_AUDIT: &str = "
+WITH old AS MATERIALIZED (
+  SELECT id FROM audit WHERE id <= (SELECT max(id) FROM audit) - $2 ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED),
+gone AS (DELETE FROM audit a USING old o WHERE a.id = o.id RETURNING a.id)
+SELECT count(*) AS changed, count(*) >= $1 AS more FROM gone";
+
 /// Makes due jobs QUEUED.
 pub(super) async fn promote(pool: &Pool, limit: usize) -> Result<Swept> {
     let rows = pool
@@ -196,15 +213,17 @@ pub(super) async fn retain(pool: &Pool, limit: usize) -> Result<Swept> {
 /// Drops log rows that point at nothing, sums up counts.
 pub(super) async fn tidy(pool: &Pool, limit: usize) -> Result<Swept> {
     let mut swept = Swept::default();
-    let steps: [fn() -> Statement<'static>; 5] = [
-        || sqlx::query(DROP_BACKLOG),
-        || sqlx::query(DROP_GRANTS),
-        || sqlx::query(MERGE_FINISHED),
-        || sqlx::query(DROP_SIGNALS),
-        || sqlx::query(SUM_COUNTS),
+    let steps: [fn(i64) -> Statement<'static>; 7] = [
+        |limit| sqlx::query(DROP_BACKLOG).bind(limit),
+        |limit| sqlx::query(DROP_GRANTS).bind(limit),
+        |limit| sqlx::query(MERGE_FINISHED).bind(limit),
+        |limit| sqlx::query(DROP_SIGNALS).bind(limit),
+        |limit| sqlx::query(SUM_COUNTS).bind(limit),
+        |limit| sqlx::query(DROP_SETTINGS).bind(limit),
+        |limit| sqlx::query(DROP_AUDIT).bind(limit).bind(bound(AUDIT_KEPT)),
     ];
     for step in steps {
-        for row in pool.write(|| step().bind(bound(limit))).await? {
+        for row in pool.write(|| step(bound(limit))).await? {
             swept.changed += u64::try_from(column::<i64>(&row, "changed")?).unwrap_or(0);
             swept.more |= column::<bool>(&row, "more")?;
         }

@@ -10,11 +10,12 @@ use uuid::Uuid;
 use super::change::{Current, Ended, apply, current};
 use super::fault::{broken, fault};
 use super::row::{complete, id_list, job, jobs, rows_max, state, words};
-use super::{SqliteStore, backlog, commit, signals};
+use super::{SqliteStore, audit, backlog, commit, signals};
 use crate::error::Result;
 use crate::job::limits::{ATTEMPTS_SHOWN, PAGE_ROWS_MAX};
 use crate::job::{
-    AttemptOutcome, Failure, Job, JobId, JobState, Lease, QueueName, SessionId, Timestamp, View,
+    AttemptOutcome, AuditAction, By, Failure, Job, JobId, JobState, Lease, QueueName, SessionId,
+    Timestamp, View,
 };
 use crate::store::{Cancelled, JobFilter, JobPage, QueueStats, Retried};
 
@@ -220,7 +221,7 @@ async fn sizes(
 }
 
 /// Cancels a job that is not final.
-pub(super) async fn cancel(store: &SqliteStore, id: JobId, reason: String) -> Result<Cancelled> {
+pub(super) async fn cancel(store: &SqliteStore, id: JobId, by: By) -> Result<Cancelled> {
     let (mut tx, now) = store.write().await?;
     let Some(row) = current(&mut tx, &[id]).await?.remove(&id) else {
         return Ok(Cancelled::NotFound);
@@ -237,20 +238,26 @@ pub(super) async fn cancel(store: &SqliteStore, id: JobId, reason: String) -> Re
             session: session.uuid(),
             outcome: AttemptOutcome::Cancelled,
             failure: Some(Failure {
-                message: reason,
+                message: by.reason.clone(),
                 ..Failure::default()
             }),
         });
         signals::send(&mut tx, now, lease, session).await?;
     }
     apply(&mut tx, now, &[change]).await?;
+    note(&mut tx, now, AuditAction::CancelJob, id, &by).await?;
     let job = known(&mut tx, id).await?;
     commit(tx).await?;
     Ok(Cancelled::Done(job, running))
 }
 
 /// Brings a FAILED or CANCELLED job back.
-pub(super) async fn retry(store: &SqliteStore, id: JobId, delay: Duration) -> Result<Retried> {
+pub(super) async fn retry(
+    store: &SqliteStore,
+    id: JobId,
+    delay: Duration,
+    by: &By,
+) -> Result<Retried> {
     let (mut tx, now) = store.write().await?;
     let Some(row) = current(&mut tx, &[id]).await?.remove(&id) else {
         return Ok(Retried::NotFound);
@@ -267,9 +274,24 @@ pub(super) async fn retry(store: &SqliteStore, id: JobId, delay: Duration) -> Re
     change.new.lost_leases = 0;
     change.new.released_in_row = 0;
     let segments = apply(&mut tx, now, &[change]).await?;
+    note(&mut tx, now, AuditAction::RetryJob, id, by).await?;
     let job = known(&mut tx, id).await?;
     commit(tx).await?;
     Ok(Retried::Done(job, segments))
+}
+
+/// Only of somebody who says who he is.
+async fn note(
+    connection: &mut SqliteConnection,
+    now: Timestamp,
+    action: AuditAction,
+    job: JobId,
+    by: &By,
+) -> Result<()> {
+    match by.actor.as_str() {
+        "" => Ok(()),
+        _ => audit::note(connection, now, action, &job.to_string(), by).await,
+    }
 }
 
 fn holder(row: &Current) -> Option<(Lease, SessionId)> {
@@ -296,8 +318,19 @@ pub(super) async fn stats(store: &SqliteStore, limit: usize) -> Result<Vec<Queue
         .fetch_all(&mut *snapshot)
         .await
         .map_err(fault)?;
+    let queues = numbers(&mut snapshot, rows, store.clock.now()).await?;
+    snapshot.rollback().await.map_err(fault)?;
+    Ok(queues)
+}
+
+/// Makes the numbers of queues of their counts, which come queue by queue: the state's number, and how many jobs.
+pub(super) async fn numbers(
+    connection: &mut SqliteConnection,
+    counts: Vec<(String, i16, i64)>,
+    now: Timestamp,
+) -> Result<Vec<QueueStats>> {
     let mut queues: Vec<QueueStats> = Vec::new();
-    for (queue, number, jobs) in rows {
+    for (queue, number, jobs) in counts {
         let state = state(number)?;
         if queues.last().is_none_or(|q| q.queue.as_str() != queue) {
             queues.push(QueueStats {
@@ -314,10 +347,9 @@ pub(super) async fn stats(store: &SqliteStore, limit: usize) -> Result<Vec<Queue
             *count = u64::try_from(jobs).unwrap_or(0);
         }
         if state == JobState::Queued && jobs > 0 {
-            let oldest = backlog::oldest(&mut snapshot, &stats.queue).await?;
-            stats.oldest_wait = oldest.map(|at| store.clock.now().since(at));
+            let oldest = backlog::oldest(connection, &stats.queue).await?;
+            stats.oldest_wait = oldest.map(|at| now.since(at));
         }
     }
-    snapshot.rollback().await.map_err(fault)?;
     Ok(queues)
 }

@@ -17,20 +17,23 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions, Connection, Executor, Sqlite, Transaction};
 
 use super::{
-    Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, Epoch, Expired, FinishAnswer,
-    Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer, QueueStats,
-    Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit, Version, Whereabouts,
+    AllSettings, Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, Epoch, Expired,
+    FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
+    QueueStats, QueueView, Report, Retried, Segment, SessionPage, SessionReport, SessionState,
+    Signal, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::error::Result;
 use crate::job::{
-    Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId, Timestamp, Verdict, View,
+    AuditEvent, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, QueueName, SessionId,
+    Timestamp, Verdict, View,
 };
 use fault::{commit_fault, fault};
 
 mod admin;
 mod aging;
 mod attach;
+mod audit;
 mod backlog;
 mod change;
 mod enqueue;
@@ -38,12 +41,14 @@ mod fault;
 mod lease;
 mod migrate;
 mod progress;
+mod queues;
 mod result;
 mod row;
 mod session;
 mod signals;
 mod sweep;
 mod whereabouts;
+mod workers;
 
 #[cfg(test)]
 mod plans;
@@ -191,12 +196,12 @@ impl Store for SqliteStore {
         admin::list(self, &filter, before, size, view).await
     }
 
-    async fn cancel(&self, job: JobId, reason: String) -> Result<Cancelled> {
-        admin::cancel(self, job, reason).await
+    async fn cancel(&self, job: JobId, by: By) -> Result<Cancelled> {
+        admin::cancel(self, job, by).await
     }
 
-    async fn retry(&self, job: JobId, delay: Duration) -> Result<Retried> {
-        admin::retry(self, job, delay).await
+    async fn retry(&self, job: JobId, delay: Duration, by: By) -> Result<Retried> {
+        admin::retry(self, job, delay, &by).await
     }
 
     async fn open_session(&self, session: NewSession) -> Result<()> {
@@ -298,5 +303,38 @@ impl Store for SqliteStore {
 
     async fn stats(&self, limit: usize) -> Result<Vec<QueueStats>> {
         admin::stats(self, limit).await
+    }
+
+    async fn settings(&self, known: Option<u64>) -> Result<Option<AllSettings>> {
+        queues::settings(self, known).await
+    }
+
+    async fn steer(&self, steer: Steer) -> Result<Steered> {
+        queues::steer(self, &steer).await
+    }
+
+    async fn queue(&self, name: QueueName) -> Result<Option<QueueView>> {
+        queues::queue(self, &name).await
+    }
+
+    async fn queues(&self, after: Option<QueueName>, size: usize) -> Result<Vec<QueueView>> {
+        queues::queues(self, after.as_ref(), size).await
+    }
+
+    async fn describe(&self, reports: Vec<SessionReport>) -> Result<Vec<bool>> {
+        workers::describe(self, &reports).await
+    }
+
+    async fn sessions(
+        &self,
+        queue: Option<QueueName>,
+        after: Option<SessionId>,
+        size: usize,
+    ) -> Result<SessionPage> {
+        workers::sessions(self, queue.as_ref(), after, size).await
+    }
+
+    async fn audit(&self, before: Option<i64>, size: usize) -> Result<Vec<AuditEvent>> {
+        audit::events(self, before, size).await
     }
 }

@@ -10,17 +10,20 @@ use sqlx::{AssertSqlSafe, Row};
 use super::SqliteStore;
 use crate::store::Store;
 
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 13] = [
     include_str!("admin.rs"),
+    include_str!("audit.rs"),
     include_str!("backlog.rs"),
     include_str!("change.rs"),
     include_str!("enqueue.rs"),
     include_str!("lease.rs"),
+    include_str!("queues.rs"),
     include_str!("result.rs"),
     include_str!("row.rs"),
     include_str!("signals.rs"),
     include_str!("sweep.rs"),
     include_str!("whereabouts.rs"),
+    include_str!("workers.rs"),
 ];
 /// Tables that grow with the jobs.
 const LARGE: [&str; 5] = ["jobs", "payloads", "outputs", "attempts", "backlog"];

@@ -12,7 +12,7 @@ use super::fault::{broken, fault};
 use super::row::{id_list, priority, rows_max};
 use super::{SqliteStore, commit};
 use crate::error::Result;
-use crate::job::limits::LEASE_TTL_DEFAULT;
+use crate::job::limits::{AUDIT_KEPT, LEASE_TTL_DEFAULT};
 use crate::job::time::micros;
 use crate::job::{AttemptOutcome, JobId, JobState, QueueName};
 use crate::store::{Expired, Line, Swept};
@@ -58,9 +58,21 @@ DELETE FROM sessions WHERE id IN (
   SELECT s.id FROM sessions s
    WHERE s.dead = 1 AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.session = s.id AND j.state = 3)
    LIMIT ?1)";
+// What says nothing but the default is as good as no row, once nobody can have an etag of it in hand.
+const DROP_SETTINGS: &str = "
+DELETE FROM queues WHERE queue IN (
+  SELECT queue FROM queues
+   WHERE paused = 0 AND change_time < ?1
+     AND coalesce(priority, max_attempts, backoff_initial, timeout, retention) IS NULL
+   LIMIT ?2)";
+// By number: those that were given to no row only make it keep fewer.
+const DROP_AUDIT: &str = "
+DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE id <= (SELECT max(id) FROM audit) - ?1 ORDER BY id LIMIT ?2)";
 
 /// Nobody touched the pulse for longer: the store or every node was away.
 const GAP_MAX: Duration = Duration::from_secs(5);
+/// How long settings are kept that say nothing but the default.
+const SETTINGS_KEPT: Duration = Duration::from_secs(60 * 60);
 /// Signals are read by a window of seconds; this is far outside.
 const SIGNALS_KEPT: Duration = Duration::from_secs(10 * 60);
 
@@ -203,7 +215,7 @@ pub(super) async fn retain(store: &SqliteStore, limit: usize) -> Result<Swept> {
     })
 }
 
-/// Drops segments without QUEUED jobs, old signals, and sessions that nothing names any more.
+/// Drops segments without QUEUED jobs, sessions that nothing names any more, old signals, settings and audit.
 pub(super) async fn tidy(store: &SqliteStore, limit: usize) -> Result<Swept> {
     let (mut tx, now) = store.write().await?;
     let rows: Vec<SegmentRow> = sqlx::query_as(OLD_SEGMENTS)
@@ -231,12 +243,29 @@ pub(super) async fn tidy(store: &SqliteStore, limit: usize) -> Result<Swept> {
         .await
         .map_err(fault)?
         .rows_affected();
+    let settings = sqlx::query(DROP_SETTINGS)
+        .bind(now.0.saturating_sub(micros(SETTINGS_KEPT)))
+        .bind(rows_max(limit))
+        .execute(&mut *tx)
+        .await
+        .map_err(fault)?
+        .rows_affected();
+    let audit = sqlx::query(DROP_AUDIT)
+        .bind(rows_max(AUDIT_KEPT))
+        .bind(rows_max(limit))
+        .execute(&mut *tx)
+        .await
+        .map_err(fault)?
+        .rows_affected();
     commit(tx).await?;
     store.tidied.store(next, Ordering::Relaxed);
     let all = count(limit);
     Ok(Swept {
-        changed: count(spent.len()) + signals + sessions,
-        more: !is_round || signals >= all || sessions >= all,
+        changed: count(spent.len()) + signals + sessions + settings + audit,
+        more: !is_round
+            || [signals, sessions, settings, audit]
+                .iter()
+                .any(|n| *n >= all),
         segments: Vec::new(),
     })
 }

@@ -200,7 +200,7 @@ async fn nothing_is_salvaged_after_another_hand_out_a_cancel_or_a_release() {
 
     let (lease, session) = w.running().await;
     w.store.cancel(lease.job, "no".into()).await.unwrap();
-    w.store.retry(lease.job, NOW).await.unwrap();
+    w.store.retry(lease.job, NOW, "".into()).await.unwrap();
     let verdict = w.finish(lease, session, success()).await;
     let cancelled = Verdict::Stale(StaleReason::Cancelled, JobState::Queued);
     assert_eq!(verdict, cancelled);
@@ -230,7 +230,7 @@ async fn one_lost_lease_too_many_fails_the_job_and_a_hand_brings_it_back() {
             .iter()
             .all(|a| a.outcome == AttemptOutcome::LeaseLost)
     );
-    let back = w.store.retry(job, NOW).await.unwrap();
+    let back = w.store.retry(job, NOW, "".into()).await.unwrap();
     assert!(matches!(&back, Retried::Done(j, s) if j.lost_leases == 0 && s.len() == 1));
     let again = w.lease(job, w.session().await).await;
     assert_eq!(again.attempt, LOST_LEASES_MAX + 2);

@@ -74,7 +74,7 @@ impl Crowd {
             }
             // Whatever state the job is in by now.
             4 => drop(engine.cancel(self.some(), "no".into()).await),
-            5 => drop(engine.retry(self.some(), ANY_AGE).await),
+            5 => drop(engine.retry(self.some(), ANY_AGE, "".into()).await),
             6 => {
                 let lease = Lease {
                     job: self.some(),

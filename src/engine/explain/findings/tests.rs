@@ -63,6 +63,7 @@ fn whereabouts(now: Timestamp) -> Whereabouts {
 
 fn known(job: &Job, now: Timestamp) -> Known<'_> {
     Known {
+        is_paused: false,
         job,
         whereabouts: whereabouts(now),
         workers: Workers {

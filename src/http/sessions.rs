@@ -1,0 +1,75 @@
+//! The call about sessions.
+
+use std::collections::BTreeMap;
+
+use axum::extract::{RawQuery, State};
+use http::StatusCode;
+use serde::Serialize;
+
+use super::jobs::{Answer, Shared, json};
+use super::query;
+use super::queues::queue_name;
+use super::time::write_span;
+use crate::store::SessionView;
+
+/// `GET /sessions`
+pub async fn list(State(engine): Shared, RawQuery(asked): RawQuery) -> Answer {
+    let (queue, page) = query::sessions(&asked.unwrap_or_default())?;
+    let queue = queue.map(|name| queue_name(&name)).transpose()?;
+    let found = engine.sessions(queue, &page).await?;
+    let page = SessionsJson {
+        sessions: found.items.iter().map(SessionJson::of).collect(),
+        next_page_token: &found.next_page_token,
+    };
+    json(StatusCode::OK, &page)
+}
+
+#[derive(Serialize)]
+struct SessionsJson<'a> {
+    sessions: Vec<SessionJson<'a>>,
+    next_page_token: &'a str,
+}
+
+#[derive(Serialize)]
+struct SessionJson<'a> {
+    id: String,
+    worker: &'a str,
+    sdk: &'a str,
+    node: &'a str,
+    queues: Vec<SubscriptionJson<'a>>,
+    kinds: &'a [String],
+    max_in_flight: u32,
+    in_flight: u32,
+    ttl_left: String,
+    draining: bool,
+    labels: &'a BTreeMap<String, String>,
+}
+
+#[derive(Serialize)]
+struct SubscriptionJson<'a> {
+    queue: &'a str,
+    max_in_flight: u32,
+}
+
+impl<'a> SessionJson<'a> {
+    fn of(view: &'a SessionView) -> Self {
+        let SessionView { profile, slots, .. } = view;
+        let queues = slots.queues.iter().map(|of| SubscriptionJson {
+            queue: of.queue.as_str(),
+            max_in_flight: of.max_in_flight.unwrap_or(0),
+        });
+        Self {
+            id: view.id.to_string(),
+            worker: &view.worker,
+            sdk: &view.sdk,
+            node: &profile.node,
+            queues: queues.collect(),
+            kinds: &profile.kinds,
+            max_in_flight: slots.max_in_flight,
+            in_flight: slots.in_flight,
+            ttl_left: write_span(view.ttl_left),
+            draining: slots.draining,
+            labels: &profile.labels,
+        }
+    }
+}
