@@ -224,6 +224,10 @@ fn accepted(
             field("run_time"),
             format!("must be at most {SPAN_MAX:?} ahead"),
         )),
+        Enqueued::ExpiresTooSoon => Err(Error::field(
+            field("expire_time"),
+            "must lie ahead, and after the time at which the job may run first",
+        )),
         Enqueued::NotTried => Ok(None),
     }
 }

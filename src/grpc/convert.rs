@@ -5,7 +5,7 @@ use std::time::Duration;
 use prost_types::{Duration as ProtoDuration, Timestamp as ProtoTimestamp};
 
 use crate::error::Violation;
-use crate::job::draft::{Draft, RawBackoff, RawSpan, RawStart, is_storable, span};
+use crate::job::draft::{Draft, RawBackoff, RawExpiry, RawSpan, RawStart, is_storable, span};
 use crate::job::limits::{
     ATTEMPT_SPAN_MAX, FAILURE_DETAIL_BYTES_MAX, FAILURE_MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX,
     REASON_BYTES_MAX, SPAN_MAX, WORD_BYTES_MAX,
@@ -39,6 +39,10 @@ pub fn draft(request: pb::EnqueueRequest) -> Draft {
             Some(pb::job_spec::Start::Delay(delay)) => RawStart::Delay(raw_span(delay)),
             Some(pb::job_spec::Start::RunTime(at)) => RawStart::At(raw_time(at)),
         },
+        expiry: spec.expiry.map(|expiry| match expiry {
+            pb::job_spec::Expiry::ExpireTime(at) => RawExpiry::At(raw_time(at)),
+            pb::job_spec::Expiry::ExpireIn(span) => RawExpiry::In(raw_span(span)),
+        }),
         max_attempts: spec.max_attempts,
         backoff: spec.backoff.map(|backoff| RawBackoff {
             initial: backoff.initial.map(raw_span),
@@ -93,7 +97,12 @@ pub fn job(job: Job) -> pb::Job {
             .idempotency_key
             .map(|key| key.as_str().to_owned())
             .unwrap_or_default(),
-        spec: Some(spec(job.spec, job.payload)),
+        spec: Some(pb::JobSpec {
+            expiry: job
+                .expire_time
+                .map(|time| pb::job_spec::Expiry::ExpireTime(timestamp(time))),
+            ..spec(job.spec, job.payload)
+        }),
         state: state(job.state),
         revision: job.revision,
         attempt: job.attempt,
@@ -338,6 +347,7 @@ fn spec(spec: JobSpec, payload: Option<Payload>) -> pb::JobSpec {
         payload: payload.map(proto_payload),
         priority: i32::from(spec.priority.number()),
         start: None,
+        expiry: None,
         max_attempts: spec.retry.max_attempts,
         backoff: Some(backoff(spec.retry)),
         timeout: Some(duration(spec.timeout.unwrap_or_default())),

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use super::members::Members;
 use crate::error::Violation;
-use crate::job::draft::{Draft, Fields, RawBackoff, RawStart};
+use crate::job::draft::{Draft, Fields, RawBackoff, RawExpiry, RawStart};
 use crate::job::{JobId, NewJob, Payload, Priority};
 
 /// Content type of a payload that is given as JSON.
@@ -41,6 +41,7 @@ pub fn new_job(
         payload,
         priority: priority(&mut members),
         start: start(&mut members),
+        expiry: expiry(&mut members),
         max_attempts: members.number("max_attempts").unwrap_or_default(),
         backoff: backoff(&mut members),
         timeout: members.span("timeout"),
@@ -191,6 +192,18 @@ fn start(members: &mut Members<'_>) -> RawStart {
         (Some(_), Some(_)) => {
             members.fault("run_time", "must not be given together with delay");
             RawStart::Now
+        }
+    }
+}
+
+fn expiry(members: &mut Members<'_>) -> Option<RawExpiry> {
+    match (members.span("expire_in"), members.time("expire_time")) {
+        (None, None) => None,
+        (Some(span), None) => Some(RawExpiry::In(span)),
+        (None, Some(time)) => Some(RawExpiry::At(time)),
+        (Some(_), Some(_)) => {
+            members.fault("expire_time", "must not be given together with expire_in");
+            None
         }
     }
 }

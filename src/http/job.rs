@@ -45,6 +45,8 @@ pub struct JobJson<'a> {
     create_time: String,
     run_time: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    expire_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     start_time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     finish_time: Option<String>,
@@ -187,6 +189,7 @@ impl<'a> JobJson<'a> {
             worker: &job.worker,
             create_time: write_time(job.create_time),
             run_time: write_time(job.run_time),
+            expire_time: job.expire_time.map(write_time),
             start_time: job.start_time.map(write_time),
             finish_time: job.finish_time.map(write_time),
             purge_time: job.purge_time.map(write_time),

@@ -77,6 +77,33 @@ async fn an_idempotency_key_comes_as_a_header_or_in_the_body() {
 }
 
 #[tokio::test]
+async fn a_job_that_nobody_begins_in_time_is_failed_and_says_so() {
+    let (address, _node) = serve().await;
+    let job = |rest: &str| format!(r#"{{"queue":"q","kind":"k",{rest}}}"#);
+    let made = post(address, "/jobs", job(r#""expire_in":"0.2s""#)).await;
+    assert_eq!(made.status, 201, "{}", made.text);
+    assert!(made.json()["expire_time"].as_str().unwrap().ends_with('Z'));
+    let id = made.json()["id"].as_str().unwrap().to_owned();
+    let ended = fetch(address, &format!("/jobs/{id}?wait=10s")).await;
+    let ended = ended.json();
+    assert_eq!(
+        (&ended["state"], &ended["last_failure"]["type"]),
+        (&json!("FAILED"), &json!("EXPIRED"))
+    );
+    for (bad, field) in [
+        (r#""expire_time":"2020-01-01T00:00:00Z""#, "expire_time"),
+        (r#""expire_in":"1s","delay":"2s""#, "expire_in"),
+        (
+            r#""expire_in":"1s","expire_time":"2090-01-01T00:00:00Z""#,
+            "expire_time",
+        ),
+    ] {
+        let refused = post(address, "/jobs", job(bad)).await;
+        assert_eq!(refused.problem().2, [field], "{bad}");
+    }
+}
+
+#[tokio::test]
 async fn a_batch_is_all_or_none_and_names_the_bad_one() {
     let (address, _node) = serve().await;
     let bad = post(

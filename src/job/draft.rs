@@ -8,13 +8,14 @@ use sha2::{Digest, Sha256};
 
 use super::id::NAME_SHAPE;
 use super::limits::{
-    ATTEMPT_SPAN_MAX, BACKOFF_FACTOR_MAX, BACKOFF_MIN, LABELS_BYTES_MAX, LABELS_MAX,
+    ATTEMPT_SPAN_MAX, BACKOFF_FACTOR_MAX, BACKOFF_MIN, EXPIRE_IN_MIN, LABELS_BYTES_MAX, LABELS_MAX,
     MAX_ATTEMPTS_MAX, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, RETENTION_DEFAULT, SPAN_MAX,
     TIMEOUT_DEFAULT, WORD_BYTES_MAX,
 };
+use super::time::micros;
 use super::{
-    IdempotencyKey, JobId, JobSpec, Kind, NewJob, Payload, Priority, QueueName, RetryPolicy, Start,
-    Timestamp,
+    Expiry, IdempotencyKey, JobId, JobSpec, Kind, NewJob, Payload, Priority, QueueName,
+    RetryPolicy, Start, Timestamp,
 };
 use crate::error::Violation;
 
@@ -50,6 +51,15 @@ pub enum RawStart {
     At(RawSpan),
 }
 
+/// Until when to begin, as the wire has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RawExpiry {
+    /// From now.
+    In(RawSpan),
+    /// Seconds and nanoseconds since 1970.
+    At(RawSpan),
+}
+
 /// An enqueue request as a face has read it, before anything is checked.
 #[derive(Debug, Clone, Default)]
 pub struct Draft {
@@ -67,6 +77,8 @@ pub struct Draft {
     pub priority: Option<Result<Priority, i32>>,
     /// When to start.
     pub start: RawStart,
+    /// Absent: no time is too late.
+    pub expiry: Option<RawExpiry>,
     /// 0: the default.
     pub max_attempts: u32,
     /// Absent: the default.
@@ -149,6 +161,7 @@ impl Draft {
             }
             RawStart::At(raw) => Start::At(faults.time("run_time", raw)),
         };
+        let expiry = self.expiry.map(|raw| faults.expiry(raw, start));
         let retry = faults.retry(self.max_attempts, self.backoff);
         let timeout = match self.timeout {
             None => Some(TIMEOUT_DEFAULT),
@@ -183,13 +196,14 @@ impl Draft {
                     labels: self.labels,
                     headers: self.headers,
                 };
-                let fingerprint = fingerprint(&spec, &payload, start);
+                let fingerprint = fingerprint(&spec, &payload, start, expiry);
                 Ok(NewJob {
                     id,
                     idempotency_key,
                     spec,
                     payload,
                     start,
+                    expiry,
                     fingerprint,
                 })
             }
@@ -266,6 +280,26 @@ impl Faults<'_> {
             self.add(field, why);
             Timestamp(0)
         })
+    }
+
+    /// What compares with a moment of the database is for its clock to judge.
+    fn expiry(&mut self, raw: RawExpiry, start: Start) -> Expiry {
+        const TOO_SOON: &str = "must be after the time at which the job may run first";
+        match raw {
+            RawExpiry::In(raw) => {
+                let span = self.span("expire_in", raw, EXPIRE_IN_MIN, SPAN_MAX);
+                let is_too_soon =
+                    matches!(start, Start::After(delay) if micros(span) <= micros(delay));
+                self.require(!is_too_soon, "expire_in", || TOO_SOON.into());
+                Expiry::After(span)
+            }
+            RawExpiry::At(raw) => {
+                let time = self.time("expire_time", raw);
+                let is_too_soon = matches!(start, Start::At(start) if time <= start);
+                self.require(!is_too_soon, "expire_time", || TOO_SOON.into());
+                Expiry::At(time)
+            }
+        }
     }
 
     fn payload(&mut self, payload: Option<Payload>) -> Payload {
@@ -359,8 +393,14 @@ pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), String> {
 
 /// Hashes what makes a request the same request: its fields by value, each with its length before it. Not the encoded
 /// message (protobuf is not canonical), not the id or the idempotency key, which say whose request it is, and not the
-/// headers (a retried call has a new trace).
-fn fingerprint(spec: &JobSpec, payload: &Payload, start: Start) -> [u8; 32] {
+/// headers (a retried call has a new trace). What came later than the first version is only hashed where it is used, under
+/// a word that is no label's key: rows are there whose fingerprints know nothing of it.
+fn fingerprint(
+    spec: &JobSpec,
+    payload: &Payload,
+    start: Start,
+    expiry: Option<Expiry>,
+) -> [u8; 32] {
     let mut hash = Sha256::new();
     let mut put = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_be_bytes());
@@ -384,6 +424,17 @@ fn fingerprint(spec: &JobSpec, payload: &Payload, start: Start) -> [u8; 32] {
     put(&spec.retry.factor.to_be_bytes());
     put(&spec.timeout.unwrap_or_default().as_nanos().to_be_bytes());
     put(&spec.retention.as_nanos().to_be_bytes());
+    match expiry {
+        None => {}
+        Some(Expiry::After(span)) => {
+            put(b"=expire_in");
+            put(&span.as_nanos().to_be_bytes());
+        }
+        Some(Expiry::At(time)) => {
+            put(b"=expire_time");
+            put(&time.0.to_be_bytes());
+        }
+    }
     for (key, value) in &spec.labels {
         put(key.as_bytes());
         put(value.as_bytes());

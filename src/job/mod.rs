@@ -101,6 +101,36 @@ pub enum Start {
     At(Timestamp),
 }
 
+impl Start {
+    /// When it may run first, of a job that is accepted `now`.
+    pub fn of(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::Now => now,
+            Self::After(delay) => now.after(delay),
+            Self::At(time) => time,
+        }
+    }
+}
+
+/// Until when a new job is worth beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expiry {
+    /// So long after it was accepted.
+    After(Duration),
+    /// Until this time.
+    At(Timestamp),
+}
+
+impl Expiry {
+    /// The time from which on a job that was accepted `now` is not begun any more.
+    pub fn of(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::After(span) => now.after(span),
+            Self::At(time) => time,
+        }
+    }
+}
+
 /// A job to accept. [`draft::Draft`] is the only way to make one from what a client sent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewJob {
@@ -114,6 +144,8 @@ pub struct NewJob {
     pub payload: Payload,
     /// When it may run first.
     pub start: Start,
+    /// Until when it is worth beginning; `None`: for ever.
+    pub expiry: Option<Expiry>,
     /// What makes two requests under one id or key the same request: SHA-256 over the request's fields, those two aside.
     pub fingerprint: [u8; 32],
 }
@@ -127,6 +159,17 @@ impl NewJob {
             .as_ref()
             .map_or(0, |key| key.as_str().len());
         self.payload.data.len() + key + words.map(|(k, v)| k.len() + v.len()).sum::<usize>()
+    }
+
+    /// When it expires if it is accepted `now`.
+    pub fn expire_time(&self, now: Timestamp) -> Option<Timestamp> {
+        self.expiry.map(|expiry| expiry.of(now))
+    }
+
+    /// Accepted `now`, it would expire before it could begin.
+    pub fn expires_too_soon(&self, now: Timestamp) -> bool {
+        let begins = self.start.of(now).max(now);
+        self.expire_time(now).is_some_and(|end| end <= begins)
     }
 
     /// Where its idempotency key is the only one of its kind.
@@ -162,7 +205,8 @@ pub struct Job {
     pub releases: u32,
     /// What the handler returned. `None` in a basic view.
     pub output: Option<Payload>,
-    /// Of the newest attempt that failed or timed out, or whose lost lease was one too many. `None` in a basic view.
+    /// Of the newest attempt that failed or timed out, or whose lost lease was one too many; of a job that is FAILED and
+    /// never began, that it expired. `None` in a basic view.
     pub last_failure: Option<Failure>,
     /// Of the newest attempt that reported any. `None` in a basic view.
     pub progress: Option<Progress>,
@@ -172,6 +216,8 @@ pub struct Job {
     pub create_time: Timestamp,
     /// When it is, or was, due.
     pub run_time: Timestamp,
+    /// If it has not begun by then, it never does. `None`: no time is too late.
+    pub expire_time: Option<Timestamp>,
     /// When the current or last attempt was handed out.
     pub start_time: Option<Timestamp>,
     /// When it became final.
@@ -207,11 +253,17 @@ impl Job {
             worker: String::new(),
             create_time,
             run_time,
+            expire_time: new.expire_time(create_time),
             start_time: None,
             finish_time: None,
             purge_time: None,
             attempts: Vec::new(),
         }
+    }
+
+    /// Why it is FAILED though none of its attempts says so: it never began.
+    pub fn failed_unbegun(&self) -> Option<Failure> {
+        (self.state == JobState::Failed && self.attempt == 0).then(Failure::expired)
     }
 }
 

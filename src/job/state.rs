@@ -12,7 +12,7 @@ pub enum JobState {
     Running = 3,
     /// Final: its result is recorded.
     Succeeded = 4,
-    /// Final unless retried by hand: the dead letter.
+    /// Final unless retried by hand: the dead letter. Among them are those that had expired before they began.
     Failed = 5,
     /// Final unless retried by hand.
     Cancelled = 6,
@@ -81,6 +81,8 @@ pub enum Cause {
     LeaseLost,
     /// A late success of the lease that was lost, while nobody else has had the job.
     Salvage,
+    /// It had not begun by its expire time.
+    Expiry,
     /// Somebody cancelled it.
     Cancel,
     /// Somebody brought it back by hand.
@@ -104,6 +106,8 @@ pub const TRANSITIONS: &[(Option<JobState>, Cause, JobState)] = {
         (Some(Running), LeaseLost, Queued),
         (Some(Running), LeaseLost, Failed),
         (Some(Queued), Salvage, Succeeded),
+        (Some(Scheduled), Expiry, Failed),
+        (Some(Queued), Expiry, Failed),
         (Some(Scheduled), Cancel, Cancelled),
         (Some(Queued), Cancel, Cancelled),
         (Some(Running), Cancel, Cancelled),

@@ -94,6 +94,8 @@ pub enum Enqueued {
     IdOutOfTime,
     /// `run_time` is further ahead than the bound.
     StartTooFar,
+    /// It would expire before it could begin.
+    ExpiresTooSoon,
     /// Only for [`Unit::All`]: nothing is wrong with this one, but another was refused.
     NotTried,
 }
@@ -103,7 +105,11 @@ impl Enqueued {
     pub fn is_refused(&self) -> bool {
         match self {
             Self::Created(_) | Self::Existed(_) | Self::NotTried => false,
-            Self::Conflict | Self::KeyConflict(_) | Self::IdOutOfTime | Self::StartTooFar => true,
+            Self::Conflict
+            | Self::KeyConflict(_)
+            | Self::IdOutOfTime
+            | Self::StartTooFar
+            | Self::ExpiresTooSoon => true,
         }
     }
 }
@@ -411,7 +417,7 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<JobPage>;
     /// Cancels a job that is not final.
     async fn cancel(&self, job: JobId, reason: String) -> Result<Cancelled>;
-    /// Brings a FAILED or CANCELLED job back, due after `delay`.
+    /// Brings a FAILED or CANCELLED job back, due after `delay`. Its expire time does not count any more.
     async fn retry(&self, job: JobId, delay: Duration) -> Result<Retried>;
 
     /// Makes a session, alive for its TTL from now, attached once.
@@ -436,7 +442,8 @@ pub trait Store: Send + Sync + 'static {
     /// Ends sessions: what they still have RUNNING is a lost lease, at once instead of after the TTL.
     async fn close_sessions(&self, sessions: Vec<Attached>) -> Result<()>;
 
-    /// Hands jobs out: each QUEUED one becomes RUNNING, attempt + 1, if its session is alive under that attach number.
+    /// Hands jobs out: each QUEUED one becomes RUNNING, attempt + 1, if its session is alive under that attach number. One
+    /// that has expired without having begun is answered `NotQueued`.
     /// Once [`crate::job::limits::GRANT_BYTES_MAX`] of payload are handed out, the rest is answered `Locked`.
     async fn grant(&self, node: NodeId, asks: Vec<Ask>) -> Result<Vec<Granted>>;
     /// Records how attempts ended, fenced by job, attempt and session (I2, I4).
@@ -474,6 +481,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Makes SCHEDULED jobs QUEUED whose time has come.
     async fn promote(&self, limit: usize) -> Result<Swept>;
+    /// Makes jobs FAILED whose expire time has come and that have not begun. `changed` also counts those that have begun,
+    /// and of which it forgets that they could expire.
+    async fn expire_jobs(&self, limit: usize) -> Result<Swept>;
     /// Shows that somebody is alive; by the gaps between these touches the store knows when it, or everybody, was away.
     async fn touch_pulse(&self) -> Result<()>;
     /// Ends sessions that were not renewed and takes their jobs back, unless it is a time of grace after an outage.

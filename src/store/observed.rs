@@ -346,6 +346,11 @@ impl Store for Observed {
         self.run(step("promote", limit), work).await
     }
 
+    async fn expire_jobs(&self, limit: usize) -> Result<Swept> {
+        let work = move |store: Arc<dyn Store>| async move { store.expire_jobs(limit).await };
+        self.run(step("expire_jobs", limit), work).await
+    }
+
     async fn touch_pulse(&self) -> Result<()> {
         let work = |store: Arc<dyn Store>| async move { store.touch_pulse().await };
         self.run(step("touch_pulse", 1), work).await

@@ -62,6 +62,7 @@ mod store_backlog;
 mod store_cancel;
 mod store_clock;
 mod store_enqueue;
+mod store_expiry;
 mod store_fence;
 mod store_keys;
 mod store_lease;

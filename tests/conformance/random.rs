@@ -22,6 +22,8 @@ enum Op {
     Enqueue {
         count: usize,
         delay: u64,
+        /// Ticks beyond its delay within which it must begin; 0: none.
+        begins_within: u64,
         max_attempts: u32,
         unit: bool,
     },
@@ -42,6 +44,7 @@ enum Op {
     Retry(No, u64),
     Pass(u64),
     Promote,
+    ExpireJobs,
     Expire,
     Retain,
     Tidy,
@@ -54,8 +57,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     // Mostly the present stream; at times one that is over.
     let is_present = || prop::bool::weighted(0.9);
     let op = prop_oneof![
-        4 => (1..4_usize, prop_oneof![3 => Just(0), 1 => 1..5_u64], 1..4_u32, any::<bool>())
-            .prop_map(|(count, delay, max_attempts, unit)| Op::Enqueue { count, delay, max_attempts, unit }),
+        4 => (1..4_usize, prop_oneof![3 => Just(0), 1 => 1..5_u64], prop_oneof![3 => Just(0), 1 => 1..5_u64], 1..4_u32, any::<bool>())
+            .prop_map(|(count, delay, begins_within, max_attempts, unit)| Op::Enqueue { count, delay, begins_within, max_attempts, unit }),
         1 => (no(), any::<bool>(), any::<bool>()).prop_map(|(job, other, all)| Op::EnqueueAgain { job, other, all }),
         2 => Just(Op::Open),
         2 => (no(), 0..3_u64).prop_map(|(s, up)| Op::Attach(s, up)),
@@ -68,6 +71,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => (no(), prop_oneof![Just(0), 1..4_u64]).prop_map(|(j, d)| Op::Retry(j, d)),
         3 => prop_oneof![4 => 1..4_u64, 2 => Just(TTL), 1 => Just(RETENTION)].prop_map(Op::Pass),
         2 => Just(Op::Promote),
+        2 => Just(Op::ExpireJobs),
         3 => Just(Op::Expire),
         1 => Just(Op::Retain),
         1 => Just(Op::Tidy),

@@ -284,6 +284,9 @@ impl Stage {
         let promoted = self.verbs.store.promote(BATCH).await;
         promoted.expect("promote answers");
         self.within(when, "promote", ids(BATCH)).await;
+        let expired = self.verbs.store.expire_jobs(BATCH).await;
+        expired.expect("expire_jobs answers");
+        self.within(when, "expire_jobs", ids(BATCH)).await;
         self.expire(when).await;
         let retained = self.verbs.store.retain(BATCH).await;
         retained.expect("retain answers");

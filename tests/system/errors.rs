@@ -102,6 +102,14 @@ async fn each_bad_field_is_named_over_grpc() {
         ),
         (with(|job| job.max_attempts = u32::MAX), "job.max_attempts"),
         (
+            with(|job| job.expiry = seconds(0).map(pb::job_spec::Expiry::ExpireIn)),
+            "job.expire_in",
+        ),
+        (
+            with(|job| job.expiry = Some(pb::job_spec::Expiry::ExpireTime(Default::default()))),
+            "job.expire_time",
+        ),
+        (
             with(|job| {
                 job.backoff = Some(pb::Backoff {
                     factor: f64::NAN,

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 use worker_sdk::{Client, Job, JobState, ListJobsRequest, NewJob};
@@ -89,6 +89,7 @@ journeys!(
     a_handler_says_how_it_ends,
     a_panic_is_a_failure_and_not_the_end_of_the_worker,
     a_scheduled_job_waits_for_its_time,
+    a_job_that_has_expired_never_runs,
     a_cancelled_job_never_runs_and_a_running_one_is_told,
     an_attempt_past_its_timeout_has_failed,
     a_job_of_an_unknown_kind_is_released,
@@ -289,6 +290,28 @@ async fn a_scheduled_job_waits_for_its_time(world: World) {
         (began.seconds, began.nanos) >= (due.seconds, due.nanos),
         "not before its time"
     );
+    worker.stop().await;
+}
+
+async fn a_job_that_has_expired_never_runs(world: World) {
+    // Nobody works yet.
+    let brief = NewJob::new("echo", &1).unwrap();
+    let expired = world
+        .add(brief.expires_in(Duration::from_millis(300)))
+        .await;
+    let later = SystemTime::UNIX_EPOCH + Duration::from_secs(4_000_000_000);
+    let timely = NewJob::new("echo", &2).unwrap().expires_at(later);
+    let timely = world.add(timely).await;
+    let job = world.ended(&expired).await;
+    assert_eq!((job.state(), job.attempt), (JobState::Failed, 0));
+    assert_eq!(job.last_failure.unwrap().r#type, "EXPIRED");
+
+    let worker = world.worker();
+    assert_eq!(world.ended(&timely).await.state(), JobState::Succeeded);
+    assert_eq!(runs(&world.log).len(), 1, "the other one never ran");
+    // By hand it does.
+    world.ask.retry(&expired, None).await.unwrap();
+    assert_eq!(world.ended(&expired).await.state(), JobState::Succeeded);
     worker.stop().await;
 }
 

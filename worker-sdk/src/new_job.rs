@@ -91,6 +91,21 @@ impl NewJob {
         self
     }
 
+    /// If it has not begun within this time from now, it never does, and is
+    /// FAILED with type `EXPIRED`. Default: no time is too late.
+    pub fn expires_in(mut self, span: Duration) -> Self {
+        let span = self.wire("expire_in", span);
+        self.spec.expiry = span.map(proto::job_spec::Expiry::ExpireIn);
+        self
+    }
+
+    /// If it has not begun by this time, it never does, and is FAILED with type
+    /// `EXPIRED`. Default: no time is too late.
+    pub fn expires_at(mut self, time: SystemTime) -> Self {
+        self.spec.expiry = Some(proto::job_spec::Expiry::ExpireTime(time.into()));
+        self
+    }
+
     /// How many attempts may fail before the job is FAILED. Default 25.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.spec.max_attempts = attempts;

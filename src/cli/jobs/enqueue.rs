@@ -38,6 +38,12 @@ pub(super) struct Args {
     /// When it is due, as 2030-01-31T12:00:00Z
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak, conflicts_with = "delay")]
     run_time: Option<SystemTime>,
+    /// If it has not begun within this time from now, it never does
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    expire_in: Option<Duration>,
+    /// If it has not begun by then, it never does
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak, conflicts_with = "expire_in")]
+    expire_time: Option<SystemTime>,
     /// How many attempts may fail [default: the server's, 25]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_attempts: Option<u32>,
@@ -149,6 +155,12 @@ fn new_job(args: Args) -> Result<NewJob, Failure> {
     }
     if let Some(time) = args.run_time {
         job = job.run_time(time);
+    }
+    if let Some(span) = args.expire_in {
+        job = job.expires_in(span);
+    }
+    if let Some(time) = args.expire_time {
+        job = job.expires_at(time);
     }
     if let Some(attempts) = args.max_attempts {
         job = job.max_attempts(attempts);

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use worker_sdk::proto::{Attempt, Backoff, Failure, JobSpec, payload::Body};
 use worker_sdk::{Job, Payload};
 
-use super::show::{bytes, ending, level, time, word};
+use super::show::{bytes, ending, expire_time, level, time, word};
 use crate::cli::terminal;
 
 /// The job's JSON, on one line or, `pretty`, on many.
@@ -71,6 +71,8 @@ struct JobJson<'a> {
     create_time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     run_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expire_time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     start_time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -158,6 +160,7 @@ impl<'a> JobJson<'a> {
             worker: &job.worker,
             create_time: time(job.create_time.as_ref()),
             run_time: time(job.run_time.as_ref()),
+            expire_time: expire_time(spec),
             start_time: time(job.start_time.as_ref()),
             finish_time: time(job.finish_time.as_ref()),
             purge_time: time(job.purge_time.as_ref()),

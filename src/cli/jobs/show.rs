@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use worker_sdk::proto::{AttemptOutcome, Failure, payload::Body};
+use worker_sdk::proto::{AttemptOutcome, Failure, JobSpec, job_spec::Expiry, payload::Body};
 use worker_sdk::{Job, JobState, Payload, Priority};
 
 use super::json::json;
@@ -141,6 +141,7 @@ fn details(job: &Job) -> Vec<(&'static str, String)> {
             .into_iter()
             .filter_map(|(name, at)| Some((name, time(at.as_ref())?))),
     );
+    lines.extend(expire_time(&spec).map(|time| ("expires", time)));
     if !job.idempotency_key.is_empty() {
         lines.push(("key", plain(&job.idempotency_key)));
     }
@@ -219,6 +220,14 @@ fn short(name: &'static str, prefix: &str) -> &'static str {
 /// Times and spans as proto3 JSON writes them.
 pub(super) fn time(at: Option<&impl ToString>) -> Option<String> {
     at.map(ToString::to_string)
+}
+
+/// When it expires if it has not begun; a job that is read has it as a time.
+pub(super) fn expire_time(spec: &JobSpec) -> Option<String> {
+    match &spec.expiry {
+        Some(Expiry::ExpireTime(at)) => time(Some(at)),
+        Some(Expiry::ExpireIn(_)) | None => None,
+    }
 }
 
 /// A body as bytes, whatever its form.

@@ -55,9 +55,9 @@ macro_rules! list {
   SELECT id FROM scanned s
    WHERE (cardinality($3::text[]) = 0 OR kind = ANY ($3)) AND (cardinality($4::int2[]) = 0 OR state = ANY ($4))
      AND create_time BETWEEN $9 AND $10 AND is_labelled
-     AND ($11::text IS NULL OR $11 = (
+     AND ($11::text IS NULL OR $11 = CASE WHEN is_expired THEN 'EXPIRED' ELSE (
            SELECT failure_type FROM attempts WHERE job = s.id AND (outcome IN (2, 3) OR failure_type = 'LEASES_LOST')
-            ORDER BY attempt DESC LIMIT 1))
+            ORDER BY attempt DESC LIMIT 1) END)
    ORDER BY id DESC LIMIT $5)
 SELECT ARRAY(SELECT id FROM picked ORDER BY id DESC) AS ids, (SELECT count(*) FROM scanned) AS scanned,
        (SELECT id FROM scanned ORDER BY id LIMIT 1) AS last"
@@ -67,7 +67,7 @@ SELECT ARRAY(SELECT id FROM picked ORDER BY id DESC) AS ids, (SELECT count(*) FR
 /// What is seen of a row.
 macro_rules! seen {
     () => {
-        "SELECT id, kind, state, create_time, ($8::text IS NULL OR coalesce(labels @> $8::text::jsonb, false)) AS is_labelled FROM jobs "
+        "SELECT id, kind, state, create_time, state = 5 AND attempt = 0 AS is_expired, ($8::text IS NULL OR coalesce(labels @> $8::text::jsonb, false)) AS is_labelled FROM jobs "
     };
 }
 const LIST_ALL: &str = list!(concat!(
@@ -106,7 +106,7 @@ done AS (
          failures = 0, lost_leases = 0, released_in_row = 0,
          run_time = c.now + $2, due_at = CASE WHEN $2 > 0 THEN c.now + $2 END,
          queued_time = CASE WHEN $2 > 0 THEN j.queued_time ELSE c.now END,
-         finish_time = NULL, purge_time = NULL, failed_at = NULL, timeout_time = NULL
+         finish_time = NULL, purge_time = NULL, failed_at = NULL, timeout_time = NULL, expire_at = NULL
     FROM clock c, locked l WHERE j.id = l.id AND j.state = l.was
   RETURNING j.*, l.was, c.now),
 segmented AS (
@@ -231,6 +231,9 @@ fn add_attempts(found: &mut HashMap<JobId, Job>, rows: &[PgRow]) -> Result<()> {
         job.attempts.push(record);
     }
     for job in found.values_mut() {
+        if job.last_failure.is_none() {
+            job.last_failure = job.failed_unbegun();
+        }
         let extra = job.attempts.len().saturating_sub(ATTEMPTS_SHOWN);
         job.attempts.drain(..extra);
     }

@@ -9,7 +9,9 @@ use super::pool::Pool;
 use crate::error::{Error, Result};
 use crate::job::limits::{ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX};
 use crate::job::time::micros;
-use crate::job::{IdempotencyKey, Job, JobId, JobState, NewJob, QueueName, Start, Timestamp};
+use crate::job::{
+    Expiry, IdempotencyKey, Job, JobId, JobState, NewJob, QueueName, Start, Timestamp,
+};
 use crate::store::known::Known;
 use crate::store::{EnqueueAnswer, Enqueued, Unit};
 
@@ -67,6 +69,20 @@ fn key(job: &&NewJob) -> Option<String> {
         .map(|key| key.as_str().to_owned())
 }
 
+fn expire_in(job: &&NewJob) -> Option<i64> {
+    match job.expiry {
+        Some(Expiry::After(span)) => Some(micros(span)),
+        _ => None,
+    }
+}
+
+fn expire_time(job: &&NewJob) -> Option<i64> {
+    match job.expiry {
+        Some(Expiry::At(time)) => Some(time.0),
+        _ => None,
+    }
+}
+
 /// One answer a job. Errors: `Unavailable` when it is not known what became of one.
 fn answers(jobs: &[NewJob], mut known: Known, now: Timestamp) -> Result<Vec<Enqueued>> {
     let answer = |new: &NewJob| {
@@ -78,11 +94,7 @@ fn answers(jobs: &[NewJob], mut known: Known, now: Timestamp) -> Result<Vec<Enqu
 
 /// A job that was accepted `now`.
 fn created(job: &NewJob, now: Timestamp) -> Job {
-    let run_time = match job.start {
-        Start::Now => now,
-        Start::After(delay) => now.after(delay),
-        Start::At(start) => start.max(now),
-    };
+    let run_time = job.start.of(now).max(now);
     let state = match run_time > now {
         true => JobState::Scheduled,
         false => JobState::Queued,
@@ -95,6 +107,9 @@ fn out_of_bounds(job: &NewJob, now: Timestamp) -> Option<Enqueued> {
     if at.0 < now.0 - micros(ID_AGE_MAX) || at > now.after(ID_AHEAD_MAX) {
         return Some(Enqueued::IdOutOfTime);
     }
-    matches!(job.start, Start::At(start) if start > now.after(SPAN_MAX))
-        .then_some(Enqueued::StartTooFar)
+    if matches!(job.start, Start::At(start) if start > now.after(SPAN_MAX)) {
+        return Some(Enqueued::StartTooFar);
+    }
+    job.expires_too_soon(now)
+        .then_some(Enqueued::ExpiresTooSoon)
 }

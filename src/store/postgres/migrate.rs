@@ -23,6 +23,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "ids of batches as they are",
         include_str!("migrations/0003_plain_ids.sql"),
     ),
+    (
+        5,
+        "expire times",
+        include_str!("migrations/0005_expire_time.sql"),
+    ),
 ];
 
 /// Any number that nobody else locks.

@@ -190,6 +190,9 @@ impl Store for PostgresStore {
     async fn promote(&self, limit: usize) -> Result<Swept> {
         sweep::promote(&self.loops, limit).await
     }
+    async fn expire_jobs(&self, limit: usize) -> Result<Swept> {
+        sweep::expire_jobs(&self.loops, limit).await
+    }
     async fn touch_pulse(&self) -> Result<()> {
         session::touch_pulse(&self.hot).await
     }

@@ -20,7 +20,7 @@ macro_rules! job_columns {
     () => {
         "id, revision, create_time, run_time, start_time, finish_time, purge_time, timeout, retention, backoff_initial, \
          backoff_max, backoff_factor, attempt, failures, lost_leases, releases, max_attempts, state, priority, queue, \
-         kind, worker, idempotency_key, labels::text AS labels, headers::text AS headers"
+         kind, worker, idempotency_key, expire_time, labels::text AS labels, headers::text AS headers"
     };
 }
 pub(super) use job_columns;
@@ -97,6 +97,7 @@ pub(super) fn job(row: &PgRow, view: View) -> Result<Job> {
         worker: column(row, "worker")?,
         create_time: Timestamp(column(row, "create_time")?),
         run_time: Timestamp(column(row, "run_time")?),
+        expire_time: column::<Option<i64>>(row, "expire_time")?.map(Timestamp),
         start_time: column::<Option<i64>>(row, "start_time")?.map(Timestamp),
         finish_time: column::<Option<i64>>(row, "finish_time")?.map(Timestamp),
         purge_time: column::<Option<i64>>(row, "purge_time")?.map(Timestamp),

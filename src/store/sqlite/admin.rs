@@ -26,10 +26,10 @@ SELECT id, queue, kind, state, create_time FROM jobs
  WHERE queue = ?4 AND id < ?1 AND id >= ?2 ORDER BY id DESC LIMIT ?3";
 /// Only for filters that ask for them.
 const LABELS_AND_FAILURES: &str = "
-SELECT p.id, p.labels, (
-         SELECT failure_kind FROM attempts WHERE job = p.id AND outcome IN (2, 3, 4, 5) AND failure_kind IS NOT NULL
-          ORDER BY attempt DESC LIMIT 1)
-  FROM payloads p WHERE p.id IN (SELECT unhex(value) FROM json_each(?1))";
+SELECT j.id, p.labels, CASE WHEN j.state = 5 AND j.attempt = 0 THEN 'EXPIRED' ELSE (
+         SELECT failure_kind FROM attempts WHERE job = j.id AND outcome IN (2, 3, 4, 5) AND failure_kind IS NOT NULL
+          ORDER BY attempt DESC LIMIT 1) END
+  FROM jobs j JOIN payloads p ON p.id = j.id WHERE j.id IN (SELECT unhex(value) FROM json_each(?1))";
 const SIZES: &str = "
 SELECT j.id, octet_length(p.labels) + octet_length(p.headers)
        + CASE WHEN ?2 THEN j.bytes + coalesce((SELECT length(checkpoint) FROM progress WHERE id = j.id), 0) + (
@@ -266,6 +266,7 @@ pub(super) async fn retry(store: &SqliteStore, id: JobId, delay: Duration) -> Re
     change.new.failures = 0;
     change.new.lost_leases = 0;
     change.new.released_in_row = 0;
+    change.new.expire_at = None;
     let segments = apply(&mut tx, now, &[change]).await?;
     let job = known(&mut tx, id).await?;
     commit(tx).await?;

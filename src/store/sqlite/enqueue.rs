@@ -10,7 +10,6 @@ use super::fault::{broken, fault};
 use super::row::{Bodies, Shapes, batch, packed, put_number};
 use super::{SqliteStore, backlog, commit, row};
 use crate::error::{Error, Result};
-use crate::job::Start;
 use crate::job::limits::{ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX};
 use crate::job::time::micros;
 use crate::job::{Job, JobId, JobSpec, JobState, NewJob, Payload, Timestamp};
@@ -27,17 +26,18 @@ SELECT j.id, j.fingerprint FROM json_each(?1) AS n CROSS JOIN jobs j
 const INSERT_JOBS: &str = "
 INSERT INTO jobs (id, queue, kind, priority, state, revision, attempt, failures, lost_leases, releases, released_in_row,
                   max_attempts, backoff_initial, backoff_max, backoff_factor, timeout, retention, fingerprint, worker,
-                  create_time, run_time, queue_time, bytes, idempotency_key)
+                  create_time, run_time, queue_time, bytes, idempotency_key, expire_time, expire_at)
 WITH shapes AS MATERIALIZED (
   SELECT key AS shape, value->>'$[0]' AS queue, value->>'$[1]' AS kind, value->>'$[2]' AS priority,
          value->>'$[3]' AS state, value->>'$[4]' AS max_attempts, value->>'$[5]' AS backoff_initial,
          value->>'$[6]' AS backoff_max, value->>'$[7]' AS backoff_factor, value->>'$[8]' AS timeout,
-         value->>'$[9]' AS retention, value->>'$[10]' AS run_time, value->>'$[11]' AS idempotency_key
+         value->>'$[9]' AS retention, value->>'$[10]' AS run_time, value->>'$[11]' AS idempotency_key,
+         value->>'$[12]' AS expire_time
     FROM json_each(?2))
 SELECT substr(?3, 16 * n.key + 1, 16), s.queue, s.kind, s.priority, s.state, 1, 0, 0, 0, 0, 0,
        s.max_attempts, s.backoff_initial, s.backoff_max, s.backoff_factor, s.timeout, s.retention,
        substr(?4, 32 * n.key + 1, 32), '', ?6, s.run_time, CASE s.state WHEN 2 THEN ?6 END,
-       CAST(substr(?5, 20 * n.key + 1, 20) AS INTEGER), s.idempotency_key
+       CAST(substr(?5, 20 * n.key + 1, 20) AS INTEGER), s.idempotency_key, s.expire_time, s.expire_time
   FROM json_each(?1) AS n CROSS JOIN shapes s ON s.shape = n.value";
 const INSERT_PAYLOADS: &str = "
 INSERT INTO payloads (id, labels, headers, content_type, is_text, data)
@@ -151,13 +151,12 @@ fn judge(new: &NewJob, now: Timestamp) -> Enqueued {
     if made.after(ID_AGE_MAX) < now || made > now.after(ID_AHEAD_MAX) {
         return Enqueued::IdOutOfTime;
     }
-    let run_time = match new.start {
-        Start::Now => now,
-        Start::After(delay) => now.after(delay),
-        Start::At(time) => time,
-    };
+    let run_time = new.start.of(now);
     if run_time > now.after(SPAN_MAX) {
         return Enqueued::StartTooFar;
+    }
+    if new.expires_too_soon(now) {
+        return Enqueued::ExpiresTooSoon;
     }
     let state = match run_time <= now {
         true => JobState::Queued,
@@ -239,7 +238,7 @@ fn job_shape(job: &Job) -> impl Eq + Hash + use<'_> {
         (retry.max_attempts, retry.initial, retry.max),
         retry.factor.to_bits(),
         (job.spec.timeout, job.spec.retention),
-        (job.state.number(), job.run_time.0),
+        (job.state.number(), job.run_time, job.expire_time),
         &job.idempotency_key,
     )
 }
@@ -261,6 +260,7 @@ fn job_row(job: &Job) -> impl serde::Serialize + use<> {
         job.idempotency_key
             .as_ref()
             .map(|key| key.as_str().to_owned()),
+        job.expire_time.map(|time| time.0),
     )
 }
 

@@ -266,6 +266,10 @@ impl Store for SqliteStore {
         sweep::promote(self, limit).await
     }
 
+    async fn expire_jobs(&self, limit: usize) -> Result<Swept> {
+        sweep::expire_jobs(self, limit).await
+    }
+
     async fn touch_pulse(&self) -> Result<()> {
         sweep::touch_pulse(self).await
     }

@@ -22,7 +22,8 @@ use crate::job::{
 const JOBS: &str = "
 SELECT j.id, j.queue, j.kind, j.priority, j.state, j.revision, j.attempt, j.failures, j.lost_leases, j.releases,
        j.max_attempts, j.backoff_initial, j.backoff_max, j.backoff_factor, j.timeout, j.retention, j.worker,
-       j.create_time, j.run_time, j.start_time, j.finish_time, j.purge_time, j.idempotency_key, p.labels, p.headers
+       j.create_time, j.run_time, j.start_time, j.finish_time, j.purge_time, j.idempotency_key, j.expire_time, p.labels,
+       p.headers
   FROM jobs j JOIN payloads p ON p.id = j.id
  WHERE j.id IN (SELECT unhex(value) FROM json_each(?1))";
 const PAYLOADS: &str = "
@@ -122,7 +123,9 @@ pub(super) async fn complete(
             .fetch_optional(&mut *connection)
             .await
             .map_err(fault)?;
-        job.last_failure = failed.and_then(AttemptRow::into_failure);
+        job.last_failure = failed
+            .and_then(AttemptRow::into_failure)
+            .or_else(|| job.failed_unbegun());
     }
     Ok(())
 }
@@ -274,6 +277,7 @@ struct JobRow {
     finish_time: Option<i64>,
     purge_time: Option<i64>,
     idempotency_key: Option<String>,
+    expire_time: Option<i64>,
     labels: String,
     headers: String,
 }
@@ -315,6 +319,7 @@ impl JobRow {
             worker: self.worker,
             create_time: Timestamp(self.create_time),
             run_time: Timestamp(self.run_time),
+            expire_time: self.expire_time.map(Timestamp),
             start_time: self.start_time.map(Timestamp),
             finish_time: self.finish_time.map(Timestamp),
             purge_time: self.purge_time.map(Timestamp),

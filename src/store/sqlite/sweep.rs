@@ -7,7 +7,7 @@ use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::backlog::{self, SegmentRow, drop_spent, trim};
-use super::change::{Change, apply, current, lost};
+use super::change::{Change, Current, apply, current, lost};
 use super::fault::{broken, fault};
 use super::row::{id_list, priority, rows_max};
 use super::{SqliteStore, commit};
@@ -23,6 +23,9 @@ SELECT id, queue, priority FROM jobs WHERE state = 1 AND run_time <= ?1 ORDER BY
 const PROMOTE: &str = "
 UPDATE jobs SET state = 2, revision = revision + 1, queue_time = ?2
  WHERE id IN (SELECT unhex(value) FROM json_each(?1)) AND state = 1 AND run_time <= ?2";
+const EXPIRED: &str = "
+SELECT id FROM jobs
+ WHERE expire_at IS NOT NULL AND attempt = 0 AND state < 3 AND expire_at <= ?1 ORDER BY expire_at LIMIT ?2";
 const TOUCH: &str = "
 UPDATE pulse
    SET grace_until = CASE WHEN ?1 - touch_time NOT BETWEEN 0 AND ?2 THEN ?1 + ?3 ELSE grace_until END,
@@ -105,6 +108,31 @@ pub(super) async fn promote(store: &SqliteStore, limit: usize) -> Result<Swept> 
     commit(tx).await?;
     Ok(Swept {
         changed: done.rows_affected(),
+        more: ids.len() >= limit,
+        segments,
+    })
+}
+
+/// Ends what has expired before it began.
+pub(super) async fn expire_jobs(store: &SqliteStore, limit: usize) -> Result<Swept> {
+    let (mut tx, now) = store.write().await?;
+    let found: Vec<Uuid> = sqlx::query_scalar(EXPIRED)
+        .bind(now.0)
+        .bind(rows_max(limit))
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(fault)?;
+    if found.is_empty() {
+        return Ok(Swept::default());
+    }
+    let ids: Vec<JobId> = found.into_iter().map(JobId::from_store).collect();
+    let rows = current(&mut tx, &ids).await?;
+    let end = |row: &Current| row.ends(JobState::Failed, now);
+    let changes: Vec<Change> = rows.values().map(end).collect();
+    let segments = apply(&mut tx, now, &changes).await?;
+    commit(tx).await?;
+    Ok(Swept {
+        changed: count(changes.len()),
         more: ids.len() >= limit,
         segments,
     })

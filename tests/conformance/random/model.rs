@@ -36,6 +36,8 @@ pub struct Job {
     pub created: u64,
     /// When it comes due, if it is SCHEDULED.
     pub due: u64,
+    /// If it has not begun by then, it never does.
+    pub expires: Option<u64>,
     pub purge: u64,
     /// The session in its row.
     pub holder: Option<No>,
@@ -119,6 +121,10 @@ impl Job {
         }
     }
 
+    fn is_expired(&self, now: u64) -> bool {
+        self.attempt == 0 && self.expires.is_some_and(|expires| expires <= now)
+    }
+
     fn is_leased(&self, attempt: u32, by: No) -> bool {
         self.state == JobState::Running && self.attempt == attempt && self.holder == Some(by)
     }
@@ -156,7 +162,7 @@ impl Model {
         self.jobs[no].as_ref()
     }
 
-    pub fn enqueue(&mut self, delay: u64, max_attempts: u32) -> No {
+    pub fn enqueue(&mut self, delay: u64, expires_in: Option<u64>, max_attempts: u32) -> No {
         let mut job = Job {
             state: JobState::Queued,
             revision: 0,
@@ -168,6 +174,7 @@ impl Model {
             max_attempts,
             created: self.now,
             due: 0,
+            expires: expires_in.map(|ticks| self.now + ticks),
             purge: 0,
             holder: None,
             ended: BTreeMap::new(),
@@ -238,7 +245,7 @@ impl Model {
             other => return Asked::Refused(other),
         }
         match &mut self.jobs[no] {
-            Some(job) if job.state == JobState::Queued => {
+            Some(job) if job.state == JobState::Queued && !job.is_expired(self.now) => {
                 job.moves(JobState::Running);
                 job.attempt += 1;
                 job.holder = Some(to);
@@ -330,6 +337,7 @@ impl Model {
             return Err(Some(job.state));
         }
         (job.failures, job.lost, job.released_in_row) = (0, 0, 0);
+        job.expires = None;
         job.waits(delay, now);
         Ok(())
     }
@@ -339,6 +347,16 @@ impl Model {
         for job in self.jobs.iter_mut().flatten() {
             if job.state == JobState::Scheduled && job.due <= now {
                 job.moves(JobState::Queued);
+            }
+        }
+    }
+
+    pub fn expire_jobs(&mut self) {
+        let now = self.now;
+        for job in self.jobs.iter_mut().flatten() {
+            let is_open = matches!(job.state, JobState::Scheduled | JobState::Queued);
+            if is_open && job.is_expired(now) {
+                job.ends(JobState::Failed, now);
             }
         }
     }

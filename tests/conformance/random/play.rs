@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leasehold::job::draft::RawStart;
+use leasehold::job::draft::{RawExpiry, RawStart};
 use leasehold::job::{Ending, JobId, JobState, Lease, NewJob, Outcome, Progress, Verdict, View};
 use leasehold::store::{
     Ask, Attach, Attached, Cancelled, Enqueued, Granted, Report, Retried, SessionState, Unit,
@@ -45,12 +45,13 @@ impl Play {
         play.end().await;
     }
 
-    fn new_job(&self, delay: u64, max_attempts: u32) -> NewJob {
+    fn new_job(&self, delay: u64, expires_in: Option<u64>, max_attempts: u32) -> NewJob {
         self.world.job_with(|d| {
             d.start = match delay {
                 0 => RawStart::Now,
                 n => RawStart::Delay(raw(span(n))),
             };
+            d.expiry = expires_in.map(|ticks| RawExpiry::In(raw(span(ticks))));
             d.max_attempts = max_attempts;
             d.backoff = backoff(span(BACKOFF), span(4 * BACKOFF), 2.0);
             d.retention = Some(raw(span(RETENTION)));
@@ -89,10 +90,13 @@ impl Play {
             Op::Enqueue {
                 count,
                 delay,
+                begins_within,
                 max_attempts,
                 unit,
             } => {
-                self.enqueue(*count, *delay, *max_attempts, *unit).await;
+                let expires_in = (*begins_within > 0).then_some(delay + begins_within);
+                self.enqueue(*count, *delay, expires_in, *max_attempts, *unit)
+                    .await;
             }
             Op::EnqueueAgain { job, other, all } => self.enqueue_again(*job, *other, *all).await,
             Op::Open => {
@@ -138,6 +142,11 @@ impl Play {
                 self.model.promote();
                 self.world.promote().await;
             }
+            Op::ExpireJobs => {
+                self.model.expire_jobs();
+                let swept = self.world.store.expire_jobs(1_000).await;
+                swept.expect("it answers");
+            }
             Op::Expire => {
                 self.model.expire();
                 self.world.expire().await;
@@ -157,9 +166,16 @@ impl Play {
         self.world.advance(span(ticks)).await;
     }
 
-    async fn enqueue(&mut self, count: usize, delay: u64, max_attempts: u32, all: bool) {
+    async fn enqueue(
+        &mut self,
+        count: usize,
+        delay: u64,
+        expires_in: Option<u64>,
+        max_attempts: u32,
+        all: bool,
+    ) {
         let new: Vec<NewJob> = (0..count)
-            .map(|_| self.new_job(delay, max_attempts))
+            .map(|_| self.new_job(delay, expires_in, max_attempts))
             .collect();
         let unit = if all { Unit::All } else { Unit::Each };
         let told = self.world.enqueue(new.clone(), unit).await;
@@ -169,7 +185,7 @@ impl Play {
                 .all(|told| matches!(told, Enqueued::Created(_)))
         );
         for job in new {
-            self.model.enqueue(delay, max_attempts);
+            self.model.enqueue(delay, expires_in, max_attempts);
             self.jobs.push(job);
             self.made.push(self.model.now);
             self.leases.push(Vec::new());
@@ -184,7 +200,7 @@ impl Play {
         }
         let unit = if all { Unit::All } else { Unit::Each };
         // Beside a new one, which an All must not let in when the other is refused.
-        let new = self.new_job(0, 1);
+        let new = self.new_job(0, None, 1);
         let told = self
             .world
             .enqueue(vec![again, new.clone()], unit)
@@ -202,7 +218,7 @@ impl Play {
         match (&told[1], is_refused && all) {
             (Enqueued::NotTried, true) => {}
             (Enqueued::Created(_), false) => {
-                self.model.enqueue(0, 1);
+                self.model.enqueue(0, None, 1);
                 self.jobs.push(new);
                 self.made.push(self.model.now);
                 self.leases.push(Vec::new());
@@ -358,7 +374,7 @@ impl Play {
 
     /// What is lent is QUEUED, and nothing twice.
     async fn claim(&mut self) {
-        let line = line_of(&self.new_job(0, 1));
+        let line = line_of(&self.new_job(0, None, 1));
         let lent = self.world.claim(&[line], ANY_AGE, 1_000).await;
         let lost = self
             .world

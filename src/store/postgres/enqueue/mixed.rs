@@ -6,7 +6,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use super::{answers, created, firsts, key, out_of_bounds, place};
+use super::{answers, created, expire_in, expire_time, firsts, key, out_of_bounds, place};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::job::limits::{ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX};
@@ -18,27 +18,29 @@ use crate::store::postgres::pool::{ANSWER_WITHIN, Pool, RUNS_MAX, Statement};
 use crate::store::postgres::row::{self, column, int, job_columns, json};
 use crate::store::{EnqueueAnswer, Enqueued};
 
-/// Ids out of their time and starts too far ahead are left out here, and named by the time that the answer carries.
+/// Ids out of their time, starts too far ahead and what expires before it begins are left out here, and named by the time that the answer carries.
 /// The rows come in the order of [`place`] and are written so. What is read twice is kept aside without payloads.
 const INSERT: &str = "
 WITH clock AS MATERIALIZED (SELECT lh_us() AS now),
 created AS (
   INSERT INTO jobs (id, queue, kind, priority, max_attempts, backoff_initial, backoff_max, backoff_factor, timeout,
                     retention, labels, headers, fingerprint, payload_type, payload_is_text, payload,
-                    idempotency_key, state, create_time, run_time, due_at, queued_time)
+                    idempotency_key, expire_time, expire_at, state, create_time, run_time, due_at, queued_time)
   SELECT n.id, n.queue, n.kind, n.priority, n.max_attempts, n.backoff_initial, n.backoff_max, n.backoff_factor,
          n.timeout, n.retention, n.labels::jsonb, n.headers::jsonb, n.fingerprint, n.payload_type, n.payload_is_text,
-         n.payload, n.idempotency_key, CASE WHEN r.run_time > c.now THEN 1 ELSE 2 END, c.now, r.run_time,
+         n.payload, n.idempotency_key, r.expire_time, r.expire_time, CASE WHEN r.run_time > c.now THEN 1 ELSE 2 END, c.now, r.run_time,
          CASE WHEN r.run_time > c.now THEN r.run_time END, CASE WHEN r.run_time > c.now THEN NULL ELSE c.now END
     FROM clock c
    CROSS JOIN unnest($1::uuid[], $2::text[], $3::text[], $4::int2[], $5::int4[], $6::int8[], $7::int8[], $8::float8[],
                      $9::int8[], $10::int8[], $11::text[], $12::text[], $13::bytea[], $14::text[], $15::bool[],
-                     $16::bytea[], $17::int8[], $18::int8[], $19::int8[], $23::text[])
+                     $16::bytea[], $17::int8[], $18::int8[], $19::int8[], $23::text[], $24::int8[], $25::int8[])
       AS n (id, queue, kind, priority, max_attempts, backoff_initial, backoff_max, backoff_factor, timeout, retention,
             labels, headers, fingerprint, payload_type, payload_is_text, payload, delay, start_at, id_time,
-            idempotency_key)
-   CROSS JOIN LATERAL (SELECT greatest(coalesce(n.start_at, c.now + n.delay), c.now) AS run_time) AS r
+            idempotency_key, expire_in, expires_at)
+   CROSS JOIN LATERAL (SELECT greatest(coalesce(n.start_at, c.now + n.delay), c.now) AS run_time,
+                              coalesce(n.expires_at, c.now + n.expire_in) AS expire_time) AS r
    WHERE n.id_time >= c.now - $20 AND n.id_time <= c.now + $21 AND coalesce(n.start_at, 0) <= c.now + $22
+     AND (r.expire_time > r.run_time) IS NOT FALSE
   ON CONFLICT DO NOTHING
   RETURNING id, queue, priority, state),
 segment AS (
@@ -299,5 +301,7 @@ fn statement<'q>(jobs: &[&NewJob]) -> Result<Statement<'q>> {
         .bind(micros(ID_AGE_MAX))
         .bind(micros(ID_AHEAD_MAX))
         .bind(micros(SPAN_MAX))
-        .bind(jobs.iter().map(key).collect::<Vec<_>>()))
+        .bind(jobs.iter().map(key).collect::<Vec<_>>())
+        .bind(jobs.iter().map(expire_in).collect::<Vec<_>>())
+        .bind(jobs.iter().map(expire_time).collect::<Vec<_>>()))
 }
