@@ -75,6 +75,17 @@ pub enum Error {
     /// The idempotency key is that of a job of another request.
     #[error("the idempotency key is that of job {0}, which was another request")]
     KeyConflict(JobId),
+    /// The unique key is held by this job, which is not final.
+    #[error("the unique key is held by job {0}")]
+    UniqueConflict(JobId),
+    /// The job cannot be brought back while another one holds its unique key.
+    #[error("job {job} cannot come back: its unique key is held by job {holder}")]
+    UniqueKeyHeld {
+        /// The job.
+        job: JobId,
+        /// Who has its key.
+        holder: JobId,
+    },
     /// The job is in a state in which this cannot be done.
     #[error("job {job} is {}, which does not allow to {verb} it", .is.name())]
     WrongState {
@@ -216,12 +227,14 @@ impl Error {
             Self::JobNotFound(_) => (5, 404, "JOB_NOT_FOUND"),
             Self::IdConflict(_) => (6, 409, "ID_CONFLICT"),
             Self::KeyConflict(_) => (6, 409, "KEY_CONFLICT"),
+            Self::UniqueConflict(_) => (6, 409, "UNIQUE_CONFLICT"),
             Self::LimitReached { limit, .. } => match limit {
                 Limit::Streams => (8, 429, "TOO_MANY_STREAMS"),
                 Limit::Busy => (8, 429, "OVERLOADED"),
                 Limit::Outbox => (8, 429, "SLOW_READER"),
             },
             Self::WrongState { .. } => (9, 409, "JOB_STATE"),
+            Self::UniqueKeyHeld { .. } => (9, 409, "UNIQUE_KEY_HELD"),
             Self::FrameLimitTooSmall { .. } => (9, 400, "FRAME_LIMIT_TOO_SMALL"),
             Self::SessionMoved => (10, 409, "SESSION_MOVED"),
             Self::ProtocolVersion { .. } => (12, 501, "PROTOCOL_VERSION"),

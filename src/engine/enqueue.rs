@@ -214,6 +214,7 @@ fn accepted(
         Enqueued::Existed(job) => Ok(Some(Accepted { job, existed: true })),
         Enqueued::Conflict => Err(Error::IdConflict(id)),
         Enqueued::KeyConflict(job) => Err(Error::KeyConflict(job)),
+        Enqueued::UniqueConflict(job) => Err(Error::UniqueConflict(job)),
         Enqueued::IdOutOfTime => {
             let why = format!(
                 "must have been made within the last {ID_AGE_MAX:?} and not {ID_AHEAD_MAX:?} ahead"

@@ -23,7 +23,8 @@ impl Engine {
     /// Accepts one job. `field(name)` is what the caller calls a field of it, for errors.
     ///
     /// # Errors
-    /// `InvalidArgument` (an id out of its time), `IdConflict`, `KeyConflict`, `LimitReached`, and the store's.
+    /// `InvalidArgument` (an id out of its time), `IdConflict`, `KeyConflict`, `UniqueConflict`, `LimitReached`, and the
+    /// store's.
     pub async fn enqueue(&self, job: NewJob, field: impl Fn(&str) -> String) -> Result<Accepted> {
         self.enqueues.one(job, field).await
     }
@@ -109,7 +110,7 @@ impl Engine {
     /// Brings a FAILED or CANCELLED job back, due after `delay`.
     ///
     /// # Errors
-    /// `JobNotFound`, `WrongState`, and the store's.
+    /// `JobNotFound`, `WrongState`, `UniqueKeyHeld`, and the store's.
     pub async fn retry(&self, id: JobId, delay: Duration) -> Result<Job> {
         match self.core.store.retry(id, delay).await? {
             Retried::Done(job, segments) => {
@@ -122,6 +123,7 @@ impl Engine {
                 is,
                 verb: "retry",
             }),
+            Retried::KeyHeld(holder) => Err(Error::UniqueKeyHeld { job: id, holder }),
             Retried::NotFound => Err(Error::JobNotFound(id.to_string())),
         }
     }

@@ -12,7 +12,7 @@ use crate::job::limits::{
 };
 use crate::job::{
     AttemptRecord, Failure, Job, JobSpec, JobState, Lease, LeasedJob, Outcome, Payload, Priority,
-    Progress, RetryPolicy, Timestamp, Verdict, View,
+    Progress, RetryPolicy, Timestamp, UniqueConflict, Verdict, View,
 };
 use crate::proto as pb;
 
@@ -22,6 +22,11 @@ pub fn draft(request: pb::EnqueueRequest) -> Draft {
     Draft {
         id: request.job_id,
         idempotency_key: request.idempotency_key,
+        unique_key: spec.unique_key,
+        unique_conflict: match request.unique_conflict {
+            0 => None,
+            number => Some(UniqueConflict::from_number(number).ok_or(number)),
+        },
         queue: spec.queue,
         kind: spec.kind,
         payload: spec.payload.map(payload),
@@ -113,6 +118,7 @@ pub fn job(job: Job) -> pb::Job {
         last_failure: job.last_failure.map(proto_failure),
         progress: job.progress.map(proto_progress),
         worker: job.worker,
+        replaced_by: job.replaced_by.map(|id| id.to_string()).unwrap_or_default(),
         create_time: Some(timestamp(job.create_time)),
         run_time: Some(timestamp(job.run_time)),
         start_time: job.start_time.map(timestamp),
@@ -354,6 +360,10 @@ fn spec(spec: JobSpec, payload: Option<Payload>) -> pb::JobSpec {
         retention: Some(duration(spec.retention)),
         labels: spec.labels.into_iter().collect(),
         headers: spec.headers.into_iter().collect(),
+        unique_key: spec
+            .unique_key
+            .map(|key| key.as_str().to_owned())
+            .unwrap_or_default(),
     }
 }
 

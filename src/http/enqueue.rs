@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use super::members::Members;
 use crate::error::Violation;
 use crate::job::draft::{Draft, Fields, RawBackoff, RawExpiry, RawStart};
-use crate::job::{JobId, NewJob, Payload, Priority};
+use crate::job::{JobId, NewJob, Payload, Priority, UniqueConflict};
 
 /// Content type of a payload that is given as JSON.
 pub const JSON: &str = "application/json";
@@ -36,6 +36,8 @@ pub fn new_job(
     let draft = Draft {
         id: members.text("job_id").unwrap_or_default(),
         idempotency_key: idempotency_key(&mut members, key),
+        unique_key: members.text("unique_key").unwrap_or_default(),
+        unique_conflict: unique_conflict(&mut members),
         queue: members.text("queue").unwrap_or_default(),
         kind: members.text("kind").unwrap_or_default(),
         payload,
@@ -182,6 +184,23 @@ fn priority(members: &mut Members<'_>) -> Option<Result<Priority, i32>> {
         members.fault("priority", "must be LOW, NORMAL or HIGH");
     }
     level.map(Ok)
+}
+
+fn unique_conflict(members: &mut Members<'_>) -> Option<Result<UniqueConflict, i32>> {
+    let raw = members.value("unique_conflict")?;
+    if let Ok(number) = serde_json::from_str::<i32>(raw.get()) {
+        return (number != 0).then(|| UniqueConflict::from_number(number).ok_or(number));
+    }
+    let name: String = serde_json::from_str(raw.get()).unwrap_or_default();
+    let short = name.strip_prefix("UNIQUE_CONFLICT_").unwrap_or(&name);
+    if short == "UNSPECIFIED" {
+        return None;
+    }
+    let known = UniqueConflict::from_name(short);
+    if known.is_none() {
+        members.fault("unique_conflict", "must be KEEP, REFUSE or REPLACE");
+    }
+    known.map(Ok)
 }
 
 fn start(members: &mut Members<'_>) -> RawStart {

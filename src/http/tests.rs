@@ -77,6 +77,43 @@ async fn an_idempotency_key_comes_as_a_header_or_in_the_body() {
 }
 
 #[tokio::test]
+async fn a_unique_key_is_held_by_one_job_at_a_time() {
+    let (address, _node) = serve().await;
+    let job = |rest: &str| format!(r#"{{"queue":"q","kind":"k","unique_key":"account 7"{rest}}}"#);
+    let made = post(address, "/jobs", job("")).await;
+    assert_eq!(
+        (made.status, &made.json()["unique_key"]),
+        (201, &json!("account 7"))
+    );
+    let id = made.json()["id"].clone();
+    let kept = post(address, "/jobs", job(r#","payload":1"#)).await;
+    assert_eq!((kept.status, &kept.json()["id"]), (200, &id));
+    let refused = post(address, "/jobs", job(r#","unique_conflict":"REFUSE""#)).await;
+    assert_eq!(refused.problem(), (409, "UNIQUE_CONFLICT".into(), vec![]));
+    let new = post(address, "/jobs", job(r#","unique_conflict":"REPLACE""#)).await;
+    assert_eq!(new.status, 201, "{}", new.text);
+    let path = format!("/jobs/{}", id.as_str().unwrap());
+    let old = fetch(address, &path).await.json();
+    assert_eq!(
+        (&old["state"], &old["replaced_by"]),
+        (&json!("CANCELLED"), &new.json()["id"])
+    );
+    let held = post(address, &format!("{path}/retry"), "{}").await;
+    assert_eq!(held.problem(), (409, "UNIQUE_KEY_HELD".into(), vec![]));
+    for (bad, field) in [
+        (
+            r#"{"queue":"q","kind":"k","unique_conflict":"KEEP"}"#.to_owned(),
+            "unique_conflict",
+        ),
+        (job(r#","unique_conflict":"MAYBE""#), "unique_conflict"),
+        (job("").replace("account 7", &"x".repeat(256)), "unique_key"),
+    ] {
+        let bad = post(address, "/jobs", bad).await;
+        assert_eq!(bad.problem().2, [field]);
+    }
+}
+
+#[tokio::test]
 async fn a_job_that_nobody_begins_in_time_is_failed_and_says_so() {
     let (address, _node) = serve().await;
     let job = |rest: &str| format!(r#"{{"queue":"q","kind":"k",{rest}}}"#);

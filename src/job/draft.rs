@@ -15,7 +15,7 @@ use super::limits::{
 use super::time::micros;
 use super::{
     Expiry, IdempotencyKey, JobId, JobSpec, Kind, NewJob, Payload, Priority, QueueName,
-    RetryPolicy, Start, Timestamp,
+    RetryPolicy, Start, Timestamp, UniqueConflict, UniqueKey,
 };
 use crate::error::Violation;
 
@@ -67,6 +67,10 @@ pub struct Draft {
     pub id: String,
     /// Empty: none.
     pub idempotency_key: String,
+    /// Empty: none.
+    pub unique_key: String,
+    /// Absent: the default. An unknown number is `Err`.
+    pub unique_conflict: Option<Result<UniqueConflict, i32>>,
     /// Required.
     pub queue: String,
     /// Required.
@@ -96,7 +100,7 @@ pub struct Draft {
 /// Where a face has the fields of a [`Draft`], so that a violation is named as the caller wrote it.
 #[derive(Debug, Clone)]
 pub struct Fields {
-    /// Before `job_id` and `idempotency_key`: "" or "requests[17]." or "jobs[17].".
+    /// Before `job_id`, `idempotency_key` and `unique_conflict`: "" or "requests[17]." or "jobs[17].".
     pub item: String,
     /// Before the fields of the spec, after `item`: "job." over gRPC, "" over HTTP.
     pub spec: &'static str,
@@ -137,6 +141,7 @@ impl Draft {
                 key
             }
         };
+        let (unique_key, unique_conflict) = faults.unique(&self.unique_key, self.unique_conflict);
         let queue = QueueName::parse(&self.queue);
         faults.require(queue.is_some(), "queue", || {
             format!("must match {NAME_SHAPE}")
@@ -193,6 +198,7 @@ impl Draft {
                     retry,
                     timeout,
                     retention,
+                    unique_key,
                     labels: self.labels,
                     headers: self.headers,
                 };
@@ -204,6 +210,7 @@ impl Draft {
                     payload,
                     start,
                     expiry,
+                    unique_conflict,
                     fingerprint,
                 })
             }
@@ -280,6 +287,28 @@ impl Faults<'_> {
             self.add(field, why);
             Timestamp(0)
         })
+    }
+
+    fn unique(
+        &mut self,
+        key: &str,
+        conflict: Option<Result<UniqueConflict, i32>>,
+    ) -> (Option<UniqueKey>, UniqueConflict) {
+        let parsed = UniqueKey::parse(key);
+        self.require(key.is_empty() || parsed.is_some(), "unique_key", || {
+            format!("must have at most {WORD_BYTES_MAX} bytes and no U+0000")
+        });
+        let why = match conflict {
+            Some(Err(number)) => Some(format!("has no value {number}")),
+            Some(Ok(_)) if key.is_empty() => Some("needs a unique_key".into()),
+            Some(Ok(_)) | None => None,
+        };
+        if let Some(why) = why {
+            let field = format!("{}unique_conflict", self.item);
+            self.found.push(Violation::field(field, why));
+        }
+        let conflict = conflict.and_then(Result::ok).unwrap_or_default();
+        (parsed, conflict)
     }
 
     /// What compares with a moment of the database is for its clock to judge.
@@ -392,7 +421,8 @@ pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), String> {
 }
 
 /// Hashes what makes a request the same request: its fields by value, each with its length before it. Not the encoded
-/// message (protobuf is not canonical), not the id or the idempotency key, which say whose request it is, and not the
+/// message (protobuf is not canonical), not the id or the idempotency key, which say whose request it is, not what is to be
+/// done if its unique key is held, which says nothing of the job, and not the
 /// headers (a retried call has a new trace). What came later than the first version is only hashed where it is used, under
 /// a word that is no label's key: rows are there whose fingerprints know nothing of it.
 fn fingerprint(
@@ -424,6 +454,10 @@ fn fingerprint(
     put(&spec.retry.factor.to_be_bytes());
     put(&spec.timeout.unwrap_or_default().as_nanos().to_be_bytes());
     put(&spec.retention.as_nanos().to_be_bytes());
+    if let Some(key) = &spec.unique_key {
+        put(b"=unique_key");
+        put(key.as_str().as_bytes());
+    }
     match expiry {
         None => {}
         Some(Expiry::After(span)) => {

@@ -17,7 +17,7 @@ pub use attempt::{
     AttemptOutcome, AttemptRecord, Ending, Failure, HeldLease, Lease, Outcome, Progress,
     StaleReason, Standing, Verdict,
 };
-pub use id::{IdempotencyKey, JobId, Kind, NodeId, QueueName, SessionId};
+pub use id::{IdempotencyKey, JobId, Kind, NodeId, QueueName, SessionId, UniqueKey};
 pub use retry::RetryPolicy;
 pub use state::JobState;
 pub use time::Timestamp;
@@ -84,6 +84,8 @@ pub struct JobSpec {
     pub timeout: Option<Duration>,
     /// How long it is kept once it is final.
     pub retention: Duration,
+    /// At most one job of the queue that is not final has it.
+    pub unique_key: Option<UniqueKey>,
     /// To list and filter by.
     pub labels: BTreeMap<String, String>,
     /// For the worker, untouched.
@@ -131,6 +133,42 @@ impl Expiry {
     }
 }
 
+/// What becomes of a new job whose unique key is held by another one, which is not final.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[repr(i16)]
+pub enum UniqueConflict {
+    /// There is no new job; the answer is the one that is there.
+    #[default]
+    Keep = 1,
+    /// It is refused.
+    Refuse = 2,
+    /// It takes the place of the one that is there, which is CANCELLED; but one that has begun is kept.
+    Replace = 3,
+}
+
+impl UniqueConflict {
+    const ALL: [Self; 3] = [Self::Keep, Self::Refuse, Self::Replace];
+
+    /// What a number of the wire stands for, if for anything.
+    pub fn from_number(number: i32) -> Option<Self> {
+        Self::ALL.into_iter().find(|it| *it as i32 == number)
+    }
+
+    /// What its name in JSON stands for, if for anything.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|it| it.name() == name)
+    }
+
+    /// Its one name: on the wire, in JSON and on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Keep => "KEEP",
+            Self::Refuse => "REFUSE",
+            Self::Replace => "REPLACE",
+        }
+    }
+}
+
 /// A job to accept. [`draft::Draft`] is the only way to make one from what a client sent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewJob {
@@ -146,6 +184,8 @@ pub struct NewJob {
     pub start: Start,
     /// Until when it is worth beginning; `None`: for ever.
     pub expiry: Option<Expiry>,
+    /// What is to be done if its unique key is held.
+    pub unique_conflict: UniqueConflict,
     /// What makes two requests under one id or key the same request: SHA-256 over the request's fields, those two aside.
     pub fingerprint: [u8; 32],
 }
@@ -158,7 +198,17 @@ impl NewJob {
             .idempotency_key
             .as_ref()
             .map_or(0, |key| key.as_str().len());
-        self.payload.data.len() + key + words.map(|(k, v)| k.len() + v.len()).sum::<usize>()
+        let unique = self.unique().map_or(0, |(_, key)| key.as_str().len());
+        self.payload.data.len()
+            + key
+            + unique
+            + words.map(|(k, v)| k.len() + v.len()).sum::<usize>()
+    }
+
+    /// Where its unique key is held by at most one.
+    pub fn unique(&self) -> Option<(&QueueName, &UniqueKey)> {
+        let key = self.spec.unique_key.as_ref()?;
+        Some((&self.spec.queue, key))
     }
 
     /// When it expires if it is accepted `now`.
@@ -212,6 +262,8 @@ pub struct Job {
     pub progress: Option<Progress>,
     /// Name of the worker that has it, or had it last; empty before the first hand-out.
     pub worker: String,
+    /// It is CANCELLED because this job took over its unique key.
+    pub replaced_by: Option<JobId>,
     /// When it was accepted.
     pub create_time: Timestamp,
     /// When it is, or was, due.
@@ -251,6 +303,7 @@ impl Job {
             last_failure: None,
             progress: None,
             worker: String::new(),
+            replaced_by: None,
             create_time,
             run_time,
             expire_time: new.expire_time(create_time),
@@ -259,6 +312,16 @@ impl Job {
             purge_time: None,
             attempts: Vec::new(),
         }
+    }
+
+    /// Makes way, `now`, for the job that takes over its unique key.
+    pub fn make_way(&mut self, by: JobId, now: Timestamp) {
+        let kept = now.after(self.spec.retention);
+        self.state = JobState::Cancelled;
+        self.revision += 1;
+        self.replaced_by = Some(by);
+        self.finish_time = Some(now);
+        self.purge_time = Some(kept.max(self.create_time.after(limits::ROW_AGE_MIN)));
     }
 
     /// Why it is FAILED though none of its attempts says so: it never began.

@@ -83,7 +83,7 @@ pub enum Cause {
     Salvage,
     /// It had not begun by its expire time.
     Expiry,
-    /// Somebody cancelled it.
+    /// Somebody cancelled it, or it made way for another one of its unique key.
     Cancel,
     /// Somebody brought it back by hand.
     Retry,

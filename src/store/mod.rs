@@ -83,13 +83,15 @@ pub enum Unit {
 pub enum Enqueued {
     /// It is durable now. A basic view.
     Created(Job),
-    /// The same request was accepted before, under this id or, with its idempotency key, under another; the job as it is
-    /// now. A basic view.
+    /// The same request was accepted before, under this id or, with its idempotency key, under another; or another one
+    /// holds its unique key, and is kept. The job as it is now. A basic view.
     Existed(Job),
     /// The id names a job of another request, or of one with another idempotency key.
     Conflict,
     /// The idempotency key is that of this job, which was another request.
     KeyConflict(JobId),
+    /// The unique key is held by this job, and was not to be had.
+    UniqueConflict(JobId),
     /// The id's own time is more than an hour ago, or minutes ahead, and there is no such job (any more).
     IdOutOfTime,
     /// `run_time` is further ahead than the bound.
@@ -107,6 +109,7 @@ impl Enqueued {
             Self::Created(_) | Self::Existed(_) | Self::NotTried => false,
             Self::Conflict
             | Self::KeyConflict(_)
+            | Self::UniqueConflict(_)
             | Self::IdOutOfTime
             | Self::StartTooFar
             | Self::ExpiresTooSoon => true,
@@ -214,6 +217,8 @@ pub enum Cancelled {
 pub enum Retried {
     /// It is QUEUED or SCHEDULED now. A basic view, and what to offer.
     Done(Job, Vec<Segment>),
+    /// This job holds its unique key.
+    KeyHeld(JobId),
     /// Its state does not allow it.
     WrongState(JobState),
     /// There is no such job.
@@ -403,7 +408,8 @@ pub trait Store: Send + Sync + 'static {
     async fn now(&self) -> Result<Timestamp>;
 
     /// Accepts jobs, durably. One id, or one idempotency key of a queue, twice in a
-    /// batch is one job (the second: `Existed` or a conflict).
+    /// batch is one job (the second: `Existed` or a conflict). Of one unique key twice in a batch, the second finds it held
+    /// by the first.
     async fn enqueue(&self, jobs: std::sync::Arc<[NewJob]>, unit: Unit) -> Result<EnqueueAnswer>;
     /// Reads jobs; `None` where there is none.
     async fn get(&self, ids: Vec<JobId>, view: View) -> Result<Vec<Option<Job>>>;

@@ -75,5 +75,6 @@ mod store_retry;
 mod store_session;
 mod store_stats;
 mod store_sweep;
+mod store_unique;
 mod store_unlike;
 mod store_view;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use leasehold::job::{
     Failure, IdempotencyKey, JobId, JobState, LeasedJob, NewJob, Outcome, Priority, QueueName,
-    Timestamp, View,
+    Timestamp, UniqueConflict, UniqueKey, View,
 };
 use leasehold::store::{
     Ask, Attach, Attached, Attaching, EntryId, Epoch, Found, Granted, JobFilter, Line, Offer,
@@ -86,6 +86,25 @@ impl Stage {
                 ..job(100)
             };
             let jobs = (0..BATCH).map(keyed).collect();
+            let answer = self.verbs.store.enqueue(jobs, Unit::All).await;
+            answer.expect("enqueue answers");
+            self.within(when, what, ids(BATCH)).await;
+        }
+        for (what, conflict) in [
+            ("enqueue with unique keys", UniqueConflict::Keep),
+            (
+                "enqueue with unique keys that are held",
+                UniqueConflict::Keep,
+            ),
+            ("enqueue in the place of others", UniqueConflict::Replace),
+        ] {
+            let unique = |n| {
+                let mut job = job(100);
+                job.spec.unique_key = UniqueKey::parse(&format!("{about} {n}"));
+                job.unique_conflict = conflict;
+                job
+            };
+            let jobs = (0..BATCH).map(unique).collect();
             let answer = self.verbs.store.enqueue(jobs, Unit::All).await;
             answer.expect("enqueue answers");
             self.within(when, what, ids(BATCH)).await;

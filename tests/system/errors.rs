@@ -164,6 +164,17 @@ async fn each_bad_field_is_named_over_grpc() {
             },
             "idempotency_key",
         ),
+        (
+            with(|job| job.unique_key = "x".repeat(256)),
+            "job.unique_key",
+        ),
+        (
+            pb::EnqueueRequest {
+                unique_conflict: pb::UniqueConflict::Replace.into(),
+                ..good()
+            },
+            "unique_conflict",
+        ),
         // A UUIDv7 of the year 2020.
         (
             pb::EnqueueRequest {

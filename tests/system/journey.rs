@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
-use worker_sdk::{Client, Job, JobState, ListJobsRequest, NewJob};
+use worker_sdk::{Client, Job, JobState, ListJobsRequest, NewJob, UniqueConflict};
 
 use crate::stack::{Dev, Stack, client};
 use crate::support::until;
@@ -85,6 +85,7 @@ journeys!(
     a_job_is_run_and_its_result_recorded,
     the_same_id_and_request_are_one_job,
     the_same_idempotency_key_is_one_job,
+    a_unique_key_has_one_job_at_a_time,
     a_failing_job_is_retried_and_ends_in_the_dead_letter,
     a_handler_says_how_it_ends,
     a_panic_is_a_failure_and_not_the_end_of_the_worker,
@@ -175,6 +176,47 @@ async fn the_same_idempotency_key_is_one_job(world: World) {
     let refused = world.enqueue.enqueue_batch(batch).await.unwrap_err();
     assert_eq!(refused.reason(), Some("KEY_CONFLICT"));
     assert_eq!(runs(&world.log).len(), 1, "what was refused never ran");
+    worker.stop().await;
+}
+
+async fn a_unique_key_has_one_job_at_a_time(world: World) {
+    let job = |n: i32| {
+        let job = NewJob::new("echo", &n).unwrap().queue("q");
+        job.unique_key("account 7").delay(Duration::from_secs(3600))
+    };
+    // Of many calls only the last one counts.
+    let first = world.enqueue.enqueue(job(1)).await.unwrap();
+    let last = job(2).unique_conflict(UniqueConflict::Replace);
+    let last = world.ask.enqueue(last).await.unwrap();
+    assert!(!last.existed);
+    let old = world.ended(&first.job.id).await;
+    assert_eq!(
+        (old.state(), &old.replaced_by),
+        (JobState::Cancelled, &last.job.id)
+    );
+    let kept = world.enqueue.enqueue(job(3)).await.unwrap();
+    assert_eq!((kept.existed, &kept.job.id), (true, &last.job.id));
+    assert_eq!(kept.job.spec.unwrap().unique_key, "account 7");
+
+    let refused = job(4).unique_conflict(UniqueConflict::Refuse);
+    let refused = world.enqueue.enqueue(refused).await.unwrap_err();
+    assert_eq!(refused.reason(), Some("UNIQUE_CONFLICT"));
+    assert!(refused.to_string().contains(&last.job.id), "{refused}");
+    let held = world.ask.retry(&first.job.id, None).await.unwrap_err();
+    assert_eq!(held.reason(), Some("UNIQUE_KEY_HELD"));
+    assert!(held.to_string().contains(&last.job.id), "{held}");
+
+    world.ask.cancel(&last.job.id, "").await.unwrap();
+    let worker = world.worker();
+    let now = job(5).delay(Duration::ZERO);
+    let now = world.enqueue.enqueue(now).await.unwrap();
+    assert_eq!(world.ended(&now.job.id).await.state(), JobState::Succeeded);
+    world.ask.retry(&first.job.id, None).await.unwrap();
+    let old = world.ended(&first.job.id).await;
+    assert_eq!(
+        (old.state(), old.replaced_by),
+        (JobState::Succeeded, String::new())
+    );
     worker.stop().await;
 }
 

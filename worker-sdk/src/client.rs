@@ -47,7 +47,8 @@ pub struct Client {
 pub struct Enqueued {
     /// The job as it is now, without payload and output.
     pub job: Job,
-    /// It was there before: this call, or an earlier one with the same id, was repeated.
+    /// It was there before: this call, or an earlier one with the same id, was repeated;
+    /// or it is the one that holds the unique key.
     pub existed: bool,
 }
 
@@ -101,7 +102,8 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Call`], among others with reason `FIELD_INVALID`, `PAYLOAD_TOO_LARGE`,
-    /// `ID_CONFLICT` or `KEY_CONFLICT` (the id or the idempotency key is that of another request) or `STORE_UNAVAILABLE`.
+    /// `ID_CONFLICT` or `KEY_CONFLICT` (the id or the idempotency key is that of another request), `UNIQUE_CONFLICT` or
+    /// `STORE_UNAVAILABLE`.
     pub async fn enqueue(&self, job: NewJob) -> Result<Enqueued, Error> {
         let request = job.into_request()?;
         let answer = self.call(
@@ -236,7 +238,8 @@ impl Client {
     /// the outcome of a try is unknown: look at the job then.
     ///
     /// # Errors
-    /// [`Error::Call`] with reason `JOB_NOT_FOUND`, or `JOB_STATE` in any other state.
+    /// [`Error::Call`] with reason `JOB_NOT_FOUND`, `JOB_STATE` in any other state, or
+    /// `UNIQUE_KEY_HELD` while another job holds its unique key.
     pub async fn retry(&self, id: &str, delay: Option<Duration>) -> Result<Job, Error> {
         let delay = delay.and_then(|delay| prost_types::Duration::try_from(delay).ok());
         let request = proto::RetryJobRequest {

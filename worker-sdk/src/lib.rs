@@ -74,7 +74,8 @@ pub use error::{CallError, Error, FieldViolation};
 pub use failure::{JobError, Permanent, Retry, Snooze};
 pub use new_job::NewJob;
 pub use proto::{
-    Job, JobFilter, JobState, ListJobsRequest, ListJobsResponse, Payload, Priority, View,
+    Job, JobFilter, JobState, ListJobsRequest, ListJobsResponse, Payload, Priority, UniqueConflict,
+    View,
 };
 pub use worker::{Health, Worker, WorkerBuilder};
 

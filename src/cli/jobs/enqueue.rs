@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::time::{Duration, Instant, SystemTime};
 
-use worker_sdk::{Client, Error, Job, JobState, NewJob, Priority};
+use worker_sdk::{Client, Error, Job, JobState, NewJob, Priority, UniqueConflict};
 
 use super::failure_of;
 use super::show::{Output, word};
@@ -66,6 +66,13 @@ pub(super) struct Args {
     /// and another one is an error
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
+    /// What the job works on, in your words: at most one job of the queue that is not final has it
+    #[arg(long, value_name = "KEY")]
+    unique_key: Option<String>,
+    /// If its unique key is held: keep that job and show it, refuse this one, or replace that one if it has not begun
+    /// [default: keep]
+    #[arg(long, value_name = "WHAT", value_parser = unique_conflict, requires = "unique_key")]
+    unique_conflict: Option<UniqueConflict>,
     /// Show each change of state, and end as the job does: 0 succeeded, 1 failed or cancelled
     #[arg(long)]
     wait: bool,
@@ -180,6 +187,15 @@ fn new_job(args: Args) -> Result<NewJob, Failure> {
         }
         job = job.idempotency_key(key);
     }
+    if let Some(key) = args.unique_key {
+        if key.is_empty() {
+            return Err(Failure::usage("--unique-key must not be empty"));
+        }
+        job = job.unique_key(key);
+    }
+    if let Some(conflict) = args.unique_conflict {
+        job = job.unique_conflict(conflict);
+    }
     let job = args
         .label
         .into_iter()
@@ -218,6 +234,15 @@ fn priority(word: &str) -> Result<Priority, String> {
         "normal" => Ok(Priority::Normal),
         "high" => Ok(Priority::High),
         _ => Err("must be low, normal or high".into()),
+    }
+}
+
+fn unique_conflict(word: &str) -> Result<UniqueConflict, String> {
+    match word.to_ascii_lowercase().as_str() {
+        "keep" => Ok(UniqueConflict::Keep),
+        "refuse" => Ok(UniqueConflict::Refuse),
+        "replace" => Ok(UniqueConflict::Replace),
+        _ => Err("must be keep, refuse or replace".into()),
     }
 }
 

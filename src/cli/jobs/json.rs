@@ -32,6 +32,8 @@ struct JobJson<'a> {
     id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     idempotency_key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unique_key: Option<&'a str>,
     queue: &'a str,
     kind: &'a str,
     state: &'static str,
@@ -67,6 +69,8 @@ struct JobJson<'a> {
     labels: BTreeMap<&'a str, &'a str>,
     headers: BTreeMap<&'a str, &'a str>,
     worker: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replaced_by: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     create_time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -126,6 +130,7 @@ impl<'a> JobJson<'a> {
         Self {
             id: &job.id,
             idempotency_key: Some(job.idempotency_key.as_str()).filter(|key| !key.is_empty()),
+            unique_key: Some(spec.unique_key.as_str()).filter(|key| !key.is_empty()),
             queue: &spec.queue,
             kind: &spec.kind,
             state: word(job.state()),
@@ -158,6 +163,7 @@ impl<'a> JobJson<'a> {
                 .map(|(key, value)| (key.as_str(), value.as_str()))
                 .collect(),
             worker: &job.worker,
+            replaced_by: Some(job.replaced_by.as_str()).filter(|id| !id.is_empty()),
             create_time: time(job.create_time.as_ref()),
             run_time: time(job.run_time.as_ref()),
             expire_time: expire_time(spec),

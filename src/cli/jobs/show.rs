@@ -145,6 +145,12 @@ fn details(job: &Job) -> Vec<(&'static str, String)> {
     if !job.idempotency_key.is_empty() {
         lines.push(("key", plain(&job.idempotency_key)));
     }
+    if !spec.unique_key.is_empty() {
+        lines.push(("unique key", plain(&spec.unique_key)));
+    }
+    if !job.replaced_by.is_empty() {
+        lines.push(("replaced by", plain(&job.replaced_by)));
+    }
     if !job.worker.is_empty() {
         lines.push(("worker", plain(&job.worker)));
     }

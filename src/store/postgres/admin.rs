@@ -6,6 +6,7 @@ use std::time::Duration;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
+use super::fault::is_held;
 use super::pool::Pool;
 use super::row::{attempt, bound, column, job, job_columns, json, progress, segments, span};
 use crate::error::{Error, Result};
@@ -106,7 +107,8 @@ done AS (
          failures = 0, lost_leases = 0, released_in_row = 0,
          run_time = c.now + $2, due_at = CASE WHEN $2 > 0 THEN c.now + $2 END,
          queued_time = CASE WHEN $2 > 0 THEN j.queued_time ELSE c.now END,
-         finish_time = NULL, purge_time = NULL, failed_at = NULL, timeout_time = NULL, expire_at = NULL
+         finish_time = NULL, purge_time = NULL, failed_at = NULL, timeout_time = NULL, expire_at = NULL,
+         unique_held = j.unique_key, replaced_by = NULL
     FROM clock c, locked l WHERE j.id = l.id AND j.state = l.was
   RETURNING j.*, l.was, c.now),
 segmented AS (
@@ -119,6 +121,16 @@ SELECT (SELECT id FROM segmented) AS segment, (SELECT jobs FROM segmented) AS jo
     job_columns!(),
     " FROM done"
 );
+
+/// Who holds the unique key of a job.
+const HOLDER: &str = "
+SELECT h.id FROM jobs j JOIN jobs h ON h.queue = j.queue AND h.unique_held = j.unique_key AND h.unique_held IS NOT NULL
+ WHERE j.id = $1 AND h.state IN (1, 2, 3)";
+/// A node of an earlier version, during an upgrade, ends a job and leaves it its key.
+const LET_GO: &str = "
+UPDATE jobs h SET unique_held = NULL FROM jobs j
+ WHERE j.id = $1 AND h.queue = j.queue AND h.unique_held = j.unique_key AND h.unique_held IS NOT NULL
+   AND h.state IN (4, 5, 6)";
 
 /// The oldest segment that still counts is looked for among the oldest few of each priority: tidying keeps those short.
 const STATS: &str = "
@@ -341,9 +353,18 @@ async fn sizes(pool: &Pool, ids: &[JobId], view: View) -> Result<HashMap<JobId, 
 /// Brings a FAILED or CANCELLED job back.
 pub(super) async fn retry(pool: &Pool, id: JobId, delay: Duration) -> Result<Retried> {
     for _ in 0..ROUNDS_MAX {
-        let rows = pool
-            .write(|| sqlx::query(RETRY).bind(id.uuid()).bind(micros(delay)))
-            .await?;
+        let retry = || sqlx::query(RETRY).bind(id.uuid()).bind(micros(delay));
+        let Some(rows) = pool.write_unless(is_held, retry).await? else {
+            let holder = pool.read(|| sqlx::query(HOLDER).bind(id.uuid())).await?;
+            match holder.first() {
+                Some(row) => return Ok(Retried::KeyHeld(JobId::from_store(column(row, "id")?))),
+                // It has let go of it since, or is made to.
+                None => {
+                    pool.write(|| sqlx::query(LET_GO).bind(id.uuid())).await?;
+                    continue;
+                }
+            }
+        };
         if let Some(row) = rows.first() {
             return Ok(Retried::Done(job(row, View::Basic)?, segments(&rows)?));
         }

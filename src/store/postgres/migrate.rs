@@ -28,6 +28,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "expire times",
         include_str!("migrations/0005_expire_time.sql"),
     ),
+    (
+        8,
+        "unique keys",
+        include_str!("migrations/0008_unique_keys.sql"),
+    ),
 ];
 
 /// Any number that nobody else locks.

@@ -64,6 +64,7 @@ done AS (
          finish_time = CASE WHEN w.state IN (4, 5) THEN w.now END,
          purge_time = CASE WHEN w.state IN (4, 5) THEN greatest(w.now + j.retention, j.create_time + $14) END,
          failed_at = CASE WHEN w.state = 5 THEN w.now END, expire_at = NULL,
+         unique_held = CASE WHEN w.state IN (1, 2) THEN j.unique_held END,
          output = w.output, output_type = w.output_type, output_is_text = w.output_is_text
     FROM waits w
    WHERE j.id = w.id AND j.attempt = w.attempt AND j.session = w.session AND j.state = w.was
@@ -104,7 +105,7 @@ done AS (
   UPDATE jobs j
      SET state = 4, revision = j.revision + 1, released_in_row = 0, due_at = NULL, timeout_time = NULL,
          finish_time = c.now, purge_time = greatest(c.now + j.retention, j.create_time + $7), failed_at = NULL,
-         expire_at = NULL,
+         expire_at = NULL, unique_held = NULL,
          output = e.output, output_type = e.output_type, output_is_text = e.output_is_text
     FROM clock c
    CROSS JOIN unnest($1::uuid[], $2::int4[], $3::uuid[], $4::bytea[], $5::text[], $6::bool[])

@@ -44,7 +44,7 @@ forgotten AS (
   UPDATE jobs j SET expire_at = NULL FROM locked l WHERE j.id = l.id AND NOT l.is_open RETURNING j.id),
 done AS (
   UPDATE jobs j
-     SET state = 5, revision = j.revision + 1, session = NULL, due_at = NULL, expire_at = NULL,
+     SET state = 5, revision = j.revision + 1, session = NULL, due_at = NULL, expire_at = NULL, unique_held = NULL,
          finish_time = c.now, failed_at = c.now, purge_time = greatest(c.now + j.retention, j.create_time + $2)
     FROM clock c, locked l WHERE j.id = l.id AND l.is_open AND j.state = l.was AND j.attempt = 0
   RETURNING j.id, j.queue, j.purge_time, l.was),

@@ -38,6 +38,11 @@ SELECT j.id, octet_length(p.labels) + octet_length(p.headers)
          ELSE 0 END
   FROM jobs j JOIN payloads p ON p.id = j.id
  WHERE j.id IN (SELECT unhex(value) FROM json_each(?1))";
+/// Who holds the unique key of a job.
+const HOLDER: &str = "
+SELECT h.id FROM jobs j CROSS JOIN jobs h
+    ON h.queue = j.queue AND h.unique_key = j.unique_key AND h.unique_key IS NOT NULL AND h.state < 4
+ WHERE j.id = ?1";
 const COUNTS: &str = "
 SELECT queue, state, jobs FROM queue_counts
  WHERE queue IN (SELECT DISTINCT queue FROM queue_counts ORDER BY queue LIMIT ?1)
@@ -267,6 +272,14 @@ pub(super) async fn retry(store: &SqliteStore, id: JobId, delay: Duration) -> Re
     change.new.lost_leases = 0;
     change.new.released_in_row = 0;
     change.new.expire_at = None;
+    let holder: Option<Uuid> = sqlx::query_scalar(HOLDER)
+        .bind(id.uuid())
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(fault)?;
+    if let Some(holder) = holder {
+        return Ok(Retried::KeyHeld(JobId::from_store(holder)));
+    }
     let segments = apply(&mut tx, now, &[change]).await?;
     let job = known(&mut tx, id).await?;
     commit(tx).await?;

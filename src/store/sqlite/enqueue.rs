@@ -6,8 +6,9 @@ use std::hash::Hash;
 use sqlx::{FromRow, SqliteConnection};
 use uuid::Uuid;
 
+use super::change::{Change, apply, current};
 use super::fault::{broken, fault};
-use super::row::{Bodies, Shapes, batch, packed, put_number};
+use super::row::{Bodies, Shapes, batch, hex, packed, put_number};
 use super::{SqliteStore, backlog, commit, row};
 use crate::error::{Error, Result};
 use crate::job::limits::{ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX};
@@ -23,21 +24,29 @@ SELECT j.id, j.fingerprint
 const KEYED: &str = "
 SELECT j.id, j.fingerprint FROM json_each(?1) AS n CROSS JOIN jobs j
     ON j.queue = n.value->>'$[0]' AND j.idempotency_key = n.value->>'$[1]' AND j.idempotency_key IS NOT NULL";
+/// Who holds their unique keys.
+const HELD: &str = "
+SELECT j.id, j.fingerprint FROM json_each(?1) AS n CROSS JOIN jobs j
+    ON j.queue = n.value->>'$[0]' AND j.unique_key = n.value->>'$[1]' AND j.unique_key IS NOT NULL AND j.state < 4";
 const INSERT_JOBS: &str = "
 INSERT INTO jobs (id, queue, kind, priority, state, revision, attempt, failures, lost_leases, releases, released_in_row,
                   max_attempts, backoff_initial, backoff_max, backoff_factor, timeout, retention, fingerprint, worker,
-                  create_time, run_time, queue_time, bytes, idempotency_key, expire_time, expire_at)
+                  create_time, run_time, queue_time, bytes, idempotency_key, expire_time, expire_at, unique_key,
+                  finish_time, purge_time, replaced_by)
 WITH shapes AS MATERIALIZED (
   SELECT key AS shape, value->>'$[0]' AS queue, value->>'$[1]' AS kind, value->>'$[2]' AS priority,
          value->>'$[3]' AS state, value->>'$[4]' AS max_attempts, value->>'$[5]' AS backoff_initial,
          value->>'$[6]' AS backoff_max, value->>'$[7]' AS backoff_factor, value->>'$[8]' AS timeout,
          value->>'$[9]' AS retention, value->>'$[10]' AS run_time, value->>'$[11]' AS idempotency_key,
-         value->>'$[12]' AS expire_time
+         value->>'$[12]' AS expire_time, value->>'$[13]' AS unique_key, value->>'$[14][0]' AS revision,
+         value->>'$[14][1]' AS finish_time, value->>'$[15][0]' AS purge_time,
+         unhex(value->>'$[15][1]') AS replaced_by
     FROM json_each(?2))
-SELECT substr(?3, 16 * n.key + 1, 16), s.queue, s.kind, s.priority, s.state, 1, 0, 0, 0, 0, 0,
+SELECT substr(?3, 16 * n.key + 1, 16), s.queue, s.kind, s.priority, s.state, s.revision, 0, 0, 0, 0, 0,
        s.max_attempts, s.backoff_initial, s.backoff_max, s.backoff_factor, s.timeout, s.retention,
        substr(?4, 32 * n.key + 1, 32), '', ?6, s.run_time, CASE s.state WHEN 2 THEN ?6 END,
-       CAST(substr(?5, 20 * n.key + 1, 20) AS INTEGER), s.idempotency_key, s.expire_time, s.expire_time
+       CAST(substr(?5, 20 * n.key + 1, 20) AS INTEGER), s.idempotency_key, s.expire_time, s.expire_time,
+       s.unique_key, s.finish_time, s.purge_time, s.replaced_by
   FROM json_each(?1) AS n CROSS JOIN shapes s ON s.shape = n.value";
 const INSERT_PAYLOADS: &str = "
 INSERT INTO payloads (id, labels, headers, content_type, is_text, data)
@@ -63,7 +72,7 @@ pub(super) async fn enqueue(
     for new in jobs {
         let answer = known.answer(new).unwrap_or_else(|| judge(new, now));
         if let Enqueued::Created(job) = &answer {
-            known.add(job.clone(), new.fingerprint.to_vec());
+            known.create(job.clone(), new.fingerprint.to_vec(), now);
             fresh.push((new, job.clone()));
         }
         answers.push(answer);
@@ -83,8 +92,12 @@ pub(super) async fn enqueue(
         });
     }
 
+    known.amend(&mut answers);
     let mut segments = Vec::new();
     if !fresh.is_empty() {
+        make_way(&mut tx, now, &known, &fresh).await?;
+        // Some of them may have made way for others.
+        fresh.iter_mut().for_each(|(_, job)| known.update(job));
         insert(&mut tx, now, &fresh).await?;
         let lines: Vec<(Line, JobId)> = fresh
             .iter()
@@ -131,6 +144,19 @@ async fn known(connection: &mut SqliteConnection, jobs: &[NewJob]) -> Result<Kno
             .map_err(fault)?;
         prints.extend(keyed);
     }
+    let unique: Vec<(&str, &str)> = jobs
+        .iter()
+        .filter_map(NewJob::unique)
+        .map(|(queue, key)| (queue.as_str(), key.as_str()))
+        .collect();
+    if !unique.is_empty() {
+        let held: Vec<Print> = sqlx::query_as(HELD)
+            .bind(batch(&unique)?)
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(fault)?;
+        prints.extend(held);
+    }
     let mut known = Known::default();
     if prints.is_empty() {
         return Ok(known);
@@ -144,6 +170,33 @@ async fn known(connection: &mut SqliteConnection, jobs: &[NewJob]) -> Result<Kno
         known.add(job.clone(), print.fingerprint);
     }
     Ok(known)
+}
+
+/// Cancels those jobs that were there before and make way for some of these.
+async fn make_way(
+    connection: &mut SqliteConnection,
+    now: Timestamp,
+    known: &Known,
+    fresh: &[(&NewJob, Job)],
+) -> Result<()> {
+    let fresh: HashSet<JobId> = fresh.iter().map(|(new, _)| new.id).collect();
+    let old = known
+        .replaced()
+        .iter()
+        .filter(|(id, _)| !fresh.contains(id));
+    let old: Vec<(JobId, JobId)> = old.copied().collect();
+    if old.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<JobId> = old.iter().map(|(id, _)| *id).collect();
+    let rows = current(connection, &ids).await?;
+    let change = |(id, by): &(JobId, JobId)| {
+        let mut change = rows.get(id)?.ends(JobState::Cancelled, now);
+        change.new.replaced_by = Some(by.uuid());
+        Some(change)
+    };
+    let changes: Vec<Change> = old.iter().filter_map(change).collect();
+    apply(connection, now, &changes).await.map(drop)
 }
 
 fn judge(new: &NewJob, now: Timestamp) -> Enqueued {
@@ -239,7 +292,7 @@ fn job_shape(job: &Job) -> impl Eq + Hash + use<'_> {
         retry.factor.to_bits(),
         (job.spec.timeout, job.spec.retention),
         (job.state.number(), job.run_time, job.expire_time),
-        &job.idempotency_key,
+        (&job.idempotency_key, &job.spec.unique_key, job.replaced_by),
     )
 }
 
@@ -261,6 +314,12 @@ fn job_row(job: &Job) -> impl serde::Serialize + use<> {
             .as_ref()
             .map(|key| key.as_str().to_owned()),
         job.expire_time.map(|time| time.0),
+        spec.unique_key.as_ref().map(|key| key.as_str().to_owned()),
+        (job.revision, job.finish_time.map(|time| time.0)),
+        (
+            job.purge_time.map(|time| time.0),
+            job.replaced_by.map(|id| hex(id.uuid())),
+        ),
     )
 }
 

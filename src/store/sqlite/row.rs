@@ -16,14 +16,14 @@ use crate::error::{Error, Result};
 use crate::job::limits::ATTEMPTS_SHOWN;
 use crate::job::{
     AttemptOutcome, AttemptRecord, Failure, IdempotencyKey, Job, JobId, JobSpec, JobState, Kind,
-    Payload, Priority, QueueName, RetryPolicy, Timestamp, View,
+    Payload, Priority, QueueName, RetryPolicy, Timestamp, UniqueKey, View,
 };
 
 const JOBS: &str = "
 SELECT j.id, j.queue, j.kind, j.priority, j.state, j.revision, j.attempt, j.failures, j.lost_leases, j.releases,
        j.max_attempts, j.backoff_initial, j.backoff_max, j.backoff_factor, j.timeout, j.retention, j.worker,
-       j.create_time, j.run_time, j.start_time, j.finish_time, j.purge_time, j.idempotency_key, j.expire_time, p.labels,
-       p.headers
+       j.create_time, j.run_time, j.start_time, j.finish_time, j.purge_time, j.idempotency_key, j.expire_time, j.unique_key,
+       j.replaced_by, p.labels, p.headers
   FROM jobs j JOIN payloads p ON p.id = j.id
  WHERE j.id IN (SELECT unhex(value) FROM json_each(?1))";
 const PAYLOADS: &str = "
@@ -278,6 +278,8 @@ struct JobRow {
     purge_time: Option<i64>,
     idempotency_key: Option<String>,
     expire_time: Option<i64>,
+    unique_key: Option<String>,
+    replaced_by: Option<Uuid>,
     labels: String,
     headers: String,
 }
@@ -296,6 +298,7 @@ impl JobRow {
             )?,
             timeout: self.timeout.map(span),
             retention: span(self.retention),
+            unique_key: self.unique_key.as_deref().map(UniqueKey::from_store),
             labels: words(&self.labels)?,
             headers: words(&self.headers)?,
         };
@@ -317,6 +320,7 @@ impl JobRow {
             last_failure: None,
             progress: None,
             worker: self.worker,
+            replaced_by: self.replaced_by.map(JobId::from_store),
             create_time: Timestamp(self.create_time),
             run_time: Timestamp(self.run_time),
             expire_time: self.expire_time.map(Timestamp),

@@ -1,0 +1,4 @@
+-- A unique key is held until its job is final.
+ALTER TABLE jobs ADD COLUMN unique_key TEXT;
+ALTER TABLE jobs ADD COLUMN replaced_by BLOB;
+CREATE UNIQUE INDEX jobs_unique_key ON jobs (queue, unique_key) WHERE unique_key IS NOT NULL AND state < 4;
