@@ -69,8 +69,8 @@ pub enum Error {
     /// There is no such job, or it is not there any more.
     #[error("no job {0}")]
     JobNotFound(String),
-    /// The id names a job of another request.
-    #[error("job {0} exists with another request")]
+    /// The id is that of a job of another request, or of one that was deleted.
+    #[error("job {0} was another request, or was deleted")]
     IdConflict(JobId),
     /// The idempotency key is that of a job of another request.
     #[error("the idempotency key is that of job {0}, which was another request")]

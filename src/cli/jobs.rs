@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use worker_sdk::{Client, Error, JobFilter, JobState, ListJobsRequest, View};
 
 use super::exit::{Exit, Failure};
+use super::terminal;
 use crate::telemetry::start_logs;
 use show::Output;
 
@@ -91,6 +92,12 @@ enum Verb {
         #[arg(long, value_name = "TEXT", default_value = "")]
         reason: String,
     },
+    /// Deletes jobs that are final, with all that they hold
+    Delete {
+        /// Ids of the jobs
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
     /// Brings failed or cancelled jobs back
     Retry {
         /// Ids of the jobs
@@ -160,6 +167,12 @@ async fn act(args: Args) -> Result<Exit, Failure> {
             let mut rows = output.rows(ids.len() > 1);
             for id in ids {
                 rows.add(&client.cancel(&id, &reason).await.map_err(failure_of)?);
+            }
+        }
+        Verb::Delete { ids } => {
+            for id in ids {
+                client.delete(&id).await.map_err(failure_of)?;
+                terminal::note(format_args!("{id}: deleted"));
             }
         }
         Verb::Retry { ids, delay } => {

@@ -1,4 +1,4 @@
-//! What those who enqueue can ask: get, list, cancel, retry.
+//! What those who enqueue can ask: get, list, cancel, retry, delete.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tracing::{debug, info};
 use super::{Engine, sessions};
 use crate::error::{Error, Result};
 use crate::job::{Job, JobId, NewJob, View};
-use crate::store::{Cancelled, JobFilter, JobPage, Retried};
+use crate::store::{Cancelled, Deleted, JobFilter, JobPage, Retried};
 
 /// A job that is durable.
 #[derive(Debug, Clone, PartialEq)]
@@ -104,6 +104,26 @@ impl Engine {
                 verb: "cancel",
             }),
             Cancelled::NotFound => Err(Error::JobNotFound(id.to_string())),
+        }
+    }
+
+    /// Deletes a final job.
+    ///
+    /// # Errors
+    /// `JobNotFound`, `WrongState`, and the store's.
+    pub async fn delete(&self, id: JobId) -> Result<()> {
+        match self.core.store.delete(id).await? {
+            Deleted::Done => {
+                info!(job_id = %id, "job deleted");
+                self.core.watches.changed(id);
+                Ok(())
+            }
+            Deleted::WrongState(is) => Err(Error::WrongState {
+                job: id,
+                is,
+                verb: "delete",
+            }),
+            Deleted::NotFound => Err(Error::JobNotFound(id.to_string())),
         }
     }
 

@@ -62,6 +62,13 @@ impl pb::job_service_server::JobService for Jobs {
     ) -> Result<Response<pb::RetryJobResponse>, Status> {
         self.answer(self.retry(request.into_inner()).await)
     }
+
+    async fn delete_job(
+        &self,
+        request: Request<pb::DeleteJobRequest>,
+    ) -> Result<Response<pb::DeleteJobResponse>, Status> {
+        self.answer(self.delete(request.into_inner()).await)
+    }
 }
 
 impl Jobs {
@@ -190,6 +197,11 @@ impl Jobs {
         Ok(pb::RetryJobResponse {
             job: Some(convert::job(job)),
         })
+    }
+
+    async fn delete(&self, request: pb::DeleteJobRequest) -> Result<pb::DeleteJobResponse> {
+        self.0.delete(job_id(&request.job_id)?).await?;
+        Ok(pb::DeleteJobResponse {})
     }
 }
 

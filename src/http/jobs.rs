@@ -128,6 +128,17 @@ pub async fn cancel(
     json(StatusCode::OK, &JobJson::of(&job))
 }
 
+/// `DELETE /jobs/{id}`
+pub async fn delete(
+    State(engine): Shared,
+    Path(id): Path<String>,
+    RawQuery(asked): RawQuery,
+) -> Answer {
+    query::none(&asked.unwrap_or_default())?;
+    engine.delete(job_id(&id)?).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
 /// `POST /jobs/{id}/retry`
 pub async fn retry(
     State(engine): Shared,

@@ -8,6 +8,7 @@
 //! | `GET /jobs/{id}?wait=10s&view=` | GetJob |
 //! | `GET /jobs?queue=&kind=&state=&page_size=&page_token=&view=` | ListJobs |
 //! | `POST /jobs/{id}/cancel` | CancelJob, `{"reason": "..."}` if there is one |
+//! | `DELETE /jobs/{id}` | DeleteJob; 204 |
 //! | `POST /jobs/{id}/retry` | RetryJob, `{"delay": "10s"}` if there is one |
 //! | `GET /livez`, `/readyz`, `/metrics` | how this node is |
 
@@ -41,7 +42,7 @@ pub fn router(engine: Arc<Engine>) -> Router {
     Router::new()
         .route("/jobs", post(jobs::enqueue).get(jobs::list))
         .route("/jobs/batch", post(jobs::enqueue_batch))
-        .route("/jobs/{id}", get(jobs::get))
+        .route("/jobs/{id}", get(jobs::get).delete(jobs::delete))
         .route("/jobs/{id}/cancel", post(jobs::cancel))
         .route("/jobs/{id}/retry", post(jobs::retry))
         .route("/livez", get(health::live))

@@ -77,6 +77,27 @@ async fn an_idempotency_key_comes_as_a_header_or_in_the_body() {
 }
 
 #[tokio::test]
+async fn a_final_job_is_deleted() {
+    let (address, _node) = serve().await;
+    let made = post(address, "/jobs", r#"{"queue":"q","kind":"k"}"#).await;
+    let path = format!("/jobs/{}", made.json()["id"].as_str().unwrap());
+    let early = call(address, &format!("DELETE {path}"), "", b"").await;
+    assert_eq!(early.problem(), (409, "JOB_STATE".into(), vec![]));
+    assert_eq!(
+        post(address, &format!("{path}/cancel"), "").await.status,
+        200
+    );
+    let gone = call(address, &format!("DELETE {path}"), "", b"").await;
+    assert_eq!((gone.status, gone.text.as_str()), (204, ""));
+    for again in [
+        call(address, &format!("DELETE {path}"), "", b"").await,
+        fetch(address, &path).await,
+    ] {
+        assert_eq!(again.problem(), (404, "JOB_NOT_FOUND".into(), vec![]));
+    }
+}
+
+#[tokio::test]
 async fn a_unique_key_is_held_by_one_job_at_a_time() {
     let (address, _node) = serve().await;
     let job = |rest: &str| format!(r#"{{"queue":"q","kind":"k","unique_key":"account 7"{rest}}}"#);

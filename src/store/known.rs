@@ -1,7 +1,7 @@
 //! What an enqueue finds under its ids, idempotency keys and unique keys, and what that makes of a request: the same for
 //! every store.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::Enqueued;
 use crate::job::{
@@ -15,6 +15,8 @@ pub(super) struct Known {
     keys: HashMap<(QueueName, IdempotencyKey), JobId>,
     /// Who holds a unique key: a job that is not final.
     holders: HashMap<(QueueName, UniqueKey), JobId>,
+    /// Ids of jobs that were deleted.
+    deleted: HashSet<JobId>,
     /// Jobs that made way, each with the one that took over its unique key, in that order.
     replaced: Vec<(JobId, JobId)>,
 }
@@ -32,6 +34,11 @@ impl Known {
     /// A job that was there before, with the fingerprint of its request, or one whose asker has been answered.
     pub(super) fn add(&mut self, job: Job, fingerprint: Vec<u8>) {
         self.insert(job, fingerprint, false);
+    }
+
+    /// The id of a job that was deleted.
+    pub(super) fn add_deleted(&mut self, id: JobId) {
+        self.deleted.insert(id);
     }
 
     /// A job that was created by this call: its first asker is still to be told so.
@@ -70,12 +77,16 @@ impl Known {
     /// Whether a job is there under the request's id or its keys.
     pub(super) fn has(&self, new: &NewJob) -> bool {
         self.jobs.contains_key(&new.id)
+            || self.deleted.contains(&new.id)
             || self.by_key(new).is_some()
             || self.by_unique_key(new).is_some()
     }
 
     /// The answer to one request; `None` when nothing is known of it, or it is to take the place of another.
     pub(super) fn answer(&mut self, new: &NewJob) -> Option<Enqueued> {
+        if self.deleted.contains(&new.id) {
+            return Some(Enqueued::Conflict);
+        }
         let id = match self.jobs.contains_key(&new.id) {
             true => new.id,
             false => match self.by_key(new) {

@@ -86,7 +86,7 @@ pub enum Enqueued {
     /// The same request was accepted before, under this id or, with its idempotency key, under another; or another one
     /// holds its unique key, and is kept. The job as it is now. A basic view.
     Existed(Job),
-    /// The id names a job of another request, or of one with another idempotency key.
+    /// The id names a job of another request, or of one with another idempotency key, or one that was deleted.
     Conflict,
     /// The idempotency key is that of this job, which was another request.
     KeyConflict(JobId),
@@ -219,6 +219,17 @@ pub enum Retried {
     Done(Job, Vec<Segment>),
     /// This job holds its unique key.
     KeyHeld(JobId),
+    /// Its state does not allow it.
+    WrongState(JobState),
+    /// There is no such job.
+    NotFound,
+}
+
+/// Answer to a delete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deleted {
+    /// It is gone now.
+    Done,
     /// Its state does not allow it.
     WrongState(JobState),
     /// There is no such job.
@@ -425,6 +436,10 @@ pub trait Store: Send + Sync + 'static {
     async fn cancel(&self, job: JobId, reason: String) -> Result<Cancelled>;
     /// Brings a FAILED or CANCELLED job back, due after `delay`. Its expire time does not count any more.
     async fn retry(&self, job: JobId, delay: Duration) -> Result<Retried>;
+
+    /// Deletes a final job: with all that it holds, its keys too. Its id stays taken for as long as it could be sent once
+    /// more; [`Store::retain`] frees it then.
+    async fn delete(&self, job: JobId) -> Result<Deleted>;
 
     /// Makes a session, alive for its TTL from now, attached once.
     async fn open_session(&self, session: NewSession) -> Result<()>;

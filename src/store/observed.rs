@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use tracing::{Instrument, debug, debug_span, error};
 
 use super::{
-    Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch, Expired,
+    Ask, Attach, Attached, Attaching, Cancelled, Deleted, EnqueueAnswer, EntryId, Epoch, Expired,
     FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
     QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
 };
@@ -237,6 +237,11 @@ impl Store for Observed {
     async fn retry(&self, job: JobId, delay: Duration) -> Result<Retried> {
         let work = move |store: Arc<dyn Store>| async move { store.retry(job, delay).await };
         self.run(write("retry", 1), work).await
+    }
+
+    async fn delete(&self, job: JobId) -> Result<Deleted> {
+        let work = move |store: Arc<dyn Store>| async move { store.delete(job).await };
+        self.run(write("delete", 1), work).await
     }
 
     async fn open_session(&self, session: NewSession) -> Result<()> {

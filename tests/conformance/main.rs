@@ -61,6 +61,7 @@ mod store_attach;
 mod store_backlog;
 mod store_cancel;
 mod store_clock;
+mod store_delete;
 mod store_enqueue;
 mod store_expiry;
 mod store_fence;

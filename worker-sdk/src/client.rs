@@ -256,6 +256,25 @@ impl Client {
         Ok(answer.await?.job.unwrap_or_default())
     }
 
+    /// Deletes a final job before its time, with all that it holds. Not repeated when
+    /// the outcome of a try is unknown: look for the job then.
+    ///
+    /// # Errors
+    /// [`Error::Call`] with reason `JOB_NOT_FOUND`, or `JOB_STATE` when it is not final.
+    pub async fn delete(&self, id: &str) -> Result<(), Error> {
+        let request = proto::DeleteJobRequest {
+            job_id: id.to_owned(),
+        };
+        let answer = self.call(
+            Repeat::IfRefused,
+            self.deadline,
+            TRY_TIMEOUT,
+            request,
+            |mut jobs, request| async move { jobs.delete_job(request).await },
+        );
+        answer.await.map(drop)
+    }
+
     /// One call with its tries, until it is answered, refused or out of time.
     async fn call<Q, A, F, Fut>(
         &self,

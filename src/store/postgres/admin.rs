@@ -17,11 +17,15 @@ use crate::store::{JobFilter, JobPage, QueueStats, Retried};
 
 const PING: &str = "SELECT 'PostgreSQL ' || current_setting('server_version') AS version";
 
-const GET_BASIC: &str = concat!("SELECT ", job_columns!(), " FROM jobs WHERE id = ANY($1)");
+const GET_BASIC: &str = concat!(
+    "SELECT ",
+    job_columns!(),
+    " FROM jobs WHERE id = ANY($1) AND state <> 7"
+);
 const GET_FULL: &str = concat!(
     "SELECT ",
     job_columns!(),
-    ", payload_type, payload_is_text, payload, output_type, output_is_text, output FROM jobs WHERE id = ANY($1)"
+    ", payload_type, payload_is_text, payload, output_type, output_is_text, output FROM jobs WHERE id = ANY($1) AND state <> 7"
 );
 /// The newest of each job, and the newest that says why it failed, which may be older than those. (A lost lease says
 /// so only if it was one too many.)
@@ -54,7 +58,7 @@ macro_rules! list {
             $scan,
             "), picked AS (
   SELECT id FROM scanned s
-   WHERE (cardinality($3::text[]) = 0 OR kind = ANY ($3)) AND (cardinality($4::int2[]) = 0 OR state = ANY ($4))
+   WHERE state <> 7 AND (cardinality($3::text[]) = 0 OR kind = ANY ($3)) AND (cardinality($4::int2[]) = 0 OR state = ANY ($4))
      AND create_time BETWEEN $9 AND $10 AND is_labelled
      AND ($11::text IS NULL OR $11 = CASE WHEN is_expired THEN 'EXPIRED' ELSE (
            SELECT failure_type FROM attempts WHERE job = s.id AND (outcome IN (2, 3) OR failure_type = 'LEASES_LOST')

@@ -20,6 +20,7 @@ mod result;
 mod row;
 mod session;
 mod signals;
+mod steer;
 mod sweep;
 
 use std::time::Duration;
@@ -33,7 +34,7 @@ use crate::job::{
     Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId, Timestamp, Verdict, View,
 };
 use crate::store::{
-    Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch, Expired,
+    Ask, Attach, Attached, Attaching, Cancelled, Deleted, EnqueueAnswer, EntryId, Epoch, Expired,
     FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
     QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
 };
@@ -127,6 +128,9 @@ impl Store for PostgresStore {
     }
     async fn retry(&self, job: JobId, delay: Duration) -> Result<Retried> {
         admin::retry(&self.reads, job, delay).await
+    }
+    async fn delete(&self, job: JobId) -> Result<Deleted> {
+        steer::delete(&self.reads, job).await
     }
     async fn open_session(&self, session: NewSession) -> Result<()> {
         session::open(&self.hot, &session).await

@@ -120,7 +120,7 @@ counted AS (
 SELECT array_agg(id), array_agg(attempt), array_agg(session) FROM done HAVING count(*) < cardinality($1::uuid[])";
 
 /// With a new snapshot: what the fence refused.
-const ROWS: &str = "SELECT id, state, attempt, session FROM jobs WHERE id = ANY($1)";
+const ROWS: &str = "SELECT id, state, attempt, session FROM jobs WHERE id = ANY($1) AND state <> 7";
 const ATTEMPTS: &str = "
 SELECT a.job, a.attempt, a.session, a.outcome
   FROM unnest($1::uuid[], $2::int4[]) AS e (job, attempt) JOIN attempts a ON a.job = e.job AND a.attempt = e.attempt";

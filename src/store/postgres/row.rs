@@ -25,6 +25,9 @@ macro_rules! job_columns {
 }
 pub(super) use job_columns;
 
+/// The state in the row of a job that was deleted, of which only the id is left. Whoever looks for jobs by id leaves it out.
+pub(super) const DELETED: i16 = 7;
+
 /// Reads one column.
 pub(super) fn column<'r, T>(row: &'r PgRow, name: &str) -> Result<T>
 where

@@ -57,7 +57,7 @@ counted AS (
 SELECT (SELECT count(*) FROM done) + (SELECT count(*) FROM forgotten) AS changed";
 
 /// The row that points at a job is a pointer only: the job's own purge time decides, since it may have been brought back
-/// and have ended anew. Rows are taken up to `limit` jobs together, at least one.
+/// and have ended anew. The ids of deleted jobs are among them (7). Rows are taken up to `limit` jobs together, at least one.
 const PURGE: &str = "
 WITH clock AS MATERIALIZED (SELECT lh_us() AS now),
 ready AS MATERIALIZED (
@@ -70,10 +70,10 @@ named AS MATERIALIZED (
   SELECT DISTINCT u.job FROM taken t JOIN finished f ON f.id = t.id, unnest(f.jobs) AS u (job)),
 locked AS MATERIALIZED (
   SELECT j.id, j.has_progress FROM jobs j, clock c
-   WHERE j.id = ANY (ARRAY(SELECT job FROM named)) AND j.state IN (4, 5, 6) AND j.purge_time <= c.now
+   WHERE j.id = ANY (ARRAY(SELECT job FROM named)) AND j.state IN (4, 5, 6, 7) AND j.purge_time <= c.now
    ORDER BY j.id FOR UPDATE OF j SKIP LOCKED),
 gone AS (
-  DELETE FROM jobs j USING locked l WHERE j.id = l.id AND j.state IN (4, 5, 6) RETURNING j.id, j.queue, j.state),
+  DELETE FROM jobs j USING locked l WHERE j.id = l.id AND j.state IN (4, 5, 6, 7) RETURNING j.id, j.queue, j.state),
 history AS (
   DELETE FROM attempts a USING locked l WHERE a.job = l.id),
 progressed AS (
@@ -81,7 +81,7 @@ progressed AS (
 counted AS (
   INSERT INTO queue_counts (queue, succeeded, failed, cancelled)
   SELECT queue, -count(*) FILTER (WHERE state = 4), -count(*) FILTER (WHERE state = 5), -count(*) FILTER (WHERE state = 6)
-    FROM gone GROUP BY queue)
+    FROM gone WHERE state <> 7 GROUP BY queue)
 SELECT (SELECT count(*) FROM gone) AS changed, ARRAY(SELECT id FROM taken) AS rows,
        (SELECT count(*) FROM ready) AS ready";
 
@@ -92,7 +92,7 @@ WITH taken AS MATERIALIZED (
 clock AS MATERIALIZED (SELECT lh_us() AS now),
 looked AS MATERIALIZED (
   SELECT f.id, (SELECT min(j.purge_time) FROM unnest(f.jobs) AS u (job) JOIN jobs j ON j.id = u.job
-                 WHERE j.state IN (4, 5, 6)) AS next
+                 WHERE j.state IN (4, 5, 6, 7)) AS next
     FROM taken t JOIN finished f ON f.id = t.id),
 dropped AS (
   DELETE FROM finished f USING looked l WHERE f.id = l.id AND l.next IS NULL)

@@ -19,7 +19,9 @@ use crate::store::{EnqueueAnswer, Enqueued, Line, Unit};
 
 const FINGERPRINTS: &str = "
 SELECT j.id, j.fingerprint
-  FROM json_each(?1) AS n CROSS JOIN jobs j ON j.id = substr(?2, 16 * n.key + 1, 16)";
+  FROM json_each(?1) AS n CROSS JOIN jobs j ON j.id = substr(?2, 16 * n.key + 1, 16)
+UNION ALL
+SELECT d.id, NULL FROM json_each(?1) AS n CROSS JOIN deleted d ON d.id = substr(?2, 16 * n.key + 1, 16)";
 /// Those whose key was taken under another id.
 const KEYED: &str = "
 SELECT j.id, j.fingerprint FROM json_each(?1) AS n CROSS JOIN jobs j
@@ -123,7 +125,8 @@ async fn known(connection: &mut SqliteConnection, jobs: &[NewJob]) -> Result<Kno
     #[derive(FromRow)]
     struct Print {
         id: Uuid,
-        fingerprint: Vec<u8>,
+        /// `None`: the job was deleted.
+        fingerprint: Option<Vec<u8>>,
     }
     let mut prints: Vec<Print> = sqlx::query_as(FINGERPRINTS)
         .bind(batch(&vec![0; jobs.len()])?)
@@ -164,10 +167,14 @@ async fn known(connection: &mut SqliteConnection, jobs: &[NewJob]) -> Result<Kno
     let ids: Vec<JobId> = prints.iter().map(|p| JobId::from_store(p.id)).collect();
     let found = row::jobs(connection, &ids).await?;
     for print in prints {
+        let id = JobId::from_store(print.id);
+        let Some(fingerprint) = print.fingerprint else {
+            known.add_deleted(id);
+            continue;
+        };
         // One that is asked for twice is found twice.
-        let job = found.get(&JobId::from_store(print.id));
-        let job = job.ok_or_else(|| broken("no payload"))?;
-        known.add(job.clone(), print.fingerprint);
+        let job = found.get(&id).ok_or_else(|| broken("no payload"))?;
+        known.add(job.clone(), fingerprint);
     }
     Ok(known)
 }

@@ -17,9 +17,9 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions, Connection, Executor, Sqlite, Transaction};
 
 use super::{
-    Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, Epoch, Expired, FinishAnswer,
-    Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer, QueueStats,
-    Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
+    Ask, Attach, Attached, Attaching, Cancelled, Deleted, EnqueueAnswer, Epoch, Expired,
+    FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
+    QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::error::Result;
@@ -41,6 +41,7 @@ mod result;
 mod row;
 mod session;
 mod signals;
+mod steer;
 mod sweep;
 
 #[cfg(test)]
@@ -187,6 +188,10 @@ impl Store for SqliteStore {
 
     async fn retry(&self, job: JobId, delay: Duration) -> Result<Retried> {
         admin::retry(self, job, delay).await
+    }
+
+    async fn delete(&self, job: JobId) -> Result<Deleted> {
+        steer::delete(self, job).await
     }
 
     async fn open_session(&self, session: NewSession) -> Result<()> {

@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Row};
 use super::SqliteStore;
 use crate::store::Store;
 
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
     include_str!("admin.rs"),
     include_str!("backlog.rs"),
     include_str!("change.rs"),
@@ -19,6 +19,7 @@ const SOURCES: [&str; 9] = [
     include_str!("result.rs"),
     include_str!("row.rs"),
     include_str!("signals.rs"),
+    include_str!("steer.rs"),
     include_str!("sweep.rs"),
 ];
 /// Tables that grow with the jobs.

@@ -45,13 +45,15 @@ SELECT j.id, s.expire_time <= (SELECT grace_until FROM pulse) AS in_outage
  WHERE s.dead = 1 LIMIT ?1";
 const PURGEABLE: &str = "
 SELECT id FROM jobs WHERE purge_time <= ?1 ORDER BY purge_time LIMIT ?2";
-const PURGE: [&str; 5] = [
+pub(super) const PURGE: [&str; 5] = [
     "DELETE FROM progress WHERE id IN (SELECT unhex(value) FROM json_each(?1))",
     "DELETE FROM payloads WHERE id IN (SELECT unhex(value) FROM json_each(?1))",
     "DELETE FROM outputs WHERE id IN (SELECT unhex(value) FROM json_each(?1))",
     "DELETE FROM attempts WHERE job IN (SELECT unhex(value) FROM json_each(?1))",
     "DELETE FROM jobs WHERE id IN (SELECT unhex(value) FROM json_each(?1)) AND purge_time IS NOT NULL",
 ];
+const FREE_IDS: &str = "
+DELETE FROM deleted WHERE id IN (SELECT id FROM deleted WHERE purge_time <= ?1 ORDER BY purge_time LIMIT ?2)";
 const OLD_SEGMENTS: &str = "
 SELECT id, queue, priority, create_time, jobs FROM backlog WHERE id > ?1 ORDER BY id LIMIT ?2";
 const DROP_SIGNALS: &str = "
@@ -202,7 +204,7 @@ pub(super) async fn expire(store: &SqliteStore, limit: usize) -> Result<Expired>
     })
 }
 
-/// Removes final jobs whose purge time is past.
+/// Removes final jobs whose purge time is past, and what is left of deleted ones.
 pub(super) async fn retain(store: &SqliteStore, limit: usize) -> Result<Swept> {
     let (mut tx, now) = store.write().await?;
     let found: Vec<Uuid> = sqlx::query_scalar(PURGEABLE)
@@ -212,7 +214,14 @@ pub(super) async fn retain(store: &SqliteStore, limit: usize) -> Result<Swept> {
         .await
         .map_err(fault)?;
     let ids: Vec<JobId> = found.into_iter().map(JobId::from_store).collect();
-    if ids.is_empty() {
+    let freed = sqlx::query(FREE_IDS)
+        .bind(now.0)
+        .bind(rows_max(limit))
+        .execute(&mut *tx)
+        .await
+        .map_err(fault)?
+        .rows_affected();
+    if ids.is_empty() && freed == 0 {
         return Ok(Swept::default());
     }
     let list = id_list(&ids)?;
@@ -225,8 +234,8 @@ pub(super) async fn retain(store: &SqliteStore, limit: usize) -> Result<Swept> {
     }
     commit(tx).await?;
     Ok(Swept {
-        changed: count(ids.len()),
-        more: ids.len() >= limit,
+        changed: count(ids.len()) + freed,
+        more: ids.len() >= limit || freed >= count(limit),
         segments: Vec::new(),
     })
 }

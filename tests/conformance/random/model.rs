@@ -3,13 +3,13 @@
 //! Everything happens at ticks, and each span is some of them, so that the moments that the test itself takes (far less
 //! than a tick) decide nothing: what is due at a tick is due in the store a moment before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use leasehold::job::limits::{ID_AGE_MAX, LOST_LEASES_MAX, ROW_AGE_MIN};
 use leasehold::job::retry::release_floor;
 use leasehold::job::{AttemptOutcome, JobState, Outcome, StaleReason, Verdict};
-use leasehold::store::{Attaching, SessionState};
+use leasehold::store::{Attaching, Deleted, SessionState};
 
 /// One tick, longer than any release's floor.
 pub const TICK: Duration = Duration::from_secs(100);
@@ -59,6 +59,8 @@ pub struct Model {
     pub now: u64,
     /// `None`: removed.
     pub jobs: Vec<Option<Job>>,
+    /// Of the removed ones, those that a hand has removed.
+    pub deleted: BTreeSet<No>,
     pub sessions: Vec<Session>,
 }
 
@@ -340,6 +342,18 @@ impl Model {
         job.expires = None;
         job.waits(delay, now);
         Ok(())
+    }
+
+    pub fn delete(&mut self, no: No) -> Deleted {
+        match self.job(no).map(|job| job.state) {
+            None => Deleted::NotFound,
+            Some(state) if !state.is_final() => Deleted::WrongState(state),
+            Some(_) => {
+                self.jobs[no] = None;
+                self.deleted.insert(no);
+                Deleted::Done
+            }
+        }
     }
 
     pub fn promote(&mut self) {

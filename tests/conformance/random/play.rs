@@ -135,6 +135,12 @@ impl Play {
                 self.report(*job, *lease, *revision, *has_checkpoint).await;
             }
             Op::Cancel(job) => self.cancel(*job).await,
+            Op::Delete(job) => {
+                if let Some(no) = self.some_job(*job) {
+                    let told = self.world.store.delete(self.jobs[no].id).await;
+                    assert_eq!(told.expect("delete answers"), self.model.delete(no));
+                }
+            }
             Op::Retry(job, delay) => self.retry(*job, *delay).await,
             Op::Pass(ticks) => self.pass(*ticks).await,
             Op::Promote => {
@@ -212,6 +218,7 @@ impl Play {
                 false
             }
             (Enqueued::Conflict, Some(_)) if other => true,
+            (Enqueued::Conflict, None) if self.model.deleted.contains(&no) => true,
             (Enqueued::IdOutOfTime, None) if !self.model.id_is_young(self.made[no]) => true,
             (told, job) => panic!("told {told:?} of {job:?}"),
         };

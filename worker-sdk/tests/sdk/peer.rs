@@ -357,4 +357,11 @@ impl JobService for Service {
     ) -> Result<Response<RetryJobResponse>, Status> {
         Err(Status::unimplemented("not asked for here"))
     }
+
+    async fn delete_job(
+        &self,
+        _: Request<proto::DeleteJobRequest>,
+    ) -> Result<Response<proto::DeleteJobResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
 }

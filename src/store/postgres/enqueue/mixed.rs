@@ -17,7 +17,7 @@ use crate::job::{JobId, NewJob, Start, Timestamp, View};
 use crate::store::known::Known;
 use crate::store::postgres::fault::{Effect, broken, fault, gave_way, silent};
 use crate::store::postgres::pool::{ANSWER_WITHIN, Pool, RUNS_MAX, Statement};
-use crate::store::postgres::row::{self, column, int, job_columns, json, state};
+use crate::store::postgres::row::{self, DELETED, column, int, job_columns, json, state};
 use crate::store::{EnqueueAnswer, Enqueued};
 
 /// Ids out of their time, starts too far ahead and what expires before it begins are left out here, and named by the time that the answer carries.
@@ -263,6 +263,10 @@ pub(super) async fn look(
         rows.extend(held);
     }
     for row in &rows {
+        if column::<i16>(row, "state")? == DELETED {
+            known.add_deleted(JobId::from_store(column(row, "id")?));
+            continue;
+        }
         known.add(row::job(row, View::Basic)?, column(row, "fingerprint")?);
     }
     Ok(())
