@@ -7,7 +7,7 @@ mod show;
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-use worker_sdk::{Client, Error, JobFilter, JobState, ListJobsRequest, View};
+use worker_sdk::{Client, Error, JobFilter, JobState, ListJobsRequest, Priority, View};
 
 use super::exit::{Exit, Failure};
 use super::terminal;
@@ -92,6 +92,33 @@ enum Verb {
         #[arg(long, value_name = "TEXT", default_value = "")]
         reason: String,
     },
+    /// Gives jobs that wait another time
+    Reschedule {
+        /// Ids of the jobs
+        #[arg(required = true)]
+        ids: Vec<String>,
+        /// Due after this time from now
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, required_unless_present = "at")]
+        delay: Option<Duration>,
+        /// Due at this time, as 2030-01-31T12:00:00Z
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak, conflicts_with = "delay")]
+        at: Option<SystemTime>,
+    },
+    /// Makes jobs due now that wait for their time
+    RunNow {
+        /// Ids of the jobs
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+    /// Gives jobs that wait another priority
+    SetPriority {
+        /// Low, normal or high
+        #[arg(value_name = "LEVEL", value_parser = enqueue::priority)]
+        priority: Priority,
+        /// Ids of the jobs
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
     /// Deletes jobs that are final, with all that they hold
     Delete {
         /// Ids of the jobs
@@ -167,6 +194,30 @@ async fn act(args: Args) -> Result<Exit, Failure> {
             let mut rows = output.rows(ids.len() > 1);
             for id in ids {
                 rows.add(&client.cancel(&id, &reason).await.map_err(failure_of)?);
+            }
+        }
+        Verb::Reschedule { ids, delay, at } => {
+            let mut rows = output.rows(ids.len() > 1);
+            for id in ids {
+                let job = match at {
+                    Some(time) => client.reschedule_at(&id, time).await,
+                    None => client.reschedule(&id, delay.unwrap_or_default()).await,
+                };
+                rows.add(&job.map_err(failure_of)?);
+            }
+        }
+        Verb::RunNow { ids } => {
+            let mut rows = output.rows(ids.len() > 1);
+            for id in ids {
+                let job = client.reschedule(&id, Duration::ZERO).await;
+                rows.add(&job.map_err(failure_of)?);
+            }
+        }
+        Verb::SetPriority { priority, ids } => {
+            let mut rows = output.rows(ids.len() > 1);
+            for id in ids {
+                let job = client.set_priority(&id, priority).await;
+                rows.add(&job.map_err(failure_of)?);
             }
         }
         Verb::Delete { ids } => {

@@ -1,4 +1,4 @@
-//! What those who enqueue can ask: get, list, cancel, retry, delete.
+//! What those who enqueue can ask: get, list, cancel, retry, reschedule, set the priority, delete.
 
 use std::time::Duration;
 
@@ -7,8 +7,9 @@ use tracing::{debug, info};
 
 use super::{Engine, sessions};
 use crate::error::{Error, Result};
-use crate::job::{Job, JobId, NewJob, View};
-use crate::store::{Cancelled, Deleted, JobFilter, JobPage, Retried};
+use crate::job::limits::SPAN_MAX;
+use crate::job::{Job, JobId, NewJob, Priority, Start, View};
+use crate::store::{Cancelled, Deleted, JobFilter, JobPage, Retried, Steered};
 
 /// A job that is durable.
 #[derive(Debug, Clone, PartialEq)]
@@ -104,6 +105,45 @@ impl Engine {
                 verb: "cancel",
             }),
             Cancelled::NotFound => Err(Error::JobNotFound(id.to_string())),
+        }
+    }
+
+    /// Gives a job that waits another time.
+    ///
+    /// # Errors
+    /// `JobNotFound`, `WrongState`, `InvalidArgument` (a time too far ahead, or past the job's expire time), and the store's.
+    pub async fn reschedule(&self, id: JobId, start: Start) -> Result<Job> {
+        let steered = self.core.store.reschedule(id, start).await?;
+        self.steered(id, "reschedule", steered)
+    }
+
+    /// Gives a job that waits another priority.
+    ///
+    /// # Errors
+    /// `JobNotFound`, `WrongState`, and the store's.
+    pub async fn set_priority(&self, id: JobId, priority: Priority) -> Result<Job> {
+        let steered = self.core.store.set_priority(id, priority).await?;
+        self.steered(id, "prioritize", steered)
+    }
+
+    fn steered(&self, id: JobId, verb: &'static str, steered: Steered) -> Result<Job> {
+        match steered {
+            Steered::Done(job, segments) => {
+                info!(job_id = %id, queue = %job.spec.queue, verb, "job steered by hand");
+                self.core.watches.changed(id);
+                self.offers.offer(segments);
+                Ok(job)
+            }
+            Steered::WrongState(is) => Err(Error::WrongState { job: id, is, verb }),
+            Steered::NotFound => Err(Error::JobNotFound(id.to_string())),
+            Steered::StartTooFar => Err(Error::field(
+                "run_time",
+                format!("must be at most {SPAN_MAX:?} ahead"),
+            )),
+            Steered::ExpiresTooSoon => Err(Error::field(
+                "run_time",
+                "must be before the job's expire_time",
+            )),
         }
     }
 

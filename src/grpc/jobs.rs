@@ -10,9 +10,9 @@ use super::status::status;
 use crate::engine::page::{Names, RawPage, write_token};
 use crate::engine::{Accepted, Engine};
 use crate::error::{Error, Result, Violation};
-use crate::job::draft::{Fields, is_storable, span};
+use crate::job::draft::{Fields, RawStart, is_storable, span, start};
 use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, REASON_BYTES_MAX, SPAN_MAX, WAIT_MAX};
-use crate::job::{JobId, JobState, NewJob, View};
+use crate::job::{JobId, JobState, NewJob, Priority, View};
 use crate::proto as pb;
 
 /// The service.
@@ -61,6 +61,20 @@ impl pb::job_service_server::JobService for Jobs {
         request: Request<pb::RetryJobRequest>,
     ) -> Result<Response<pb::RetryJobResponse>, Status> {
         self.answer(self.retry(request.into_inner()).await)
+    }
+
+    async fn reschedule_job(
+        &self,
+        request: Request<pb::RescheduleJobRequest>,
+    ) -> Result<Response<pb::RescheduleJobResponse>, Status> {
+        self.answer(self.reschedule(request.into_inner()).await)
+    }
+
+    async fn set_job_priority(
+        &self,
+        request: Request<pb::SetJobPriorityRequest>,
+    ) -> Result<Response<pb::SetJobPriorityResponse>, Status> {
+        self.answer(self.set_priority(request.into_inner()).await)
     }
 
     async fn delete_job(
@@ -195,6 +209,38 @@ impl Jobs {
         };
         let job = self.0.retry(id, delay).await?;
         Ok(pb::RetryJobResponse {
+            job: Some(convert::job(job)),
+        })
+    }
+
+    async fn reschedule(
+        &self,
+        request: pb::RescheduleJobRequest,
+    ) -> Result<pb::RescheduleJobResponse> {
+        use pb::reschedule_job_request::Start::{Delay, RunTime};
+        let id = job_id(&request.job_id)?;
+        let raw = match request.start {
+            None => RawStart::Now,
+            Some(Delay(delay)) => RawStart::Delay(convert::raw_span(delay)),
+            Some(RunTime(at)) => RawStart::At(convert::raw_time(at)),
+        };
+        let start = start(raw).map_err(|(field, why)| Error::field(field, why))?;
+        let job = self.0.reschedule(id, start).await?;
+        Ok(pb::RescheduleJobResponse {
+            job: Some(convert::job(job)),
+        })
+    }
+
+    async fn set_priority(
+        &self,
+        request: pb::SetJobPriorityRequest,
+    ) -> Result<pb::SetJobPriorityResponse> {
+        let id = job_id(&request.job_id)?;
+        let level = i16::try_from(request.priority).ok();
+        let level = level.and_then(Priority::from_number);
+        let level = level.ok_or_else(|| Error::field("priority", "must be LOW, NORMAL or HIGH"))?;
+        let job = self.0.set_priority(id, level).await?;
+        Ok(pb::SetJobPriorityResponse {
             job: Some(convert::job(job)),
         })
     }

@@ -166,7 +166,8 @@ pub fn is_json(content_type: &str) -> bool {
     media.eq_ignore_ascii_case(JSON) || media.to_ascii_lowercase().ends_with("+json")
 }
 
-fn priority(members: &mut Members<'_>) -> Option<Result<Priority, i32>> {
+/// The priority, if one is given. An unknown number is `Err`.
+pub fn priority(members: &mut Members<'_>) -> Option<Result<Priority, i32>> {
     let raw = members.value("priority")?;
     if let Ok(number) = serde_json::from_str::<i32>(raw.get()) {
         let level = i16::try_from(number).ok().and_then(Priority::from_number);
@@ -203,7 +204,8 @@ fn unique_conflict(members: &mut Members<'_>) -> Option<Result<UniqueConflict, i
     known.map(Ok)
 }
 
-fn start(members: &mut Members<'_>) -> RawStart {
+/// When to start.
+pub fn start(members: &mut Members<'_>) -> RawStart {
     match (members.span("delay"), members.time("run_time")) {
         (None, None) => RawStart::Now,
         (Some(delay), None) => RawStart::Delay(delay),

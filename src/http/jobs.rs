@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Serialize;
 
 use super::body::{self, Need};
-use super::enqueue::{JSON, new_job};
+use super::enqueue::{self as asked_for, JSON, new_job};
 use super::job::{BatchJson, JobJson, PageJson};
 use super::members::{Members, items};
 use super::problem::Problem;
@@ -17,9 +17,9 @@ use super::query;
 use crate::engine::page::{PageRequest, write_token};
 use crate::engine::{Accepted, Engine, Ids};
 use crate::error::{Error, Result, Violation};
-use crate::job::draft::{is_storable, span};
+use crate::job::draft::{is_storable, span, start};
 use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, BODY_BYTES_MAX, REASON_BYTES_MAX, SPAN_MAX};
-use crate::job::{JobId, NewJob};
+use crate::job::{JobId, NewJob, Start};
 
 type Answer = std::result::Result<Response, Problem>;
 type Shared = State<Arc<Engine>>;
@@ -125,6 +125,44 @@ pub async fn cancel(
     }
     body::end(members)?;
     let job = engine.cancel(id, reason).await?;
+    json(StatusCode::OK, &JobJson::of(&job))
+}
+
+/// `POST /jobs/{id}/reschedule`
+pub async fn reschedule(
+    State(engine): Shared,
+    Path(id): Path<String>,
+    RawQuery(asked): RawQuery,
+    request: Request,
+) -> Answer {
+    query::none(&asked.unwrap_or_default())?;
+    let id = job_id(&id)?;
+    let text = body::read(request, Need::Optional, SMALL_BODY_BYTES).await?;
+    let mut members = Members::of(body::document(&text)?, "");
+    let start = start(asked_for::start(&mut members)).unwrap_or_else(|(field, why)| {
+        members.fault(field, why);
+        Start::Now
+    });
+    body::end(members)?;
+    let job = engine.reschedule(id, start).await?;
+    json(StatusCode::OK, &JobJson::of(&job))
+}
+
+/// `POST /jobs/{id}/priority`
+pub async fn set_priority(
+    State(engine): Shared,
+    Path(id): Path<String>,
+    RawQuery(asked): RawQuery,
+    request: Request,
+) -> Answer {
+    query::none(&asked.unwrap_or_default())?;
+    let id = job_id(&id)?;
+    let text = body::read(request, Need::Required, SMALL_BODY_BYTES).await?;
+    let mut members = Members::of(body::document(&text)?, "");
+    let asked = asked_for::priority(&mut members).and_then(Result::ok);
+    body::end(members)?;
+    let level = asked.ok_or_else(|| Error::field("priority", "must be LOW, NORMAL or HIGH"))?;
+    let job = engine.set_priority(id, level).await?;
     json(StatusCode::OK, &JobJson::of(&job))
 }
 

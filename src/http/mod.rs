@@ -8,6 +8,8 @@
 //! | `GET /jobs/{id}?wait=10s&view=` | GetJob |
 //! | `GET /jobs?queue=&kind=&state=&page_size=&page_token=&view=` | ListJobs |
 //! | `POST /jobs/{id}/cancel` | CancelJob, `{"reason": "..."}` if there is one |
+//! | `POST /jobs/{id}/reschedule` | RescheduleJob, `{"delay": "10s"}`, `{"run_time": "..."}`, or nothing: now |
+//! | `POST /jobs/{id}/priority` | SetJobPriority, `{"priority": "HIGH"}` |
 //! | `DELETE /jobs/{id}` | DeleteJob; 204 |
 //! | `POST /jobs/{id}/retry` | RetryJob, `{"delay": "10s"}` if there is one |
 //! | `GET /livez`, `/readyz`, `/metrics` | how this node is |
@@ -45,6 +47,8 @@ pub fn router(engine: Arc<Engine>) -> Router {
         .route("/jobs/{id}", get(jobs::get).delete(jobs::delete))
         .route("/jobs/{id}/cancel", post(jobs::cancel))
         .route("/jobs/{id}/retry", post(jobs::retry))
+        .route("/jobs/{id}/reschedule", post(jobs::reschedule))
+        .route("/jobs/{id}/priority", post(jobs::set_priority))
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))

@@ -77,6 +77,46 @@ async fn an_idempotency_key_comes_as_a_header_or_in_the_body() {
 }
 
 #[tokio::test]
+async fn a_job_that_waits_gets_another_time_and_priority() {
+    let (address, _node) = serve().await;
+    let later = r#"{"queue":"q","kind":"k","delay":"3600s"}"#;
+    let made = post(address, "/jobs", later).await;
+    let path = format!("/jobs/{}", made.json()["id"].as_str().unwrap());
+    let steer = async |verb: &str, body: &str| {
+        let answer = post(address, &format!("{path}/{verb}"), body).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        answer.json()
+    };
+    let job = steer("reschedule", r#"{"run_time":"2030-01-31T12:00:00Z"}"#).await;
+    assert_eq!(
+        (&job["state"], &job["run_time"]),
+        (&json!("SCHEDULED"), &json!("2030-01-31T12:00:00Z"))
+    );
+    let job = steer("priority", r#"{"priority":"HIGH"}"#).await;
+    assert_eq!(job["priority"], "HIGH");
+    assert_eq!(steer("reschedule", "").await["state"], "QUEUED");
+    for (verb, bad, field) in [
+        ("reschedule", r#"{"delay":"-1s"}"#, "delay"),
+        (
+            "reschedule",
+            r#"{"run_time":"9000-01-01T00:00:00Z"}"#,
+            "run_time",
+        ),
+        ("reschedule", r#"{"delai":"1s"}"#, "delai"),
+        ("priority", "{}", "priority"),
+        ("priority", r#"{"priority":"URGENT"}"#, "priority"),
+    ] {
+        let answer = post(address, &format!("{path}/{verb}"), bad).await;
+        assert_eq!(answer.problem().2, [field], "{bad}");
+    }
+    post(address, &format!("{path}/cancel"), "").await;
+    for (verb, body) in [("reschedule", ""), ("priority", r#"{"priority":"LOW"}"#)] {
+        let answer = post(address, &format!("{path}/{verb}"), body).await;
+        assert_eq!(answer.problem(), (409, "JOB_STATE".into(), vec![]));
+    }
+}
+
+#[tokio::test]
 async fn a_final_job_is_deleted() {
     let (address, _node) = serve().await;
     let made = post(address, "/jobs", r#"{"queue":"q","kind":"k"}"#).await;

@@ -159,13 +159,10 @@ impl Draft {
                 Priority::Normal
             }
         };
-        let start = match self.start {
-            RawStart::Now => Start::Now,
-            RawStart::Delay(raw) => {
-                Start::After(faults.span("delay", raw, Duration::ZERO, SPAN_MAX))
-            }
-            RawStart::At(raw) => Start::At(faults.time("run_time", raw)),
-        };
+        let start = start(self.start).unwrap_or_else(|(field, why)| {
+            faults.add(field, why);
+            Start::Now
+        });
         let expiry = self.expiry.map(|raw| faults.expiry(raw, start));
         let retry = faults.retry(self.max_attempts, self.backoff);
         let timeout = match self.timeout {
@@ -216,6 +213,20 @@ impl Draft {
             }
             _ => Err(faults.found),
         }
+    }
+}
+
+/// Reads when a job is to start; how far ahead a time may lie is for the database's clock to judge.
+///
+/// # Errors
+/// The field, and a text that says what it must be.
+pub fn start(raw: RawStart) -> Result<Start, (&'static str, String)> {
+    match raw {
+        RawStart::Now => Ok(Start::Now),
+        RawStart::Delay(raw) => span(raw, Duration::ZERO, SPAN_MAX)
+            .map(Start::After)
+            .map_err(|why| ("delay", why)),
+        RawStart::At(raw) => time(raw).map(Start::At).map_err(|why| ("run_time", why)),
     }
 }
 

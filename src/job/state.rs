@@ -87,6 +87,8 @@ pub enum Cause {
     Cancel,
     /// Somebody brought it back by hand.
     Retry,
+    /// Somebody gave it another time.
+    Reschedule,
 }
 
 /// Every transition there is: from (nothing, for a new job), cause, to.
@@ -115,6 +117,9 @@ pub const TRANSITIONS: &[(Option<JobState>, Cause, JobState)] = {
         (Some(Failed), Retry, Scheduled),
         (Some(Cancelled), Retry, Queued),
         (Some(Cancelled), Retry, Scheduled),
+        (Some(Scheduled), Reschedule, Scheduled),
+        (Some(Scheduled), Reschedule, Queued),
+        (Some(Queued), Reschedule, Scheduled),
     ]
 };
 

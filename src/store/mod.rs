@@ -21,7 +21,7 @@ use crate::job::limits::{BATCH_BYTES_MAX, ID_AGE_MAX, ID_AHEAD_MAX};
 use crate::job::time::micros;
 use crate::job::{
     Ending, HeldLease, Job, JobId, JobState, Kind, Lease, LeasedJob, NewJob, NodeId, Priority,
-    Progress, QueueName, SessionId, Timestamp, Verdict, View,
+    Progress, QueueName, SessionId, Start, Timestamp, Verdict, View,
 };
 
 /// One line of hand-out: a queue at one priority. The ready-list has a stream for each, the backlog its segments.
@@ -223,6 +223,22 @@ pub enum Retried {
     WrongState(JobState),
     /// There is no such job.
     NotFound,
+}
+
+/// Answer to a change of a job that waits.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "one is made a call")]
+pub enum Steered {
+    /// It is as was asked for. A basic view, and what to offer.
+    Done(Job, Vec<Segment>),
+    /// Its state does not allow it.
+    WrongState(JobState),
+    /// There is no such job.
+    NotFound,
+    /// The time is further ahead than the bound.
+    StartTooFar,
+    /// It would expire before it could begin.
+    ExpiresTooSoon,
 }
 
 /// Answer to a delete.
@@ -437,6 +453,11 @@ pub trait Store: Send + Sync + 'static {
     /// Brings a FAILED or CANCELLED job back, due after `delay`. Its expire time does not count any more.
     async fn retry(&self, job: JobId, delay: Duration) -> Result<Retried>;
 
+    /// Gives a SCHEDULED or QUEUED job another time. One that is QUEUED and due at once keeps its place.
+    async fn reschedule(&self, job: JobId, start: Start) -> Result<Steered>;
+    /// Gives a SCHEDULED or QUEUED job another priority. One that is QUEUED goes to the end of that line; the hint in its old
+    /// line is worth no less than before, and may still hand it out.
+    async fn set_priority(&self, job: JobId, priority: Priority) -> Result<Steered>;
     /// Deletes a final job: with all that it holds, its keys too. Its id stays taken for as long as it could be sent once
     /// more; [`Store::retain`] frees it then.
     async fn delete(&self, job: JobId) -> Result<Deleted>;

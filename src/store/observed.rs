@@ -14,11 +14,12 @@ use tracing::{Instrument, debug, debug_span, error};
 use super::{
     Ask, Attach, Attached, Attaching, Cancelled, Deleted, EnqueueAnswer, EntryId, Epoch, Expired,
     FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
-    QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
+    QueueStats, Report, Retried, Segment, SessionState, Signal, Steered, Store, Swept, Unit,
 };
 use crate::error::{Error, Result};
 use crate::job::{
-    Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId, Timestamp, Verdict, View,
+    Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, Priority, SessionId, Start, Timestamp,
+    Verdict, View,
 };
 
 /// How long a caller waits who has one of their own: its client is still there.
@@ -237,6 +238,17 @@ impl Store for Observed {
     async fn retry(&self, job: JobId, delay: Duration) -> Result<Retried> {
         let work = move |store: Arc<dyn Store>| async move { store.retry(job, delay).await };
         self.run(write("retry", 1), work).await
+    }
+
+    async fn reschedule(&self, job: JobId, start: Start) -> Result<Steered> {
+        let work = move |store: Arc<dyn Store>| async move { store.reschedule(job, start).await };
+        self.run(write("reschedule", 1), work).await
+    }
+
+    async fn set_priority(&self, job: JobId, priority: Priority) -> Result<Steered> {
+        let work =
+            move |store: Arc<dyn Store>| async move { store.set_priority(job, priority).await };
+        self.run(write("set_priority", 1), work).await
     }
 
     async fn delete(&self, job: JobId) -> Result<Deleted> {

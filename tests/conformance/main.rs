@@ -75,6 +75,7 @@ mod store_result;
 mod store_retry;
 mod store_session;
 mod store_stats;
+mod store_steer;
 mod store_sweep;
 mod store_unique;
 mod store_unlike;

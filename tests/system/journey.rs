@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
-use worker_sdk::{Client, Job, JobState, ListJobsRequest, NewJob, UniqueConflict};
+use worker_sdk::{Client, Job, JobState, ListJobsRequest, NewJob, Priority, UniqueConflict};
 
 use crate::stack::{Dev, Stack, client};
 use crate::support::until;
@@ -91,6 +91,7 @@ journeys!(
     a_panic_is_a_failure_and_not_the_end_of_the_worker,
     a_scheduled_job_waits_for_its_time,
     a_job_that_has_expired_never_runs,
+    a_hand_calls_a_job_forward_and_deletes_it,
     a_cancelled_job_never_runs_and_a_running_one_is_told,
     an_attempt_past_its_timeout_has_failed,
     a_job_of_an_unknown_kind_is_released,
@@ -332,6 +333,32 @@ async fn a_scheduled_job_waits_for_its_time(world: World) {
         (began.seconds, began.nanos) >= (due.seconds, due.nanos),
         "not before its time"
     );
+    worker.stop().await;
+}
+
+async fn a_hand_calls_a_job_forward_and_deletes_it(world: World) {
+    let worker = world.worker();
+    let hour = Duration::from_secs(3600);
+    let id = world
+        .add(NewJob::new("echo", &1).unwrap().delay(hour))
+        .await;
+    let job = world.ask.set_priority(&id, Priority::High).await.unwrap();
+    assert_eq!(job.spec.unwrap().priority(), Priority::High);
+    let due = job.run_time.unwrap();
+    let early = world.ask.delete(&id).await.unwrap_err();
+    assert_eq!(early.reason(), Some("JOB_STATE"));
+    let due = SystemTime::try_from(due).unwrap();
+    let job = world.ask.reschedule_at(&id, due + hour).await.unwrap();
+    assert_eq!(job.state(), JobState::Scheduled);
+    world.ask.reschedule(&id, Duration::ZERO).await.unwrap();
+    assert_eq!(world.ended(&id).await.state(), JobState::Succeeded);
+    world.ask.delete(&id).await.unwrap();
+    for gone in [
+        world.enqueue.get(&id).await.map(drop),
+        world.enqueue.delete(&id).await,
+    ] {
+        assert_eq!(gone.unwrap_err().reason(), Some("JOB_NOT_FOUND"));
+    }
     worker.stop().await;
 }
 

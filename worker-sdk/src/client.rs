@@ -1,7 +1,7 @@
 //! For those who enqueue jobs and ask how they went.
 
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -252,6 +252,65 @@ impl Client {
             TRY_TIMEOUT,
             request,
             |mut jobs, request| async move { jobs.retry_job(request).await },
+        );
+        Ok(answer.await?.job.unwrap_or_default())
+    }
+
+    /// Gives a job that waits another time: after this delay from now, or now.
+    ///
+    /// # Errors
+    /// [`Error::Call`] with reason `JOB_NOT_FOUND`, `JOB_STATE` when it does not wait,
+    /// or `FIELD_INVALID`.
+    pub async fn reschedule(&self, id: &str, delay: Duration) -> Result<Job, Error> {
+        let delay = prost_types::Duration::try_from(delay)
+            .map_err(|_| Error::Config(format!("delay {delay:?} is too long")))?;
+        self.reschedule_to(id, proto::reschedule_job_request::Start::Delay(delay))
+            .await
+    }
+
+    /// Gives a job that waits this time.
+    ///
+    /// # Errors
+    /// As for [`reschedule`](Self::reschedule).
+    pub async fn reschedule_at(&self, id: &str, time: SystemTime) -> Result<Job, Error> {
+        let time = proto::reschedule_job_request::Start::RunTime(time.into());
+        self.reschedule_to(id, time).await
+    }
+
+    async fn reschedule_to(
+        &self,
+        id: &str,
+        start: proto::reschedule_job_request::Start,
+    ) -> Result<Job, Error> {
+        let request = proto::RescheduleJobRequest {
+            job_id: id.to_owned(),
+            start: Some(start),
+        };
+        let answer = self.call(
+            Repeat::IfRefused,
+            self.deadline,
+            TRY_TIMEOUT,
+            request,
+            |mut jobs, request| async move { jobs.reschedule_job(request).await },
+        );
+        Ok(answer.await?.job.unwrap_or_default())
+    }
+
+    /// Gives a job that waits another priority.
+    ///
+    /// # Errors
+    /// [`Error::Call`] with reason `JOB_NOT_FOUND`, or `JOB_STATE` when it does not wait.
+    pub async fn set_priority(&self, id: &str, priority: proto::Priority) -> Result<Job, Error> {
+        let request = proto::SetJobPriorityRequest {
+            job_id: id.to_owned(),
+            priority: priority.into(),
+        };
+        let answer = self.call(
+            Repeat::Yes,
+            self.deadline,
+            TRY_TIMEOUT,
+            request,
+            |mut jobs, request| async move { jobs.set_job_priority(request).await },
         );
         Ok(answer.await?.job.unwrap_or_default())
     }

@@ -47,7 +47,7 @@
 //! # The map
 //! | where | what |
 //! |---|---|
-//! | [`Client`], [`NewJob`] | enqueue, get, list, wait, cancel, retry, delete |
+//! | [`Client`], [`NewJob`] | enqueue, get, list, wait, cancel, retry, reschedule, set the priority, delete |
 //! | [`Worker`], [`WorkerBuilder`] | handlers by kind; run, shut down, health |
 //! | [`Context`] | what a handler knows and says: attempt, deadline, cancellation, progress, checkpoints, steps |
 //! | [`JobError`], [`Retry`], [`Permanent`], [`Snooze`] | how a handler ends without an output |

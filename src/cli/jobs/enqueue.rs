@@ -228,7 +228,7 @@ fn read(from: &str) -> Result<Vec<u8>, Failure> {
     }
 }
 
-fn priority(word: &str) -> Result<Priority, String> {
+pub(super) fn priority(word: &str) -> Result<Priority, String> {
     match word.to_ascii_lowercase().as_str() {
         "low" => Ok(Priority::Low),
         "normal" => Ok(Priority::Normal),

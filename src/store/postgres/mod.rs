@@ -31,12 +31,13 @@ pub use pool::PostgresOptions;
 
 use crate::error::Result;
 use crate::job::{
-    Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId, Timestamp, Verdict, View,
+    Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, Priority, SessionId, Start, Timestamp,
+    Verdict, View,
 };
 use crate::store::{
     Ask, Attach, Attached, Attaching, Cancelled, Deleted, EnqueueAnswer, EntryId, Epoch, Expired,
     FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
-    QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
+    QueueStats, Report, Retried, Segment, SessionState, Signal, Steered, Store, Swept, Unit,
 };
 use pool::{Pool, Transactions};
 
@@ -128,6 +129,12 @@ impl Store for PostgresStore {
     }
     async fn retry(&self, job: JobId, delay: Duration) -> Result<Retried> {
         admin::retry(&self.reads, job, delay).await
+    }
+    async fn reschedule(&self, job: JobId, start: Start) -> Result<Steered> {
+        steer::reschedule(&self.reads, job, start).await
+    }
+    async fn set_priority(&self, job: JobId, priority: Priority) -> Result<Steered> {
+        steer::set_priority(&self.reads, job, priority).await
     }
     async fn delete(&self, job: JobId) -> Result<Deleted> {
         steer::delete(&self.reads, job).await

@@ -296,7 +296,7 @@ fn holder(row: &Current) -> Option<(Lease, SessionId)> {
         .map(|session| (lease, SessionId::from_store(session)))
 }
 
-async fn known(connection: &mut SqliteConnection, id: JobId) -> Result<Job> {
+pub(super) async fn known(connection: &mut SqliteConnection, id: JobId) -> Result<Job> {
     job(connection, id)
         .await?
         .ok_or_else(|| broken("no payload"))

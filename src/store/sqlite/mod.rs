@@ -19,12 +19,13 @@ use sqlx::{ConnectOptions, Connection, Executor, Sqlite, Transaction};
 use super::{
     Ask, Attach, Attached, Attaching, Cancelled, Deleted, EnqueueAnswer, Epoch, Expired,
     FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
-    QueueStats, Report, Retried, Segment, SessionState, Signal, Store, Swept, Unit,
+    QueueStats, Report, Retried, Segment, SessionState, Signal, Steered, Store, Swept, Unit,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::error::Result;
 use crate::job::{
-    Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, SessionId, Timestamp, Verdict, View,
+    Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, Priority, SessionId, Start, Timestamp,
+    Verdict, View,
 };
 use fault::{commit_fault, fault};
 
@@ -188,6 +189,14 @@ impl Store for SqliteStore {
 
     async fn retry(&self, job: JobId, delay: Duration) -> Result<Retried> {
         admin::retry(self, job, delay).await
+    }
+
+    async fn reschedule(&self, job: JobId, start: Start) -> Result<Steered> {
+        steer::reschedule(self, job, start).await
+    }
+
+    async fn set_priority(&self, job: JobId, priority: Priority) -> Result<Steered> {
+        steer::set_priority(self, job, priority).await
     }
 
     async fn delete(&self, job: JobId) -> Result<Deleted> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use leasehold::job::limits::{ID_AGE_MAX, LOST_LEASES_MAX, ROW_AGE_MIN};
 use leasehold::job::retry::release_floor;
-use leasehold::job::{AttemptOutcome, JobState, Outcome, StaleReason, Verdict};
+use leasehold::job::{AttemptOutcome, JobState, Outcome, Priority, StaleReason, Verdict};
 use leasehold::store::{Attaching, Deleted, SessionState};
 
 /// One tick, longer than any release's floor.
@@ -27,6 +27,7 @@ pub type No = usize;
 pub struct Job {
     pub state: JobState,
     pub revision: u64,
+    pub priority: Priority,
     pub attempt: u32,
     pub failures: u32,
     pub lost: u32,
@@ -70,6 +71,14 @@ pub enum Asked {
     Lease(u32),
     NotQueued,
     Refused(SessionState),
+}
+
+/// Why a job that waits is not steered.
+#[derive(Debug, PartialEq)]
+pub enum Fault {
+    Gone,
+    State(JobState),
+    Expires,
 }
 
 fn ticks(span: Duration) -> u64 {
@@ -168,6 +177,7 @@ impl Model {
         let mut job = Job {
             state: JobState::Queued,
             revision: 0,
+            priority: Priority::Normal,
             attempt: 0,
             failures: 0,
             lost: 0,
@@ -342,6 +352,34 @@ impl Model {
         job.expires = None;
         job.waits(delay, now);
         Ok(())
+    }
+
+    /// `Ok`: it is as was asked for.
+    pub fn reschedule(&mut self, no: No, delay: u64) -> Result<(), Fault> {
+        let now = self.now;
+        let job = self.waiting(no)?;
+        if job.is_expired(now + delay) {
+            return Err(Fault::Expires);
+        }
+        if delay > 0 || job.state == JobState::Scheduled {
+            job.waits(delay, now);
+        }
+        Ok(())
+    }
+
+    pub fn set_priority(&mut self, no: No, priority: Priority) -> Result<(), Fault> {
+        let job = self.waiting(no)?;
+        job.revision += u64::from(job.priority != priority);
+        job.priority = priority;
+        Ok(())
+    }
+
+    fn waiting(&mut self, no: No) -> Result<&mut Job, Fault> {
+        let job = self.jobs[no].as_mut().ok_or(Fault::Gone)?;
+        match job.state {
+            JobState::Scheduled | JobState::Queued => Ok(job),
+            other => Err(Fault::State(other)),
+        }
     }
 
     pub fn delete(&mut self, no: No) -> Deleted {

@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use leasehold::job::draft::{RawExpiry, RawStart};
-use leasehold::job::{Ending, JobId, JobState, Lease, NewJob, Outcome, Progress, Verdict, View};
+use leasehold::job::{
+    Ending, JobId, JobState, Lease, NewJob, Outcome, Priority, Progress, Start, Verdict, View,
+};
 use leasehold::store::{
-    Ask, Attach, Attached, Cancelled, Enqueued, Granted, Report, Retried, SessionState, Unit,
+    Ask, Attach, Attached, Cancelled, Enqueued, Granted, Line, Report, Retried, SessionState,
+    Steered, Unit,
 };
 
 use super::Op;
-use super::model::{Asked, BACKOFF, Model, No, RETENTION, TICK, TTL};
+use super::model::{Asked, BACKOFF, Fault, Model, No, RETENTION, TICK, TTL};
 use crate::steps::{
     ANY_AGE, backoff, ending, failure, fresh_epoch, jobs_of, line_of, permanent_failure, raw,
     release_after, success,
@@ -139,6 +142,23 @@ impl Play {
                 if let Some(no) = self.some_job(*job) {
                     let told = self.world.store.delete(self.jobs[no].id).await;
                     assert_eq!(told.expect("delete answers"), self.model.delete(no));
+                }
+            }
+            Op::Reschedule(job, delay) => {
+                if let Some(no) = self.some_job(*job) {
+                    let start = Start::After(span(*delay));
+                    let told = self.world.store.reschedule(self.jobs[no].id, start).await;
+                    let expected = self.model.reschedule(no, *delay);
+                    steered(told.expect("reschedule answers"), expected);
+                }
+            }
+            Op::SetPriority(job, is_high) => {
+                if let Some(no) = self.some_job(*job) {
+                    let level = [Priority::Normal, Priority::High][usize::from(*is_high)];
+                    let id = self.jobs[no].id;
+                    let told = self.world.store.set_priority(id, level).await;
+                    let expected = self.model.set_priority(no, level);
+                    steered(told.expect("set_priority answers"), expected);
                 }
             }
             Op::Retry(job, delay) => self.retry(*job, *delay).await,
@@ -382,7 +402,11 @@ impl Play {
     /// What is lent is QUEUED, and nothing twice.
     async fn claim(&mut self) {
         let line = line_of(&self.new_job(0, None, 1));
-        let lent = self.world.claim(&[line], ANY_AGE, 1_000).await;
+        let lines = [Priority::Normal, Priority::High].map(|priority| Line {
+            priority,
+            ..line.clone()
+        });
+        let lent = self.world.claim(&lines, ANY_AGE, 1_000).await;
         let lost = self
             .world
             .unoffered(fresh_epoch(), ANY_AGE, ANY_AGE, 1_000)
@@ -514,6 +538,16 @@ impl Play {
             left.iter().all(Option::is_none),
             "final implies a row by which it is removed: {left:?}"
         );
+    }
+}
+
+fn steered(told: Steered, expected: Result<(), Fault>) {
+    match (told, expected) {
+        (Steered::Done(..), Ok(()))
+        | (Steered::NotFound, Err(Fault::Gone))
+        | (Steered::ExpiresTooSoon, Err(Fault::Expires)) => {}
+        (Steered::WrongState(is), Err(Fault::State(state))) => assert_eq!(is, state),
+        (told, expected) => panic!("{told:?} instead of {expected:?}"),
     }
 }
 

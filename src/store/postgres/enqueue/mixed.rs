@@ -20,9 +20,9 @@ use crate::store::postgres::pool::{ANSWER_WITHIN, Pool, RUNS_MAX, Statement};
 use crate::store::postgres::row::{self, DELETED, column, int, job_columns, json, state};
 use crate::store::{EnqueueAnswer, Enqueued};
 
-/// Ids out of their time, starts too far ahead and what expires before it begins are left out here, and named by the time that the answer carries.
-/// The rows come in the order of [`place`] and are written so. What is read twice is kept aside without payloads. One that
-/// is replaced by another of its batch is born CANCELLED.
+/// Ids out of their time, starts too far ahead and what expires before it begins are left out here, and named by the time
+/// that the answer carries. The rows come in the order of [`place`] and are written so. What is read twice is kept aside
+/// without payloads. One that is replaced by another of its batch is born CANCELLED.
 const INSERT: &str = "
 WITH clock AS MATERIALIZED (SELECT coalesce($28::int8, lh_us()) AS now),
 created AS (
