@@ -37,5 +37,6 @@ mod stack;
 mod stalled;
 mod streams;
 mod sweeps;
+mod typed;
 mod wire;
 mod workers;
