@@ -3,6 +3,7 @@
 //!
 //! `LEASEHOLD_TEST_SEQUENCES` is how many are played on each store (default 25).
 
+use leasehold::job::UniqueConflict;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -26,6 +27,13 @@ enum Op {
         begins_within: u64,
         max_attempts: u32,
         unit: bool,
+    },
+    /// A job with one of a few unique keys.
+    EnqueueUnique {
+        key: u8,
+        conflict: UniqueConflict,
+        delay: u64,
+        all: bool,
     },
     /// The same request once more, or another one under the same id.
     EnqueueAgain {
@@ -59,9 +67,16 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     let no = || 0..64_usize;
     // Mostly the present stream; at times one that is over.
     let is_present = || prop::bool::weighted(0.9);
+    let conflict = prop_oneof![
+        Just(UniqueConflict::Keep),
+        Just(UniqueConflict::Refuse),
+        Just(UniqueConflict::Replace),
+    ];
     let op = prop_oneof![
         4 => (1..4_usize, prop_oneof![3 => Just(0), 1 => 1..5_u64], prop_oneof![3 => Just(0), 1 => 1..5_u64], 1..4_u32, any::<bool>())
             .prop_map(|(count, delay, begins_within, max_attempts, unit)| Op::Enqueue { count, delay, begins_within, max_attempts, unit }),
+        3 => (0..3_u8, conflict, prop_oneof![Just(0), 1..5_u64], any::<bool>())
+            .prop_map(|(key, conflict, delay, all)| Op::EnqueueUnique { key, conflict, delay, all }),
         1 => (no(), any::<bool>(), any::<bool>()).prop_map(|(job, other, all)| Op::EnqueueAgain { job, other, all }),
         2 => Just(Op::Open),
         2 => (no(), 0..3_u64).prop_map(|(s, up)| Op::Attach(s, up)),

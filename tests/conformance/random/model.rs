@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use leasehold::job::limits::{ID_AGE_MAX, LOST_LEASES_MAX, ROW_AGE_MIN};
 use leasehold::job::retry::release_floor;
-use leasehold::job::{AttemptOutcome, JobState, Outcome, Priority, StaleReason, Verdict};
+use leasehold::job::{
+    AttemptOutcome, JobState, Outcome, Priority, StaleReason, UniqueConflict, Verdict,
+};
 use leasehold::store::{Attaching, Deleted, SessionState};
 
 /// One tick, longer than any release's floor.
@@ -37,6 +39,10 @@ pub struct Job {
     pub created: u64,
     /// When it comes due, if it is SCHEDULED.
     pub due: u64,
+    /// Its unique key.
+    pub unique: Option<u8>,
+    /// By which job it was replaced.
+    pub replaced_by: Option<No>,
     /// If it has not begun by then, it never does.
     pub expires: Option<u64>,
     pub purge: u64,
@@ -71,6 +77,22 @@ pub enum Asked {
     Lease(u32),
     NotQueued,
     Refused(SessionState),
+}
+
+/// What a new job with a unique key comes to.
+#[derive(Debug, PartialEq)]
+pub enum Unique {
+    New,
+    Kept(No),
+    Refused(No),
+}
+
+/// Why a job is not brought back.
+#[derive(Debug, PartialEq)]
+pub enum Unretried {
+    Gone,
+    State(JobState),
+    KeyHeld(No),
 }
 
 /// Why a job that waits is not steered.
@@ -186,6 +208,8 @@ impl Model {
             max_attempts,
             created: self.now,
             due: 0,
+            unique: None,
+            replaced_by: None,
             expires: expires_in.map(|ticks| self.now + ticks),
             purge: 0,
             holder: None,
@@ -195,6 +219,33 @@ impl Model {
         job.waits(delay, self.now);
         self.jobs.push(Some(job));
         self.jobs.len() - 1
+    }
+
+    /// What becomes of a new job with this unique key: it is made, or finds the holder.
+    pub fn enqueue_unique(&mut self, key: u8, conflict: UniqueConflict, delay: u64) -> Unique {
+        let (no, now) = (self.jobs.len(), self.now);
+        if let Some(holder) = self.holder(key) {
+            let job = self.jobs[holder].as_mut().expect("it is there");
+            match conflict {
+                UniqueConflict::Refuse => return Unique::Refused(holder),
+                UniqueConflict::Replace if job.attempt == 0 => {
+                    job.ends(JobState::Cancelled, now);
+                    job.replaced_by = Some(no);
+                }
+                UniqueConflict::Keep | UniqueConflict::Replace => return Unique::Kept(holder),
+            }
+        }
+        self.enqueue(delay, None, 1);
+        self.jobs[no].as_mut().expect("it is there").unique = Some(key);
+        Unique::New
+    }
+
+    fn holder(&self, key: u8) -> Option<No> {
+        let holds = |no: &No| {
+            let job = self.job(*no);
+            job.is_some_and(|job| job.unique == Some(key) && !job.state.is_final())
+        };
+        (0..self.jobs.len()).find(holds)
     }
 
     /// Whether an id that was made with the job is still taken.
@@ -342,12 +393,17 @@ impl Model {
         Ok(ran)
     }
 
-    pub fn retry(&mut self, no: No, delay: u64) -> Result<(), Option<JobState>> {
+    pub fn retry(&mut self, no: No, delay: u64) -> Result<(), Unretried> {
         let now = self.now;
-        let job = self.jobs[no].as_mut().ok_or(None)?;
+        let job = self.job(no).ok_or(Unretried::Gone)?;
         if !matches!(job.state, JobState::Failed | JobState::Cancelled) {
-            return Err(Some(job.state));
+            return Err(Unretried::State(job.state));
         }
+        if let Some(holder) = job.unique.and_then(|key| self.holder(key)) {
+            return Err(Unretried::KeyHeld(holder));
+        }
+        let job = self.jobs[no].as_mut().ok_or(Unretried::Gone)?;
+        job.replaced_by = None;
         (job.failures, job.lost, job.released_in_row) = (0, 0, 0);
         job.expires = None;
         job.waits(delay, now);

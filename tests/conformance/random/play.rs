@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use leasehold::job::draft::{RawExpiry, RawStart};
 use leasehold::job::{
-    Ending, JobId, JobState, Lease, NewJob, Outcome, Priority, Progress, Start, Verdict, View,
+    Ending, JobId, JobState, Lease, NewJob, Outcome, Priority, Progress, Start, UniqueConflict,
+    UniqueKey, Verdict, View,
 };
 use leasehold::store::{
     Ask, Attach, Attached, Cancelled, Enqueued, Granted, Line, Report, Retried, SessionState,
@@ -12,7 +13,7 @@ use leasehold::store::{
 };
 
 use super::Op;
-use super::model::{Asked, BACKOFF, Fault, Model, No, RETENTION, TICK, TTL};
+use super::model::{Asked, BACKOFF, Fault, Model, No, RETENTION, TICK, TTL, Unique, Unretried};
 use crate::steps::{
     ANY_AGE, backoff, ending, failure, fresh_epoch, jobs_of, line_of, permanent_failure, raw,
     release_after, success,
@@ -101,6 +102,12 @@ impl Play {
                 self.enqueue(*count, *delay, expires_in, *max_attempts, *unit)
                     .await;
             }
+            Op::EnqueueUnique {
+                key,
+                conflict,
+                delay,
+                all,
+            } => self.enqueue_unique(*key, *conflict, *delay, *all).await,
             Op::EnqueueAgain { job, other, all } => self.enqueue_again(*job, *other, *all).await,
             Op::Open => {
                 let session = self.world.open_on(self.world.node, "w", span(TTL)).await;
@@ -218,9 +225,36 @@ impl Play {
         }
     }
 
+    async fn enqueue_unique(&mut self, key: u8, conflict: UniqueConflict, delay: u64, all: bool) {
+        let mut new = self.new_job(delay, None, 1);
+        new.spec.unique_key = UniqueKey::parse(&format!("key {key}"));
+        new.unique_conflict = conflict;
+        let unit = if all { Unit::All } else { Unit::Each };
+        let told = self.world.enqueue(vec![new.clone()], unit).await;
+        match (
+            self.model.enqueue_unique(key, conflict, delay),
+            &told.jobs[0],
+        ) {
+            (Unique::New, Enqueued::Created(_)) => {
+                self.jobs.push(new);
+                self.made.push(self.model.now);
+                self.leases.push(Vec::new());
+            }
+            (Unique::Kept(no), Enqueued::Existed(job)) => assert_eq!(job.id, self.jobs[no].id),
+            (Unique::Refused(no), Enqueued::UniqueConflict(id)) => {
+                assert_eq!(*id, self.jobs[no].id);
+            }
+            (expected, told) => panic!("{told:?} instead of {expected:?}"),
+        }
+    }
+
     async fn enqueue_again(&mut self, job: No, other: bool, all: bool) {
         let Some(no) = self.some_job(job) else { return };
         let mut again = self.jobs[no].clone();
+        if again.spec.unique_key.is_some() {
+            // Once it is forgotten, it is another job by now that is found under its key.
+            return;
+        }
         if other {
             again.fingerprint = [7; 32];
         }
@@ -393,8 +427,11 @@ impl Play {
         let Some(no) = self.some_job(job) else { return };
         let told = self.world.retry(self.jobs[no].id, span(delay)).await;
         match (self.model.retry(no, delay), told) {
-            (Ok(()), Retried::Done(..)) | (Err(None), Retried::NotFound) => {}
-            (Err(Some(state)), Retried::WrongState(told)) => assert_eq!(told, state),
+            (Ok(()), Retried::Done(..)) | (Err(Unretried::Gone), Retried::NotFound) => {}
+            (Err(Unretried::State(state)), Retried::WrongState(told)) => assert_eq!(told, state),
+            (Err(Unretried::KeyHeld(by)), Retried::KeyHeld(told)) => {
+                assert_eq!(told, self.jobs[by].id);
+            }
             (expected, told) => panic!("{told:?} instead of {expected:?}"),
         }
     }
@@ -487,6 +524,8 @@ impl Play {
                 (job.state, job.revision, job.attempt),
                 "{found:?}"
             );
+            let replaced_by = job.replaced_by.map(|by| self.jobs[by].id);
+            assert_eq!(found.replaced_by, replaced_by, "{found:?}");
             assert_eq!(
                 (found.failures, found.lost_leases, found.releases),
                 (job.failures, job.lost, job.releases),
