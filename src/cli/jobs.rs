@@ -133,6 +133,9 @@ enum Verb {
         /// Wait before they are due
         #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
         delay: Option<Duration>,
+        /// Leave them as they are, and enqueue a copy of each with this payload: JSON text, `@FILE`, or `-` for stdin
+        #[arg(long, value_name = "JSON")]
+        payload: Option<String>,
     },
 }
 
@@ -226,10 +229,21 @@ async fn act(args: Args) -> Result<Exit, Failure> {
                 terminal::note(format_args!("{id}: deleted"));
             }
         }
-        Verb::Retry { ids, delay } => {
+        Verb::Retry {
+            ids,
+            delay,
+            payload,
+        } => {
+            let payload = payload
+                .map(|from| enqueue::json_payload(&from))
+                .transpose()?;
             let mut rows = output.rows(ids.len() > 1);
             for id in ids {
-                rows.add(&client.retry(&id, delay).await.map_err(failure_of)?);
+                let job = match &payload {
+                    None => client.retry(&id, delay).await,
+                    Some(payload) => client.retry_copy(&id, delay, payload.clone()).await,
+                };
+                rows.add(&job.map_err(failure_of)?);
             }
         }
     }

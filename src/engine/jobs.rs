@@ -7,8 +7,9 @@ use tracing::{debug, info};
 
 use super::{Engine, sessions};
 use crate::error::{Error, Result};
+use crate::job::draft::DraftCopy;
 use crate::job::limits::SPAN_MAX;
-use crate::job::{Job, JobId, NewJob, Priority, Start, View};
+use crate::job::{Job, JobId, JobState, NewJob, Priority, Start, View};
 use crate::store::{Cancelled, Deleted, JobFilter, JobPage, Retried, Steered};
 
 /// A job that is durable.
@@ -105,6 +106,31 @@ impl Engine {
                 verb: "cancel",
             }),
             Cancelled::NotFound => Err(Error::JobNotFound(id.to_string())),
+        }
+    }
+
+    /// Enqueues a copy of a FAILED or CANCELLED job with another payload; the job itself stays as it is.
+    ///
+    /// # Errors
+    /// As for [`Engine::retry`] and [`Engine::enqueue`].
+    pub async fn retry_copy(&self, id: JobId, copy: DraftCopy) -> Result<Accepted> {
+        let of = self.get(id, View::Basic, Duration::ZERO).await?;
+        if !matches!(of.state, JobState::Failed | JobState::Cancelled) {
+            return Err(Error::WrongState {
+                job: id,
+                is: of.state,
+                verb: "retry",
+            });
+        }
+        let fresh = self.ids().await.fresh();
+        let copy = copy.check(&of, fresh).map_err(Error::InvalidArgument)?;
+        let field = |name: &str| match name {
+            "job_id" => "new_job_id".to_owned(),
+            name => name.to_owned(),
+        };
+        match self.enqueues.one(copy, field).await {
+            Err(Error::UniqueConflict(holder)) => Err(Error::UniqueKeyHeld { job: id, holder }),
+            answer => answer,
         }
     }
 

@@ -119,6 +119,7 @@ pub fn job(job: Job) -> pb::Job {
         progress: job.progress.map(proto_progress),
         worker: job.worker,
         replaced_by: job.replaced_by.map(|id| id.to_string()).unwrap_or_default(),
+        copied_from: job.copied_from.map(|id| id.to_string()).unwrap_or_default(),
         create_time: Some(timestamp(job.create_time)),
         run_time: Some(timestamp(job.run_time)),
         start_time: job.start_time.map(timestamp),
@@ -311,7 +312,8 @@ fn bounded(
     .transpose()
 }
 
-fn payload(payload: pb::Payload) -> Payload {
+/// A payload that came.
+pub fn payload(payload: pb::Payload) -> Payload {
     let (data, is_text) = match payload.body {
         None => (Default::default(), false),
         Some(pb::payload::Body::Data(data)) => (data, false),

@@ -10,7 +10,7 @@ use super::status::status;
 use crate::engine::page::{Names, RawPage, write_token};
 use crate::engine::{Accepted, Engine};
 use crate::error::{Error, Result, Violation};
-use crate::job::draft::{Fields, RawStart, is_storable, span, start};
+use crate::job::draft::{DraftCopy, Fields, RawStart, is_storable, span, start};
 use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, REASON_BYTES_MAX, SPAN_MAX, WAIT_MAX};
 use crate::job::{JobId, JobState, NewJob, Priority, View};
 use crate::proto as pb;
@@ -207,7 +207,23 @@ impl Jobs {
             Some(raw) => span(convert::raw_span(raw), Duration::ZERO, SPAN_MAX)
                 .map_err(|why| Error::field("delay", why))?,
         };
-        let job = self.0.retry(id, delay).await?;
+        let job = match request.payload {
+            None if !request.new_job_id.is_empty() => {
+                return Err(Error::field(
+                    "new_job_id",
+                    "is for a copy, which needs a payload",
+                ));
+            }
+            None => self.0.retry(id, delay).await?,
+            Some(payload) => {
+                let copy = DraftCopy {
+                    new_job_id: request.new_job_id,
+                    payload: convert::payload(payload),
+                    delay,
+                };
+                self.0.retry_copy(id, copy).await?.job
+            }
+        };
         Ok(pb::RetryJobResponse {
             job: Some(convert::job(job)),
         })

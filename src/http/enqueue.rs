@@ -99,7 +99,7 @@ fn idempotency_key(members: &mut Members<'_>, beside: Option<String>) -> String 
 }
 
 /// The payload, and under which name its body came.
-fn payload(members: &mut Members<'_>) -> (Option<Payload>, &'static str) {
+pub fn payload(members: &mut Members<'_>) -> (Option<Payload>, &'static str) {
     // Null is a JSON value like any other here.
     let json = members.raw("payload");
     let base64 = members.text("payload_base64");

@@ -46,6 +46,8 @@ pub struct JobJson<'a> {
     worker: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     replaced_by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    copied_from: Option<String>,
     create_time: String,
     run_time: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -193,6 +195,7 @@ impl<'a> JobJson<'a> {
             headers: &spec.headers,
             worker: &job.worker,
             replaced_by: job.replaced_by.map(|id| id.to_string()),
+            copied_from: job.copied_from.map(|id| id.to_string()),
             create_time: write_time(job.create_time),
             run_time: write_time(job.run_time),
             expire_time: job.expire_time.map(write_time),

@@ -17,7 +17,7 @@ use super::query;
 use crate::engine::page::{PageRequest, write_token};
 use crate::engine::{Accepted, Engine, Ids};
 use crate::error::{Error, Result, Violation};
-use crate::job::draft::{is_storable, span, start};
+use crate::job::draft::{DraftCopy, is_storable, span, start};
 use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, BODY_BYTES_MAX, REASON_BYTES_MAX, SPAN_MAX};
 use crate::job::{JobId, NewJob, Start};
 
@@ -186,7 +186,7 @@ pub async fn retry(
 ) -> Answer {
     query::none(&asked.unwrap_or_default())?;
     let id = job_id(&id)?;
-    let text = body::read(request, Need::Optional, SMALL_BODY_BYTES).await?;
+    let text = body::read(request, Need::Optional, BODY_BYTES_MAX).await?;
     let mut members = Members::of(body::document(&text)?, "");
     let mut delay = std::time::Duration::ZERO;
     if let Some(raw) = members.span("delay") {
@@ -195,9 +195,27 @@ pub async fn retry(
             Err(why) => members.fault("delay", why),
         }
     }
+    let (payload, _) = asked_for::payload(&mut members);
+    let new_job_id = members.text("new_job_id").unwrap_or_default();
+    if payload.is_none() && !new_job_id.is_empty() {
+        members.fault("new_job_id", "is for a copy, which needs a payload");
+    }
     body::end(members)?;
-    let job = engine.retry(id, delay).await?;
-    json(StatusCode::OK, &JobJson::of(&job))
+    let Some(payload) = payload else {
+        let job = engine.retry(id, delay).await?;
+        return json(StatusCode::OK, &JobJson::of(&job));
+    };
+    let copy = DraftCopy {
+        new_job_id,
+        payload,
+        delay,
+    };
+    let Accepted { job, existed } = engine.retry_copy(id, copy).await?;
+    let status = match existed {
+        true => StatusCode::OK,
+        false => StatusCode::CREATED,
+    };
+    json(status, &JobJson::of(&job))
 }
 
 fn batch(text: &str, ids: Ids) -> Result<Vec<NewJob>> {

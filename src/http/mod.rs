@@ -11,7 +11,7 @@
 //! | `POST /jobs/{id}/reschedule` | RescheduleJob, `{"delay": "10s"}`, `{"run_time": "..."}`, or nothing: now |
 //! | `POST /jobs/{id}/priority` | SetJobPriority, `{"priority": "HIGH"}` |
 //! | `DELETE /jobs/{id}` | DeleteJob; 204 |
-//! | `POST /jobs/{id}/retry` | RetryJob, `{"delay": "10s"}` if there is one |
+//! | `POST /jobs/{id}/retry` | RetryJob, `{"delay": "10s"}` if there is one; with a `payload` a copy, 201 |
 //! | `GET /livez`, `/readyz`, `/metrics` | how this node is |
 
 mod body;

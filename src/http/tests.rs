@@ -117,6 +117,48 @@ async fn a_job_that_waits_gets_another_time_and_priority() {
 }
 
 #[tokio::test]
+async fn a_job_is_retried_with_another_payload_as_a_copy() {
+    let (address, _node) = serve().await;
+    let job = r#"{"queue":"q","kind":"k","payload":1,"labels":{"a":"b"},"idempotency_key":"7"}"#;
+    let made = post(address, "/jobs", job).await.json();
+    let path = format!("/jobs/{}", made["id"].as_str().unwrap());
+    let retry = format!("{path}/retry");
+    let early = post(address, &retry, r#"{"payload":2}"#).await;
+    assert_eq!(early.problem(), (409, "JOB_STATE".into(), vec![]));
+    post(address, &format!("{path}/cancel"), "").await;
+    let id = uuid::Uuid::now_v7().to_string();
+    let body = format!(r#"{{"payload":{{"n":2}},"new_job_id":"{id}"}}"#);
+    let copy = post(address, &retry, &body).await;
+    assert_eq!(copy.status, 201, "{}", copy.text);
+    let copy = copy.json();
+    assert_eq!(
+        (&copy["id"], &copy["copied_from"]),
+        (&json!(id), &made["id"])
+    );
+    assert_eq!(copy["labels"], json!({"a": "b"}));
+    assert_eq!(copy.get("idempotency_key"), None);
+    let again = post(address, &retry, &body).await;
+    assert_eq!((again.status, &again.json()["id"]), (200, &json!(id)));
+    let found = fetch(address, &format!("/jobs/{id}")).await.json();
+    assert_eq!(
+        (&found["payload"], &found["state"]),
+        (&json!({"n": 2}), &json!("QUEUED"))
+    );
+    assert_eq!(fetch(address, &path).await.json()["state"], "CANCELLED");
+    for (bad, field) in [
+        (format!(r#"{{"new_job_id":"{id}"}}"#), "new_job_id"),
+        (r#"{"payload":2,"new_job_id":"7"}"#.to_owned(), "new_job_id"),
+        (
+            body.replace(&id, "01890a5d-ac96-774b-bcce-b302099a8057"),
+            "new_job_id",
+        ),
+    ] {
+        let bad = post(address, &retry, bad).await;
+        assert_eq!(bad.problem().2, [field]);
+    }
+}
+
+#[tokio::test]
 async fn a_final_job_is_deleted() {
     let (address, _node) = serve().await;
     let made = post(address, "/jobs", r#"{"queue":"q","kind":"k"}"#).await;

@@ -14,7 +14,7 @@ use super::limits::{
 };
 use super::time::micros;
 use super::{
-    Expiry, IdempotencyKey, JobId, JobSpec, Kind, NewJob, Payload, Priority, QueueName,
+    Expiry, IdempotencyKey, Job, JobId, JobSpec, Kind, NewJob, Payload, Priority, QueueName,
     RetryPolicy, Start, Timestamp, UniqueConflict, UniqueKey,
 };
 use crate::error::Violation;
@@ -95,6 +95,58 @@ pub struct Draft {
     pub labels: BTreeMap<String, String>,
     /// For the worker.
     pub headers: BTreeMap<String, String>,
+}
+
+/// A copy of a job with another payload, as a face has read it.
+#[derive(Debug, Clone, Default)]
+pub struct DraftCopy {
+    /// UUIDv7 for the copy, or empty for a new one.
+    pub new_job_id: String,
+    /// What it gets instead.
+    pub payload: Payload,
+    /// Wait before it is due.
+    pub delay: Duration,
+}
+
+impl DraftCopy {
+    /// Checks everything. The copy has all of the job but its payload, its id and its idempotency key, which is that of one
+    /// job; and as somebody asks for it now, it does not expire.
+    ///
+    /// # Errors
+    /// Every violation there is.
+    pub fn check(self, of: &Job, fresh: JobId) -> Result<NewJob, Vec<Violation>> {
+        let mut faults = Faults {
+            item: "",
+            spec: "",
+            found: Vec::new(),
+        };
+        let id = match self.new_job_id.as_str() {
+            "" => Some(fresh),
+            text => JobId::parse(text),
+        };
+        faults.require(id.is_some(), "new_job_id", || {
+            "must be a UUIDv7 in its 36-character form".into()
+        });
+        let payload = faults.payload(Some(self.payload));
+        let start = match self.delay.is_zero() {
+            true => Start::Now,
+            false => Start::After(self.delay),
+        };
+        match id {
+            Some(id) if faults.found.is_empty() => Ok(NewJob {
+                id,
+                idempotency_key: None,
+                spec: of.spec.clone(),
+                fingerprint: fingerprint(&of.spec, &payload, start, None, Some(of.id)),
+                payload,
+                start,
+                expiry: None,
+                unique_conflict: UniqueConflict::Refuse,
+                copied_from: Some(of.id),
+            }),
+            _ => Err(faults.found),
+        }
+    }
 }
 
 /// Where a face has the fields of a [`Draft`], so that a violation is named as the caller wrote it.
@@ -199,7 +251,7 @@ impl Draft {
                     labels: self.labels,
                     headers: self.headers,
                 };
-                let fingerprint = fingerprint(&spec, &payload, start, expiry);
+                let fingerprint = fingerprint(&spec, &payload, start, expiry, None);
                 Ok(NewJob {
                     id,
                     idempotency_key,
@@ -208,6 +260,7 @@ impl Draft {
                     start,
                     expiry,
                     unique_conflict,
+                    copied_from: None,
                     fingerprint,
                 })
             }
@@ -441,6 +494,7 @@ fn fingerprint(
     payload: &Payload,
     start: Start,
     expiry: Option<Expiry>,
+    copied_from: Option<JobId>,
 ) -> [u8; 32] {
     let mut hash = Sha256::new();
     let mut put = |bytes: &[u8]| {
@@ -468,6 +522,10 @@ fn fingerprint(
     if let Some(key) = &spec.unique_key {
         put(b"=unique_key");
         put(key.as_str().as_bytes());
+    }
+    if let Some(of) = copied_from {
+        put(b"=copied_from");
+        put(of.uuid().as_bytes());
     }
     match expiry {
         None => {}

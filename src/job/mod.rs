@@ -186,6 +186,8 @@ pub struct NewJob {
     pub expiry: Option<Expiry>,
     /// What is to be done if its unique key is held.
     pub unique_conflict: UniqueConflict,
+    /// The job that it is a copy of.
+    pub copied_from: Option<JobId>,
     /// What makes two requests under one id or key the same request: SHA-256 over the request's fields, those two aside.
     pub fingerprint: [u8; 32],
 }
@@ -264,6 +266,8 @@ pub struct Job {
     pub worker: String,
     /// It is CANCELLED because this job took over its unique key.
     pub replaced_by: Option<JobId>,
+    /// It was made as a copy of this job.
+    pub copied_from: Option<JobId>,
     /// When it was accepted.
     pub create_time: Timestamp,
     /// When it is, or was, due.
@@ -304,6 +308,7 @@ impl Job {
             progress: None,
             worker: String::new(),
             replaced_by: None,
+            copied_from: new.copied_from,
             create_time,
             run_time,
             expire_time: new.expire_time(create_time),

@@ -277,6 +277,7 @@ async fn what_is_not_there_or_not_possible_says_so_on_both_faces() {
     let retry = pb::RetryJobRequest {
         job_id: job.id.clone(),
         delay: None,
+        ..Default::default()
     };
     let status = client.retry_job(retry).await.unwrap_err();
     assert_eq!(

@@ -66,6 +66,20 @@ async fn a_unique_key_is_kept_refused_or_taken_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_retried_with_another_payload_as_a_copy() {
+    let dev = Dev::start().await;
+    let job = shown(&dev, &["enqueue", "k", "1", "--label", "a=b"]).await;
+    shown(&dev, &["cancel", &id(&job)]).await;
+    let copy = shown(&dev, &["retry", &id(&job), "--payload", "[2]"]).await;
+    assert_eq!(copy["copied_from"], job["id"]);
+    let copy = shown(&dev, &["get", &id(&copy)]).await;
+    assert_eq!(copy["payload"], serde_json::json!([2]));
+    assert_eq!(copy["labels"]["a"], "b");
+    let (code, _, log) = jobs(&dev, &["retry", &id(&job), "--payload", "{"]).await;
+    assert_eq!(code, Some(2), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_waits_is_moved_and_one_that_is_final_deleted() {
     let dev = Dev::start().await;
     let job = shown(&dev, &["enqueue", "k", "--delay", "1h"]).await;

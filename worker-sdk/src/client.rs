@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
+use uuid::Uuid;
 
 use crate::endpoint::endpoint;
 use crate::error::{CallError, Error};
@@ -245,9 +246,39 @@ impl Client {
         let request = proto::RetryJobRequest {
             job_id: id.to_owned(),
             delay,
+            ..Default::default()
         };
         let answer = self.call(
             Repeat::IfRefused,
+            self.deadline,
+            TRY_TIMEOUT,
+            request,
+            |mut jobs, request| async move { jobs.retry_job(request).await },
+        );
+        Ok(answer.await?.job.unwrap_or_default())
+    }
+
+    /// Enqueues a copy of a failed or cancelled job with this payload, and leaves the
+    /// job as it is. The copy's `copied_from` names it.
+    ///
+    /// # Errors
+    /// As for [`retry`](Self::retry) and [`enqueue`](Self::enqueue).
+    pub async fn retry_copy(
+        &self,
+        id: &str,
+        delay: Option<Duration>,
+        payload: proto::Payload,
+    ) -> Result<Job, Error> {
+        let delay = delay.and_then(|delay| prost_types::Duration::try_from(delay).ok());
+        let request = proto::RetryJobRequest {
+            job_id: id.to_owned(),
+            delay,
+            payload: Some(payload),
+            // Made here, so that the call can be repeated.
+            new_job_id: Uuid::now_v7().to_string(),
+        };
+        let answer = self.call(
+            Repeat::Yes,
             self.deadline,
             TRY_TIMEOUT,
             request,

@@ -3,7 +3,8 @@
 use std::io::Read;
 use std::time::{Duration, Instant, SystemTime};
 
-use worker_sdk::{Client, Error, Job, JobState, NewJob, Priority, UniqueConflict};
+use worker_sdk::proto::payload::Body;
+use worker_sdk::{Client, Error, Job, JobState, NewJob, Payload, Priority, UniqueConflict};
 
 use super::failure_of;
 use super::show::{Output, word};
@@ -204,6 +205,20 @@ fn new_job(args: Args) -> Result<NewJob, Failure> {
         .header
         .into_iter()
         .fold(job, |job, (key, value)| job.header(key, value)))
+}
+
+/// A payload that must be JSON, from where it is.
+pub(super) fn json_payload(from: &str) -> Result<Payload, Failure> {
+    let data = read(from)?;
+    if serde_json::from_slice::<&serde_json::value::RawValue>(&data).is_err() {
+        return Err(Failure::usage(
+            "the payload is not JSON; quote a text as '\"text\"'",
+        ));
+    }
+    Ok(Payload {
+        content_type: JSON.into(),
+        body: Some(Body::Data(data.into())),
+    })
 }
 
 /// The payload from where it is, as far as a server would take it.

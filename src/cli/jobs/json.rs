@@ -72,6 +72,8 @@ struct JobJson<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     replaced_by: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    copied_from: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     create_time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     run_time: Option<String>,
@@ -164,6 +166,7 @@ impl<'a> JobJson<'a> {
                 .collect(),
             worker: &job.worker,
             replaced_by: Some(job.replaced_by.as_str()).filter(|id| !id.is_empty()),
+            copied_from: Some(job.copied_from.as_str()).filter(|id| !id.is_empty()),
             create_time: time(job.create_time.as_ref()),
             run_time: time(job.run_time.as_ref()),
             expire_time: expire_time(spec),

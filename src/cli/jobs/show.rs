@@ -151,6 +151,9 @@ fn details(job: &Job) -> Vec<(&'static str, String)> {
     if !job.replaced_by.is_empty() {
         lines.push(("replaced by", plain(&job.replaced_by)));
     }
+    if !job.copied_from.is_empty() {
+        lines.push(("copied from", plain(&job.copied_from)));
+    }
     if !job.worker.is_empty() {
         lines.push(("worker", plain(&job.worker)));
     }

@@ -18,6 +18,7 @@ use crate::store::known::Known;
 use crate::store::{EnqueueAnswer, Enqueued, Unit};
 
 /// Accepts jobs. Those with a unique key go their own way: that it is held is to be expected, and is not the others' affair.
+/// So do copies, of which there are few: the others need not say that they are none.
 ///
 /// `single` is for statements that stand alone, `units` for those in a transaction.
 pub(super) async fn enqueue(
@@ -26,7 +27,7 @@ pub(super) async fn enqueue(
     jobs: &[NewJob],
     unit: Unit,
 ) -> Result<EnqueueAnswer> {
-    let is_rare = |job: &NewJob| job.spec.unique_key.is_some();
+    let is_rare = |job: &NewJob| job.spec.unique_key.is_some() || job.copied_from.is_some();
     match (unit, jobs.iter().filter(|job| is_rare(job)).count()) {
         (_, 0) => usual(single, units, jobs, unit).await,
         (Unit::Each, count) if count < jobs.len() => {

@@ -20,7 +20,7 @@ macro_rules! job_columns {
     () => {
         "id, revision, create_time, run_time, start_time, finish_time, purge_time, timeout, retention, backoff_initial, \
          backoff_max, backoff_factor, attempt, failures, lost_leases, releases, max_attempts, state, priority, queue, \
-         kind, worker, idempotency_key, expire_time, unique_key, replaced_by, labels::text AS labels, headers::text AS headers"
+         kind, worker, idempotency_key, expire_time, unique_key, replaced_by, copied_from, labels::text AS labels, headers::text AS headers"
     };
 }
 pub(super) use job_columns;
@@ -100,6 +100,7 @@ pub(super) fn job(row: &PgRow, view: View) -> Result<Job> {
         progress: None,
         worker: column(row, "worker")?,
         replaced_by: column::<Option<Uuid>>(row, "replaced_by")?.map(JobId::from_store),
+        copied_from: column::<Option<Uuid>>(row, "copied_from")?.map(JobId::from_store),
         create_time: Timestamp(column(row, "create_time")?),
         run_time: Timestamp(column(row, "run_time")?),
         expire_time: column::<Option<i64>>(row, "expire_time")?.map(Timestamp),

@@ -34,7 +34,7 @@ const INSERT_JOBS: &str = "
 INSERT INTO jobs (id, queue, kind, priority, state, revision, attempt, failures, lost_leases, releases, released_in_row,
                   max_attempts, backoff_initial, backoff_max, backoff_factor, timeout, retention, fingerprint, worker,
                   create_time, run_time, queue_time, bytes, idempotency_key, expire_time, expire_at, unique_key,
-                  finish_time, purge_time, replaced_by)
+                  finish_time, purge_time, replaced_by, copied_from)
 WITH shapes AS MATERIALIZED (
   SELECT key AS shape, value->>'$[0]' AS queue, value->>'$[1]' AS kind, value->>'$[2]' AS priority,
          value->>'$[3]' AS state, value->>'$[4]' AS max_attempts, value->>'$[5]' AS backoff_initial,
@@ -42,13 +42,13 @@ WITH shapes AS MATERIALIZED (
          value->>'$[9]' AS retention, value->>'$[10]' AS run_time, value->>'$[11]' AS idempotency_key,
          value->>'$[12]' AS expire_time, value->>'$[13]' AS unique_key, value->>'$[14][0]' AS revision,
          value->>'$[14][1]' AS finish_time, value->>'$[15][0]' AS purge_time,
-         unhex(value->>'$[15][1]') AS replaced_by
+         unhex(value->>'$[15][1]') AS replaced_by, unhex(value->>'$[15][2]') AS copied_from
     FROM json_each(?2))
 SELECT substr(?3, 16 * n.key + 1, 16), s.queue, s.kind, s.priority, s.state, s.revision, 0, 0, 0, 0, 0,
        s.max_attempts, s.backoff_initial, s.backoff_max, s.backoff_factor, s.timeout, s.retention,
        substr(?4, 32 * n.key + 1, 32), '', ?6, s.run_time, CASE s.state WHEN 2 THEN ?6 END,
        CAST(substr(?5, 20 * n.key + 1, 20) AS INTEGER), s.idempotency_key, s.expire_time, s.expire_time,
-       s.unique_key, s.finish_time, s.purge_time, s.replaced_by
+       s.unique_key, s.finish_time, s.purge_time, s.replaced_by, s.copied_from
   FROM json_each(?1) AS n CROSS JOIN shapes s ON s.shape = n.value";
 const INSERT_PAYLOADS: &str = "
 INSERT INTO payloads (id, labels, headers, content_type, is_text, data)
@@ -299,7 +299,8 @@ fn job_shape(job: &Job) -> impl Eq + Hash + use<'_> {
         retry.factor.to_bits(),
         (job.spec.timeout, job.spec.retention),
         (job.state.number(), job.run_time, job.expire_time),
-        (&job.idempotency_key, &job.spec.unique_key, job.replaced_by),
+        (&job.idempotency_key, &job.spec.unique_key),
+        (job.replaced_by, job.copied_from),
     )
 }
 
@@ -326,6 +327,7 @@ fn job_row(job: &Job) -> impl serde::Serialize + use<> {
         (
             job.purge_time.map(|time| time.0),
             job.replaced_by.map(|id| hex(id.uuid())),
+            job.copied_from.map(|id| hex(id.uuid())),
         ),
     )
 }

@@ -23,7 +23,7 @@ const JOBS: &str = "
 SELECT j.id, j.queue, j.kind, j.priority, j.state, j.revision, j.attempt, j.failures, j.lost_leases, j.releases,
        j.max_attempts, j.backoff_initial, j.backoff_max, j.backoff_factor, j.timeout, j.retention, j.worker,
        j.create_time, j.run_time, j.start_time, j.finish_time, j.purge_time, j.idempotency_key, j.expire_time, j.unique_key,
-       j.replaced_by, p.labels, p.headers
+       j.replaced_by, j.copied_from, p.labels, p.headers
   FROM jobs j JOIN payloads p ON p.id = j.id
  WHERE j.id IN (SELECT unhex(value) FROM json_each(?1))";
 const PAYLOADS: &str = "
@@ -280,6 +280,7 @@ struct JobRow {
     expire_time: Option<i64>,
     unique_key: Option<String>,
     replaced_by: Option<Uuid>,
+    copied_from: Option<Uuid>,
     labels: String,
     headers: String,
 }
@@ -321,6 +322,7 @@ impl JobRow {
             progress: None,
             worker: self.worker,
             replaced_by: self.replaced_by.map(JobId::from_store),
+            copied_from: self.copied_from.map(JobId::from_store),
             create_time: Timestamp(self.create_time),
             run_time: Timestamp(self.run_time),
             expire_time: self.expire_time.map(Timestamp),

@@ -28,11 +28,11 @@ WITH clock AS MATERIALIZED (SELECT coalesce($28::int8, lh_us()) AS now),
 created AS (
   INSERT INTO jobs (id, queue, kind, priority, max_attempts, backoff_initial, backoff_max, backoff_factor, timeout,
                     retention, labels, headers, fingerprint, payload_type, payload_is_text, payload,
-                    idempotency_key, expire_time, unique_key, replaced_by, state, create_time, run_time, revision,
+                    idempotency_key, expire_time, unique_key, replaced_by, copied_from, state, create_time, run_time, revision,
                     expire_at, unique_held, due_at, queued_time, finish_time, failed_at, purge_time)
   SELECT n.id, n.queue, n.kind, n.priority, n.max_attempts, n.backoff_initial, n.backoff_max, n.backoff_factor,
          n.timeout, n.retention, n.labels::jsonb, n.headers::jsonb, n.fingerprint, n.payload_type, n.payload_is_text,
-         n.payload, n.idempotency_key, r.expire_time, n.unique_key, n.replaced_by, s.state, c.now, r.run_time,
+         n.payload, n.idempotency_key, r.expire_time, n.unique_key, n.replaced_by, n.copied_from, s.state, c.now, r.run_time,
          CASE WHEN s.state = 6 THEN 2 ELSE 1 END,
          CASE WHEN s.state <> 6 THEN r.expire_time END, CASE WHEN s.state <> 6 THEN n.unique_key END,
          CASE WHEN s.state = 1 THEN r.run_time END, CASE WHEN s.state = 2 THEN c.now END,
@@ -42,10 +42,10 @@ created AS (
    CROSS JOIN unnest($1::uuid[], $2::text[], $3::text[], $4::int2[], $5::int4[], $6::int8[], $7::int8[], $8::float8[],
                      $9::int8[], $10::int8[], $11::text[], $12::text[], $13::bytea[], $14::text[], $15::bool[],
                      $16::bytea[], $17::int8[], $18::int8[], $19::int8[], $23::text[], $24::int8[], $25::int8[],
-                     $26::text[], $27::uuid[])
+                     $26::text[], $27::uuid[], $30::uuid[])
       AS n (id, queue, kind, priority, max_attempts, backoff_initial, backoff_max, backoff_factor, timeout, retention,
             labels, headers, fingerprint, payload_type, payload_is_text, payload, delay, start_at, id_time,
-            idempotency_key, expire_in, expires_at, unique_key, replaced_by)
+            idempotency_key, expire_in, expires_at, unique_key, replaced_by, copied_from)
    CROSS JOIN LATERAL (SELECT greatest(coalesce(n.start_at, c.now + n.delay), c.now) AS run_time,
                               coalesce(n.expires_at, c.now + n.expire_in) AS expire_time) AS r
    CROSS JOIN LATERAL (SELECT CASE WHEN n.replaced_by IS NOT NULL THEN 6
@@ -385,5 +385,10 @@ pub(super) fn statement<'q>(
                 .collect::<Vec<_>>(),
         )
         .bind(now.map(|now| now.0))
-        .bind(micros(ROW_AGE_MIN)))
+        .bind(micros(ROW_AGE_MIN))
+        .bind(
+            jobs.iter()
+                .map(|job| job.copied_from.map(|of| of.uuid()))
+                .collect::<Vec<_>>(),
+        ))
 }

@@ -3,3 +3,6 @@
 -- HOT update.
 ALTER TABLE jobs ADD COLUMN unique_key text, ADD COLUMN unique_held text, ADD COLUMN replaced_by uuid;
 CREATE UNIQUE INDEX jobs_unique_key ON jobs (queue, unique_held) WHERE unique_held IS NOT NULL;
+
+-- Of a job that a hand made as a copy of another.
+ALTER TABLE jobs ADD COLUMN copied_from uuid;
