@@ -75,12 +75,23 @@ pub enum Error {
     /// What is to be changed is not what the caller has read.
     #[error("the queue has changed since this etag was read")]
     EtagMismatch,
-    /// The id names a job of another request.
-    #[error("job {0} exists with another request")]
+    /// The id is that of a job of another request, or of one that was deleted.
+    #[error("job {0} was another request, or was deleted")]
     IdConflict(JobId),
     /// The idempotency key is that of a job of another request.
     #[error("the idempotency key is that of job {0}, which was another request")]
     KeyConflict(JobId),
+    /// The unique key is held by this job, which is not final.
+    #[error("the unique key is held by job {0}")]
+    UniqueConflict(JobId),
+    /// The job cannot be brought back while another one holds its unique key.
+    #[error("job {job} cannot come back: its unique key is held by job {holder}")]
+    UniqueKeyHeld {
+        /// The job.
+        job: JobId,
+        /// Who has its key.
+        holder: JobId,
+    },
     /// The job is in a state in which this cannot be done.
     #[error("job {job} is {}, which does not allow to {verb} it", .is.name())]
     WrongState {
@@ -226,6 +237,7 @@ impl Error {
             Self::QueueNotFound(_) => (5, 404, "QUEUE_NOT_FOUND"),
             Self::IdConflict(_) => (6, 409, "ID_CONFLICT"),
             Self::KeyConflict(_) => (6, 409, "KEY_CONFLICT"),
+            Self::UniqueConflict(_) => (6, 409, "UNIQUE_CONFLICT"),
             Self::LimitReached { limit, .. } => match limit {
                 Limit::Streams => (8, 429, "TOO_MANY_STREAMS"),
                 Limit::Busy => (8, 429, "OVERLOADED"),
@@ -233,6 +245,7 @@ impl Error {
                 Limit::Queues => (8, 429, "TOO_MANY_QUEUES"),
             },
             Self::WrongState { .. } => (9, 409, "JOB_STATE"),
+            Self::UniqueKeyHeld { .. } => (9, 409, "UNIQUE_KEY_HELD"),
             Self::FrameLimitTooSmall { .. } => (9, 400, "FRAME_LIMIT_TOO_SMALL"),
             Self::EtagMismatch => (10, 409, "ETAG_MISMATCH"),
             Self::SessionMoved => (10, 409, "SESSION_MOVED"),

@@ -11,10 +11,11 @@ pub(super) use show::level;
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-use worker_sdk::{Client, Error, JobFilter, JobState, ListJobsRequest, View};
+use worker_sdk::{Client, Error, JobFilter, JobState, ListJobsRequest, Priority, View};
 
 use super::exit::{Exit, Failure};
 use super::remote::{Output, Remote, failure_of};
+use super::terminal;
 
 /// Jobs of one page.
 const PAGE: usize = 200;
@@ -89,6 +90,39 @@ enum Verb {
         #[arg(long, value_name = "TEXT", default_value = "")]
         reason: String,
     },
+    /// Gives jobs that wait another time
+    Reschedule {
+        /// Ids of the jobs
+        #[arg(required = true)]
+        ids: Vec<String>,
+        /// Due after this time from now
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, required_unless_present = "at")]
+        delay: Option<Duration>,
+        /// Due at this time, as 2030-01-31T12:00:00Z
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak, conflicts_with = "delay")]
+        at: Option<SystemTime>,
+    },
+    /// Makes jobs due now that wait for their time
+    RunNow {
+        /// Ids of the jobs
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+    /// Gives jobs that wait another priority
+    SetPriority {
+        /// Low, normal or high
+        #[arg(value_name = "LEVEL", value_parser = enqueue::priority)]
+        priority: Priority,
+        /// Ids of the jobs
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+    /// Deletes jobs that are final, with all that they hold
+    Delete {
+        /// Ids of the jobs
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
     /// Brings failed or cancelled jobs back
     Retry {
         /// Ids of the jobs
@@ -97,6 +131,9 @@ enum Verb {
         /// Wait before they are due
         #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
         delay: Option<Duration>,
+        /// Leave them as they are, and enqueue a copy of each with this payload: JSON text, `@FILE`, or `-` for stdin
+        #[arg(long, value_name = "JSON")]
+        payload: Option<String>,
     },
 }
 
@@ -160,10 +197,51 @@ async fn act(client: Client, verb: Verb, output: Output) -> Result<Exit, Failure
                 rows.add(&client.cancel(&id, &reason).await.map_err(failure_of)?);
             }
         }
-        Verb::Retry { ids, delay } => {
+        Verb::Reschedule { ids, delay, at } => {
             let mut rows = output.rows(ids.len() > 1);
             for id in ids {
-                rows.add(&client.retry(&id, delay).await.map_err(failure_of)?);
+                let job = match at {
+                    Some(time) => client.reschedule_at(&id, time).await,
+                    None => client.reschedule(&id, delay.unwrap_or_default()).await,
+                };
+                rows.add(&job.map_err(failure_of)?);
+            }
+        }
+        Verb::RunNow { ids } => {
+            let mut rows = output.rows(ids.len() > 1);
+            for id in ids {
+                let job = client.reschedule(&id, Duration::ZERO).await;
+                rows.add(&job.map_err(failure_of)?);
+            }
+        }
+        Verb::SetPriority { priority, ids } => {
+            let mut rows = output.rows(ids.len() > 1);
+            for id in ids {
+                let job = client.set_priority(&id, priority).await;
+                rows.add(&job.map_err(failure_of)?);
+            }
+        }
+        Verb::Delete { ids } => {
+            for id in ids {
+                client.delete(&id).await.map_err(failure_of)?;
+                terminal::note(format_args!("{id}: deleted"));
+            }
+        }
+        Verb::Retry {
+            ids,
+            delay,
+            payload,
+        } => {
+            let payload = payload
+                .map(|from| enqueue::json_payload(&from))
+                .transpose()?;
+            let mut rows = output.rows(ids.len() > 1);
+            for id in ids {
+                let job = match &payload {
+                    None => client.retry(&id, delay).await,
+                    Some(payload) => client.retry_copy(&id, delay, payload.clone()).await,
+                };
+                rows.add(&job.map_err(failure_of)?);
             }
         }
     }

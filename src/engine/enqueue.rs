@@ -218,6 +218,7 @@ fn accepted(
         Enqueued::Existed(job) => Ok(Some(Accepted { job, existed: true })),
         Enqueued::Conflict => Err(Error::IdConflict(id)),
         Enqueued::KeyConflict(job) => Err(Error::KeyConflict(job)),
+        Enqueued::UniqueConflict(job) => Err(Error::UniqueConflict(job)),
         Enqueued::IdOutOfTime => {
             let why = format!(
                 "must have been made within the last {ID_AGE_MAX:?} and not {ID_AHEAD_MAX:?} ahead"
@@ -227,6 +228,10 @@ fn accepted(
         Enqueued::StartTooFar => Err(Error::field(
             field("run_time"),
             format!("must be at most {SPAN_MAX:?} ahead"),
+        )),
+        Enqueued::ExpiresTooSoon => Err(Error::field(
+            field("expire_time"),
+            "must lie ahead, and after the time at which the job may run first",
         )),
         Enqueued::NotTried => Ok(None),
     }

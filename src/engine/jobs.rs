@@ -1,4 +1,4 @@
-//! What those who enqueue can ask: get, list, cancel, retry.
+//! What those who enqueue can ask: get, list, cancel, retry, reschedule, set the priority, delete.
 
 use std::time::Duration;
 
@@ -7,8 +7,10 @@ use tracing::{debug, info};
 
 use super::{Engine, sessions};
 use crate::error::{Error, Result};
-use crate::job::{By, Job, JobId, NewJob, View};
-use crate::store::{Cancelled, JobFilter, JobPage, Retried};
+use crate::job::draft::DraftCopy;
+use crate::job::limits::SPAN_MAX;
+use crate::job::{By, Job, JobId, JobState, NewJob, Priority, Start, View};
+use crate::store::{Cancelled, Deleted, JobFilter, JobPage, Rescheduled, Retried};
 
 /// A job that is durable.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,7 +25,8 @@ impl Engine {
     /// Accepts one job. `field(name)` is what the caller calls a field of it, for errors.
     ///
     /// # Errors
-    /// `InvalidArgument` (an id out of its time), `IdConflict`, `KeyConflict`, `LimitReached`, and the store's.
+    /// `InvalidArgument` (an id out of its time), `IdConflict`, `KeyConflict`, `UniqueConflict`, `LimitReached`, and the
+    /// store's.
     pub async fn enqueue(
         &self,
         mut job: NewJob,
@@ -118,10 +121,94 @@ impl Engine {
         }
     }
 
-    /// Brings a FAILED or CANCELLED job back, due after `delay`.
+    /// Enqueues a copy of a FAILED or CANCELLED job with another payload; the job itself stays as it is.
+    ///
+    /// # Errors
+    /// As for [`Engine::retry`] and [`Engine::enqueue`].
+    pub async fn retry_copy(&self, id: JobId, copy: DraftCopy) -> Result<Accepted> {
+        let of = self.get(id, View::Basic, Duration::ZERO).await?;
+        if !matches!(of.state, JobState::Failed | JobState::Cancelled) {
+            return Err(Error::WrongState {
+                job: id,
+                is: of.state,
+                verb: "retry",
+            });
+        }
+        let fresh = self.ids().await.fresh();
+        let copy = copy.check(&of, fresh).map_err(Error::InvalidArgument)?;
+        let field = |name: &str| match name {
+            "job_id" => "new_job_id".to_owned(),
+            name => name.to_owned(),
+        };
+        match self.enqueues.one(copy, field).await {
+            Err(Error::UniqueConflict(holder)) => Err(Error::UniqueKeyHeld { job: id, holder }),
+            answer => answer,
+        }
+    }
+
+    /// Gives a job that waits another time.
+    ///
+    /// # Errors
+    /// `JobNotFound`, `WrongState`, `InvalidArgument` (a time too far ahead, or past the job's expire time), and the store's.
+    pub async fn reschedule(&self, id: JobId, start: Start) -> Result<Job> {
+        let steered = self.core.store.reschedule(id, start).await?;
+        self.steered(id, "reschedule", steered)
+    }
+
+    /// Gives a job that waits another priority.
     ///
     /// # Errors
     /// `JobNotFound`, `WrongState`, and the store's.
+    pub async fn set_priority(&self, id: JobId, priority: Priority) -> Result<Job> {
+        let steered = self.core.store.set_priority(id, priority).await?;
+        self.steered(id, "prioritize", steered)
+    }
+
+    fn steered(&self, id: JobId, verb: &'static str, steered: Rescheduled) -> Result<Job> {
+        match steered {
+            Rescheduled::Done(job, segments) => {
+                info!(job_id = %id, queue = %job.spec.queue, verb, "job steered by hand");
+                self.core.watches.changed([id]);
+                self.offers.offer(segments);
+                Ok(job)
+            }
+            Rescheduled::WrongState(is) => Err(Error::WrongState { job: id, is, verb }),
+            Rescheduled::NotFound => Err(Error::JobNotFound(id.to_string())),
+            Rescheduled::StartTooFar => Err(Error::field(
+                "run_time",
+                format!("must be at most {SPAN_MAX:?} ahead"),
+            )),
+            Rescheduled::ExpiresTooSoon => Err(Error::field(
+                "run_time",
+                "must be before the job's expire_time",
+            )),
+        }
+    }
+
+    /// Deletes a final job.
+    ///
+    /// # Errors
+    /// `JobNotFound`, `WrongState`, and the store's.
+    pub async fn delete(&self, id: JobId) -> Result<()> {
+        match self.core.store.delete(id).await? {
+            Deleted::Done => {
+                info!(job_id = %id, "job deleted");
+                self.core.watches.changed([id]);
+                Ok(())
+            }
+            Deleted::WrongState(is) => Err(Error::WrongState {
+                job: id,
+                is,
+                verb: "delete",
+            }),
+            Deleted::NotFound => Err(Error::JobNotFound(id.to_string())),
+        }
+    }
+
+    /// Brings a FAILED or CANCELLED job back, due after `delay`.
+    ///
+    /// # Errors
+    /// `JobNotFound`, `WrongState`, `UniqueKeyHeld`, and the store's.
     pub async fn retry(&self, id: JobId, delay: Duration, by: By) -> Result<Job> {
         let actor = by.actor.clone();
         match self.core.store.retry(id, delay, by).await? {
@@ -136,6 +223,7 @@ impl Engine {
                 is,
                 verb: "retry",
             }),
+            Retried::KeyHeld(holder) => Err(Error::UniqueKeyHeld { job: id, holder }),
             Retried::NotFound => Err(Error::JobNotFound(id.to_string())),
         }
     }

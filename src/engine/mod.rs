@@ -3,7 +3,7 @@
 //! ```text
 //! enqueue ─> store ─> offer ─> ready-list ─> dispatch ─> store (grant) ─> sessions ─> worker
 //!                       └─ if hungry here ─────^           results, renewals <─ sessions
-//! loops: promote, expire, reconcile, retain, tidy, signals, settings, health
+//! loops: promote, expire_jobs, expire, reconcile, retain, tidy, signals, settings, health
 //! watch: looks at the jobs that callers wait for
 //! ```
 

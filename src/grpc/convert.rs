@@ -5,14 +5,14 @@ use std::time::Duration;
 use prost_types::{Duration as ProtoDuration, Timestamp as ProtoTimestamp};
 
 use crate::error::Violation;
-use crate::job::draft::{Draft, RawBackoff, RawSpan, RawStart, is_storable, span};
+use crate::job::draft::{Draft, RawBackoff, RawExpiry, RawSpan, RawStart, is_storable, span};
 use crate::job::limits::{
     ATTEMPT_SPAN_MAX, FAILURE_DETAIL_BYTES_MAX, FAILURE_MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX,
     REASON_BYTES_MAX, SPAN_MAX, WORD_BYTES_MAX,
 };
 use crate::job::{
     AttemptRecord, Failure, Job, JobSpec, JobState, Lease, LeasedJob, Outcome, Payload, Priority,
-    Progress, RetryPolicy, Timestamp, Verdict, View,
+    Progress, RetryPolicy, Timestamp, UniqueConflict, Verdict, View,
 };
 use crate::proto as pb;
 
@@ -22,6 +22,11 @@ pub fn draft(request: pb::EnqueueRequest) -> Draft {
     Draft {
         id: request.job_id,
         idempotency_key: request.idempotency_key,
+        unique_key: spec.unique_key,
+        unique_conflict: match request.unique_conflict {
+            0 => None,
+            number => Some(UniqueConflict::from_number(number).ok_or(number)),
+        },
         queue: spec.queue,
         kind: spec.kind,
         payload: spec.payload.map(payload),
@@ -31,6 +36,10 @@ pub fn draft(request: pb::EnqueueRequest) -> Draft {
             Some(pb::job_spec::Start::Delay(delay)) => RawStart::Delay(raw_span(delay)),
             Some(pb::job_spec::Start::RunTime(at)) => RawStart::At(raw_time(at)),
         },
+        expiry: spec.expiry.map(|expiry| match expiry {
+            pb::job_spec::Expiry::ExpireTime(at) => RawExpiry::At(raw_time(at)),
+            pb::job_spec::Expiry::ExpireIn(span) => RawExpiry::In(raw_span(span)),
+        }),
         max_attempts: spec.max_attempts,
         backoff: spec.backoff.map(raw_backoff),
         timeout: spec.timeout.map(raw_span),
@@ -96,7 +105,12 @@ pub fn job(job: Job) -> pb::Job {
             .idempotency_key
             .map(|key| key.as_str().to_owned())
             .unwrap_or_default(),
-        spec: Some(spec(job.spec, job.payload)),
+        spec: Some(pb::JobSpec {
+            expiry: job
+                .expire_time
+                .map(|time| pb::job_spec::Expiry::ExpireTime(timestamp(time))),
+            ..spec(job.spec, job.payload)
+        }),
         state: state(job.state),
         revision: job.revision,
         attempt: job.attempt,
@@ -107,6 +121,8 @@ pub fn job(job: Job) -> pb::Job {
         last_failure: job.last_failure.map(proto_failure),
         progress: job.progress.map(proto_progress),
         worker: job.worker,
+        replaced_by: job.replaced_by.map(|id| id.to_string()).unwrap_or_default(),
+        copied_from: job.copied_from.map(|id| id.to_string()).unwrap_or_default(),
         create_time: Some(timestamp(job.create_time)),
         run_time: Some(timestamp(job.run_time)),
         start_time: job.start_time.map(timestamp),
@@ -299,7 +315,8 @@ fn bounded(
     .transpose()
 }
 
-fn payload(payload: pb::Payload) -> Payload {
+/// A payload that came.
+pub fn payload(payload: pb::Payload) -> Payload {
     let (data, is_text) = match payload.body {
         None => (Default::default(), false),
         Some(pb::payload::Body::Data(data)) => (data, false),
@@ -341,12 +358,17 @@ fn spec(spec: JobSpec, payload: Option<Payload>) -> pb::JobSpec {
         payload: payload.map(proto_payload),
         priority: i32::from(spec.priority.number()),
         start: None,
+        expiry: None,
         max_attempts: spec.retry.max_attempts,
         backoff: Some(backoff(spec.retry)),
         timeout: Some(duration(spec.timeout.unwrap_or_default())),
         retention: Some(duration(spec.retention)),
         labels: spec.labels.into_iter().collect(),
         headers: spec.headers.into_iter().collect(),
+        unique_key: spec
+            .unique_key
+            .map(|key| key.as_str().to_owned())
+            .unwrap_or_default(),
     }
 }
 

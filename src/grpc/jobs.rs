@@ -13,9 +13,9 @@ use super::status::status;
 use crate::engine::page::{Names, RawPage, write_token};
 use crate::engine::{Accepted, Engine, Told};
 use crate::error::{Error, Result, Violation};
-use crate::job::draft::{Fields, span};
+use crate::job::draft::{DraftCopy, Fields, RawStart, span, start};
 use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, SPAN_MAX, WAIT_MAX};
-use crate::job::{Actor, JobId, JobState, NewJob, View};
+use crate::job::{Actor, JobId, JobState, NewJob, Priority, View};
 use crate::proto as pb;
 
 /// The service.
@@ -82,6 +82,27 @@ impl pb::job_service_server::JobService for Jobs {
         request: Request<pb::ExplainJobRequest>,
     ) -> Result<Response<pb::ExplainJobResponse>, Status> {
         self.answer(self.explain(request.into_inner()).await)
+    }
+
+    async fn reschedule_job(
+        &self,
+        request: Request<pb::RescheduleJobRequest>,
+    ) -> Result<Response<pb::RescheduleJobResponse>, Status> {
+        self.answer(self.reschedule(request.into_inner()).await)
+    }
+
+    async fn set_job_priority(
+        &self,
+        request: Request<pb::SetJobPriorityRequest>,
+    ) -> Result<Response<pb::SetJobPriorityResponse>, Status> {
+        self.answer(self.set_priority(request.into_inner()).await)
+    }
+
+    async fn delete_job(
+        &self,
+        request: Request<pb::DeleteJobRequest>,
+    ) -> Result<Response<pb::DeleteJobResponse>, Status> {
+        self.answer(self.delete(request.into_inner()).await)
     }
 }
 
@@ -237,11 +258,63 @@ impl Jobs {
             Some(raw) => span(convert::raw_span(raw), Duration::ZERO, SPAN_MAX)
                 .map_err(|why| Error::field("delay", why))?,
         };
-        let by = by(actor?, String::new())?;
-        let job = self.0.retry(id, delay, by).await?;
+        let job = match request.payload {
+            None if !request.new_job_id.is_empty() => {
+                return Err(Error::field(
+                    "new_job_id",
+                    "is for a copy, which needs a payload",
+                ));
+            }
+            None => self.0.retry(id, delay, by(actor?, String::new())?).await?,
+            Some(payload) => {
+                let copy = DraftCopy {
+                    new_job_id: request.new_job_id,
+                    payload: convert::payload(payload),
+                    delay,
+                };
+                self.0.retry_copy(id, copy).await?.job
+            }
+        };
         Ok(pb::RetryJobResponse {
             job: Some(convert::job(job)),
         })
+    }
+
+    async fn reschedule(
+        &self,
+        request: pb::RescheduleJobRequest,
+    ) -> Result<pb::RescheduleJobResponse> {
+        use pb::reschedule_job_request::Start::{Delay, RunTime};
+        let id = job_id(&request.job_id)?;
+        let raw = match request.start {
+            None => RawStart::Now,
+            Some(Delay(delay)) => RawStart::Delay(convert::raw_span(delay)),
+            Some(RunTime(at)) => RawStart::At(convert::raw_time(at)),
+        };
+        let start = start(raw).map_err(|(field, why)| Error::field(field, why))?;
+        let job = self.0.reschedule(id, start).await?;
+        Ok(pb::RescheduleJobResponse {
+            job: Some(convert::job(job)),
+        })
+    }
+
+    async fn set_priority(
+        &self,
+        request: pb::SetJobPriorityRequest,
+    ) -> Result<pb::SetJobPriorityResponse> {
+        let id = job_id(&request.job_id)?;
+        let level = i16::try_from(request.priority).ok();
+        let level = level.and_then(Priority::from_number);
+        let level = level.ok_or_else(|| Error::field("priority", "must be LOW, NORMAL or HIGH"))?;
+        let job = self.0.set_priority(id, level).await?;
+        Ok(pb::SetJobPriorityResponse {
+            job: Some(convert::job(job)),
+        })
+    }
+
+    async fn delete(&self, request: pb::DeleteJobRequest) -> Result<pb::DeleteJobResponse> {
+        self.0.delete(job_id(&request.job_id)?).await?;
+        Ok(pb::DeleteJobResponse {})
     }
 }
 

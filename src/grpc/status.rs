@@ -37,11 +37,16 @@ pub fn status(failed: Error) -> Status {
         Error::QueueNotFound(name) => {
             details.set_resource_info("queue", cut(name), "", "");
         }
-        Error::IdConflict(id) | Error::KeyConflict(id) => {
+        Error::IdConflict(id) | Error::KeyConflict(id) | Error::UniqueConflict(id) => {
             details.set_resource_info("job", id.to_string(), "", "");
         }
         Error::WrongState { job, is, .. } => {
             details.add_precondition_failure_violation("JOB_STATE", job.to_string(), is.name());
+        }
+        Error::UniqueKeyHeld { job, holder } => {
+            let (job, holder) = (job.to_string(), holder.to_string());
+            details.add_precondition_failure_violation("UNIQUE_KEY_HELD", job, &holder);
+            details.set_resource_info("job", holder, "", "");
         }
         Error::LimitReached { limit, .. } => {
             details.set_quota_failure(vec![QuotaViolation::new("node", limit.to_string())]);

@@ -10,8 +10,8 @@ use serde_json::value::RawValue;
 
 use super::members::Members;
 use crate::error::Violation;
-use crate::job::draft::{Draft, Fields, RawBackoff, RawStart};
-use crate::job::{JobId, NewJob, Payload, Priority};
+use crate::job::draft::{Draft, Fields, RawBackoff, RawExpiry, RawStart};
+use crate::job::{JobId, NewJob, Payload, Priority, UniqueConflict};
 
 /// Content type of a payload that is given as JSON.
 pub const JSON: &str = "application/json";
@@ -36,11 +36,14 @@ pub fn new_job(
     let draft = Draft {
         id: members.text("job_id").unwrap_or_default(),
         idempotency_key: idempotency_key(&mut members, key),
+        unique_key: members.text("unique_key").unwrap_or_default(),
+        unique_conflict: unique_conflict(&mut members),
         queue: members.text("queue").unwrap_or_default(),
         kind: members.text("kind").unwrap_or_default(),
         payload,
         priority: priority(&mut members, "priority"),
         start: start(&mut members),
+        expiry: expiry(&mut members),
         max_attempts: members.number("max_attempts").unwrap_or_default(),
         backoff: backoff(&mut members, "backoff"),
         timeout: members.span("timeout"),
@@ -96,7 +99,7 @@ fn idempotency_key(members: &mut Members<'_>, beside: Option<String>) -> String 
 }
 
 /// The payload, and under which name its body came.
-fn payload(members: &mut Members<'_>) -> (Option<Payload>, &'static str) {
+pub fn payload(members: &mut Members<'_>) -> (Option<Payload>, &'static str) {
     // Null is a JSON value like any other here.
     let json = members.raw("payload");
     let base64 = members.text("payload_base64");
@@ -163,7 +166,7 @@ pub fn is_json(content_type: &str) -> bool {
     media.eq_ignore_ascii_case(JSON) || media.to_ascii_lowercase().ends_with("+json")
 }
 
-/// A level, by its name or number.
+/// The priority, if one is given, by its name or number. An unknown number is `Err`.
 pub fn priority(members: &mut Members<'_>, key: &str) -> Option<Result<Priority, i32>> {
     let raw = members.value(key)?;
     if let Ok(number) = serde_json::from_str::<i32>(raw.get()) {
@@ -184,7 +187,25 @@ pub fn priority(members: &mut Members<'_>, key: &str) -> Option<Result<Priority,
     level.map(Ok)
 }
 
-fn start(members: &mut Members<'_>) -> RawStart {
+fn unique_conflict(members: &mut Members<'_>) -> Option<Result<UniqueConflict, i32>> {
+    let raw = members.value("unique_conflict")?;
+    if let Ok(number) = serde_json::from_str::<i32>(raw.get()) {
+        return (number != 0).then(|| UniqueConflict::from_number(number).ok_or(number));
+    }
+    let name: String = serde_json::from_str(raw.get()).unwrap_or_default();
+    let short = name.strip_prefix("UNIQUE_CONFLICT_").unwrap_or(&name);
+    if short == "UNSPECIFIED" {
+        return None;
+    }
+    let known = UniqueConflict::from_name(short);
+    if known.is_none() {
+        members.fault("unique_conflict", "must be KEEP, REFUSE or REPLACE");
+    }
+    known.map(Ok)
+}
+
+/// When to start.
+pub fn start(members: &mut Members<'_>) -> RawStart {
     match (members.span("delay"), members.time("run_time")) {
         (None, None) => RawStart::Now,
         (Some(delay), None) => RawStart::Delay(delay),
@@ -192,6 +213,18 @@ fn start(members: &mut Members<'_>) -> RawStart {
         (Some(_), Some(_)) => {
             members.fault("run_time", "must not be given together with delay");
             RawStart::Now
+        }
+    }
+}
+
+fn expiry(members: &mut Members<'_>) -> Option<RawExpiry> {
+    match (members.span("expire_in"), members.time("expire_time")) {
+        (None, None) => None,
+        (Some(span), None) => Some(RawExpiry::In(span)),
+        (None, Some(time)) => Some(RawExpiry::At(time)),
+        (Some(_), Some(_)) => {
+            members.fault("expire_time", "must not be given together with expire_in");
+            None
         }
     }
 }

@@ -21,6 +21,8 @@ pub struct JobJson<'a> {
     id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     idempotency_key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unique_key: Option<&'a str>,
     queue: &'a str,
     kind: &'a str,
     state: &'static str,
@@ -43,8 +45,14 @@ pub struct JobJson<'a> {
     labels: &'a BTreeMap<String, String>,
     headers: &'a BTreeMap<String, String>,
     worker: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replaced_by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    copied_from: Option<String>,
     create_time: String,
     run_time: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expire_time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     start_time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -138,6 +146,7 @@ impl<'a> JobJson<'a> {
         Self {
             id: job.id.to_string(),
             idempotency_key: job.idempotency_key.as_ref().map(|key| key.as_str()),
+            unique_key: spec.unique_key.as_ref().map(|key| key.as_str()),
             queue: spec.queue.as_str(),
             kind: spec.kind.as_str(),
             state: job.state.name(),
@@ -183,8 +192,11 @@ impl<'a> JobJson<'a> {
             labels: &spec.labels,
             headers: &spec.headers,
             worker: &job.worker,
+            replaced_by: job.replaced_by.map(|id| id.to_string()),
+            copied_from: job.copied_from.map(|id| id.to_string()),
             create_time: write_time(job.create_time),
             run_time: write_time(job.run_time),
+            expire_time: job.expire_time.map(write_time),
             start_time: job.start_time.map(write_time),
             finish_time: job.finish_time.map(write_time),
             purge_time: job.purge_time.map(write_time),

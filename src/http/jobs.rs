@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Serialize;
 
 use super::body::{self, Need};
-use super::enqueue::{JSON, new_job};
+use super::enqueue::{self as asked_for, JSON, new_job};
 use super::job::{BatchJson, FindingsJson, JobJson, PageJson};
 use super::members::{Members, items};
 use super::problem::Problem;
@@ -18,9 +18,9 @@ use super::queues::{actor, reason};
 use crate::engine::page::{PageRequest, write_token};
 use crate::engine::{Accepted, Engine, Ids};
 use crate::error::{Error, Result, Violation};
-use crate::job::draft::span;
+use crate::job::draft::{DraftCopy, span, start};
 use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, BODY_BYTES_MAX, SPAN_MAX};
-use crate::job::{By, JobId, NewJob};
+use crate::job::{By, JobId, NewJob, Start};
 
 /// What a call gives.
 pub type Answer = std::result::Result<Response, Problem>;
@@ -139,6 +139,55 @@ pub async fn cancel(
     json(StatusCode::OK, &JobJson::of(&job))
 }
 
+/// `POST /jobs/{id}/reschedule`
+pub async fn reschedule(
+    State(engine): Shared,
+    Path(id): Path<String>,
+    RawQuery(asked): RawQuery,
+    request: Request,
+) -> Answer {
+    query::none(&asked.unwrap_or_default())?;
+    let id = job_id(&id)?;
+    let text = body::read(request, Need::Optional, SMALL_BODY_BYTES).await?;
+    let mut members = Members::of(body::document(&text)?, "");
+    let start = start(asked_for::start(&mut members)).unwrap_or_else(|(field, why)| {
+        members.fault(field, why);
+        Start::Now
+    });
+    body::end(members)?;
+    let job = engine.reschedule(id, start).await?;
+    json(StatusCode::OK, &JobJson::of(&job))
+}
+
+/// `POST /jobs/{id}/priority`
+pub async fn set_priority(
+    State(engine): Shared,
+    Path(id): Path<String>,
+    RawQuery(asked): RawQuery,
+    request: Request,
+) -> Answer {
+    query::none(&asked.unwrap_or_default())?;
+    let id = job_id(&id)?;
+    let text = body::read(request, Need::Required, SMALL_BODY_BYTES).await?;
+    let mut members = Members::of(body::document(&text)?, "");
+    let asked = asked_for::priority(&mut members, "priority").and_then(Result::ok);
+    body::end(members)?;
+    let level = asked.ok_or_else(|| Error::field("priority", "must be LOW, NORMAL or HIGH"))?;
+    let job = engine.set_priority(id, level).await?;
+    json(StatusCode::OK, &JobJson::of(&job))
+}
+
+/// `DELETE /jobs/{id}`
+pub async fn delete(
+    State(engine): Shared,
+    Path(id): Path<String>,
+    RawQuery(asked): RawQuery,
+) -> Answer {
+    query::none(&asked.unwrap_or_default())?;
+    engine.delete(job_id(&id)?).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
 /// `POST /jobs/{id}/retry`
 pub async fn retry(
     State(engine): Shared,
@@ -149,7 +198,7 @@ pub async fn retry(
     query::none(&asked.unwrap_or_default())?;
     let id = job_id(&id)?;
     let actor = actor(request.headers())?;
-    let text = body::read(request, Need::Optional, SMALL_BODY_BYTES).await?;
+    let text = body::read(request, Need::Optional, BODY_BYTES_MAX).await?;
     let mut members = Members::of(body::document(&text)?, "");
     let mut delay = std::time::Duration::ZERO;
     if let Some(raw) = members.span("delay") {
@@ -158,13 +207,31 @@ pub async fn retry(
             Err(why) => members.fault("delay", why),
         }
     }
+    let (payload, _) = asked_for::payload(&mut members);
+    let new_job_id = members.text("new_job_id").unwrap_or_default();
+    if payload.is_none() && !new_job_id.is_empty() {
+        members.fault("new_job_id", "is for a copy, which needs a payload");
+    }
     body::end(members)?;
-    let by = By {
-        actor,
-        ..By::default()
+    let Some(payload) = payload else {
+        let by = By {
+            actor,
+            ..By::default()
+        };
+        let job = engine.retry(id, delay, by).await?;
+        return json(StatusCode::OK, &JobJson::of(&job));
     };
-    let job = engine.retry(id, delay, by).await?;
-    json(StatusCode::OK, &JobJson::of(&job))
+    let copy = DraftCopy {
+        new_job_id,
+        payload,
+        delay,
+    };
+    let Accepted { job, existed } = engine.retry_copy(id, copy).await?;
+    let status = match existed {
+        true => StatusCode::OK,
+        false => StatusCode::CREATED,
+    };
+    json(status, &JobJson::of(&job))
 }
 
 fn batch(text: &str, ids: Ids) -> Result<Vec<NewJob>> {

@@ -10,7 +10,10 @@
 //! | `GET /jobs/{id}/explain` | ExplainJob: `{"findings": [{"reason", "message", "field"}]}` |
 //! | `GET /jobs?queue=&kind=&state=&page_size=&page_token=&view=` | ListJobs |
 //! | `POST /jobs/{id}/cancel` | CancelJob, `{"reason": "..."}` if there is one |
-//! | `POST /jobs/{id}/retry` | RetryJob, `{"delay": "10s"}` if there is one |
+//! | `POST /jobs/{id}/reschedule` | RescheduleJob, `{"delay": "10s"}`, `{"run_time": "..."}`, or nothing: now |
+//! | `POST /jobs/{id}/priority` | SetJobPriority, `{"priority": "HIGH"}` |
+//! | `DELETE /jobs/{id}` | DeleteJob; 204 |
+//! | `POST /jobs/{id}/retry` | RetryJob, `{"delay": "10s"}` if there is one; with a `payload` a copy, 201 |
 //! | `GET /openapi.json` | all of this, for tools |
 //! | `GET /queues?page_size=&page_token=`, `GET /queues/{queue}` | ListQueues, GetQueue |
 //! | `POST /queues/{queue}/pause`, `/resume` | PauseQueue, ResumeQueue, `{"reason": "..."}` if there is one |
@@ -53,11 +56,13 @@ pub fn router(engine: Arc<Engine>) -> Router {
     Router::new()
         .route("/jobs", post(jobs::enqueue).get(jobs::list))
         .route("/jobs/batch", post(jobs::enqueue_batch))
-        .route("/jobs/{id}", get(jobs::get))
+        .route("/jobs/{id}", get(jobs::get).delete(jobs::delete))
         .route("/jobs/{id}/events", get(events::watch))
         .route("/jobs/{id}/explain", get(jobs::explain))
         .route("/jobs/{id}/cancel", post(jobs::cancel))
         .route("/jobs/{id}/retry", post(jobs::retry))
+        .route("/jobs/{id}/reschedule", post(jobs::reschedule))
+        .route("/jobs/{id}/priority", post(jobs::set_priority))
         .route("/openapi.json", get(openapi::openapi))
         .route("/queues", get(queues::list))
         .route("/queues/{queue}", get(queues::get).patch(queues::update))

@@ -93,9 +93,24 @@ const OPERATIONS: &[Operation] = &[
         "post",
         "/jobs/{id}/retry",
         "RetryJob",
+        &[200, 201],
+        &[404, 408, 409, 413, 415],
+    ),
+    operation(
+        "post",
+        "/jobs/{id}/reschedule",
+        "RescheduleJob",
         &[200],
         &[404, 408, 409, 413, 415],
     ),
+    operation(
+        "post",
+        "/jobs/{id}/priority",
+        "SetJobPriority",
+        &[200],
+        &[404, 408, 409, 413, 415],
+    ),
+    operation("delete", "/jobs/{id}", "DeleteJob", &[204], &[404, 409]),
     of_queues("get", "/queues", "ListQueues", &[]),
     of_queues("get", "/queues/{queue}", "GetQueue", &[404]),
     of_queues(
@@ -211,7 +226,7 @@ fn described(ours: &Descriptors, one: &Operation) -> Value {
         "description": comment,
         "responses": answers(ours, one, &response),
     });
-    if one.method == "get" {
+    if matches!(one.method, "get" | "delete") {
         parameters.extend(fields.iter().map(|field| in_query(ours, field)));
     } else {
         let is_needed = fields.iter().any(Field::is_required);
@@ -250,7 +265,7 @@ fn answers(ours: &Descriptors, one: &Operation, response: &str) -> Value {
     let body = object(&answer_fields(ours, response), ours);
     for status in one.good {
         let content = match (one.rpc, status) {
-            (WATCH, 204) => json!({}),
+            (_, 204) => json!({}),
             (WATCH, _) => json!({ "text/event-stream": { "schema": { "type": "string" } } }),
             _ => json!({ JSON: { "schema": body } }),
         };

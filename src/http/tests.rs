@@ -79,6 +79,173 @@ async fn an_idempotency_key_comes_as_a_header_or_in_the_body() {
 }
 
 #[tokio::test]
+async fn a_job_that_waits_gets_another_time_and_priority() {
+    let (address, _node) = serve().await;
+    let later = r#"{"queue":"q","kind":"k","delay":"3600s"}"#;
+    let made = post(address, "/jobs", later).await;
+    let path = format!("/jobs/{}", made.json()["id"].as_str().unwrap());
+    let steer = async |verb: &str, body: &str| {
+        let answer = post(address, &format!("{path}/{verb}"), body).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        answer.json()
+    };
+    let job = steer("reschedule", r#"{"run_time":"2030-01-31T12:00:00Z"}"#).await;
+    assert_eq!(
+        (&job["state"], &job["run_time"]),
+        (&json!("SCHEDULED"), &json!("2030-01-31T12:00:00Z"))
+    );
+    let job = steer("priority", r#"{"priority":"HIGH"}"#).await;
+    assert_eq!(job["priority"], "HIGH");
+    assert_eq!(steer("reschedule", "").await["state"], "QUEUED");
+    for (verb, bad, field) in [
+        ("reschedule", r#"{"delay":"-1s"}"#, "delay"),
+        (
+            "reschedule",
+            r#"{"run_time":"9000-01-01T00:00:00Z"}"#,
+            "run_time",
+        ),
+        ("reschedule", r#"{"delai":"1s"}"#, "delai"),
+        ("priority", "{}", "priority"),
+        ("priority", r#"{"priority":"URGENT"}"#, "priority"),
+    ] {
+        let answer = post(address, &format!("{path}/{verb}"), bad).await;
+        assert_eq!(answer.problem().2, [field], "{bad}");
+    }
+    post(address, &format!("{path}/cancel"), "").await;
+    for (verb, body) in [("reschedule", ""), ("priority", r#"{"priority":"LOW"}"#)] {
+        let answer = post(address, &format!("{path}/{verb}"), body).await;
+        assert_eq!(answer.problem(), (409, "JOB_STATE".into(), vec![]));
+    }
+}
+
+#[tokio::test]
+async fn a_job_is_retried_with_another_payload_as_a_copy() {
+    let (address, _node) = serve().await;
+    let job = r#"{"queue":"q","kind":"k","payload":1,"labels":{"a":"b"},"idempotency_key":"7"}"#;
+    let made = post(address, "/jobs", job).await.json();
+    let path = format!("/jobs/{}", made["id"].as_str().unwrap());
+    let retry = format!("{path}/retry");
+    let early = post(address, &retry, r#"{"payload":2}"#).await;
+    assert_eq!(early.problem(), (409, "JOB_STATE".into(), vec![]));
+    post(address, &format!("{path}/cancel"), "").await;
+    let id = uuid::Uuid::now_v7().to_string();
+    let body = format!(r#"{{"payload":{{"n":2}},"new_job_id":"{id}"}}"#);
+    let copy = post(address, &retry, &body).await;
+    assert_eq!(copy.status, 201, "{}", copy.text);
+    let copy = copy.json();
+    assert_eq!(
+        (&copy["id"], &copy["copied_from"]),
+        (&json!(id), &made["id"])
+    );
+    assert_eq!(copy["labels"], json!({"a": "b"}));
+    assert_eq!(copy.get("idempotency_key"), None);
+    let again = post(address, &retry, &body).await;
+    assert_eq!((again.status, &again.json()["id"]), (200, &json!(id)));
+    let found = fetch(address, &format!("/jobs/{id}")).await.json();
+    assert_eq!(
+        (&found["payload"], &found["state"]),
+        (&json!({"n": 2}), &json!("QUEUED"))
+    );
+    assert_eq!(fetch(address, &path).await.json()["state"], "CANCELLED");
+    for (bad, field) in [
+        (format!(r#"{{"new_job_id":"{id}"}}"#), "new_job_id"),
+        (r#"{"payload":2,"new_job_id":"7"}"#.to_owned(), "new_job_id"),
+        (
+            body.replace(&id, "01890a5d-ac96-774b-bcce-b302099a8057"),
+            "new_job_id",
+        ),
+    ] {
+        let bad = post(address, &retry, bad).await;
+        assert_eq!(bad.problem().2, [field]);
+    }
+}
+
+#[tokio::test]
+async fn a_final_job_is_deleted() {
+    let (address, _node) = serve().await;
+    let made = post(address, "/jobs", r#"{"queue":"q","kind":"k"}"#).await;
+    let path = format!("/jobs/{}", made.json()["id"].as_str().unwrap());
+    let early = call(address, &format!("DELETE {path}"), "", b"").await;
+    assert_eq!(early.problem(), (409, "JOB_STATE".into(), vec![]));
+    assert_eq!(
+        post(address, &format!("{path}/cancel"), "").await.status,
+        200
+    );
+    let gone = call(address, &format!("DELETE {path}"), "", b"").await;
+    assert_eq!((gone.status, gone.text.as_str()), (204, ""));
+    for again in [
+        call(address, &format!("DELETE {path}"), "", b"").await,
+        fetch(address, &path).await,
+    ] {
+        assert_eq!(again.problem(), (404, "JOB_NOT_FOUND".into(), vec![]));
+    }
+}
+
+#[tokio::test]
+async fn a_unique_key_is_held_by_one_job_at_a_time() {
+    let (address, _node) = serve().await;
+    let job = |rest: &str| format!(r#"{{"queue":"q","kind":"k","unique_key":"account 7"{rest}}}"#);
+    let made = post(address, "/jobs", job("")).await;
+    assert_eq!(
+        (made.status, &made.json()["unique_key"]),
+        (201, &json!("account 7"))
+    );
+    let id = made.json()["id"].clone();
+    let kept = post(address, "/jobs", job(r#","payload":1"#)).await;
+    assert_eq!((kept.status, &kept.json()["id"]), (200, &id));
+    let refused = post(address, "/jobs", job(r#","unique_conflict":"REFUSE""#)).await;
+    assert_eq!(refused.problem(), (409, "UNIQUE_CONFLICT".into(), vec![]));
+    let new = post(address, "/jobs", job(r#","unique_conflict":"REPLACE""#)).await;
+    assert_eq!(new.status, 201, "{}", new.text);
+    let path = format!("/jobs/{}", id.as_str().unwrap());
+    let old = fetch(address, &path).await.json();
+    assert_eq!(
+        (&old["state"], &old["replaced_by"]),
+        (&json!("CANCELLED"), &new.json()["id"])
+    );
+    let held = post(address, &format!("{path}/retry"), "{}").await;
+    assert_eq!(held.problem(), (409, "UNIQUE_KEY_HELD".into(), vec![]));
+    for (bad, field) in [
+        (
+            r#"{"queue":"q","kind":"k","unique_conflict":"KEEP"}"#.to_owned(),
+            "unique_conflict",
+        ),
+        (job(r#","unique_conflict":"MAYBE""#), "unique_conflict"),
+        (job("").replace("account 7", &"x".repeat(256)), "unique_key"),
+    ] {
+        let bad = post(address, "/jobs", bad).await;
+        assert_eq!(bad.problem().2, [field]);
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_nobody_begins_in_time_is_failed_and_says_so() {
+    let (address, _node) = serve().await;
+    let job = |rest: &str| format!(r#"{{"queue":"q","kind":"k",{rest}}}"#);
+    let made = post(address, "/jobs", job(r#""expire_in":"0.2s""#)).await;
+    assert_eq!(made.status, 201, "{}", made.text);
+    assert!(made.json()["expire_time"].as_str().unwrap().ends_with('Z'));
+    let id = made.json()["id"].as_str().unwrap().to_owned();
+    let ended = fetch(address, &format!("/jobs/{id}?wait=10s")).await;
+    let ended = ended.json();
+    assert_eq!(
+        (&ended["state"], &ended["last_failure"]["type"]),
+        (&json!("FAILED"), &json!("EXPIRED"))
+    );
+    for (bad, field) in [
+        (r#""expire_time":"2020-01-01T00:00:00Z""#, "expire_time"),
+        (r#""expire_in":"1s","delay":"2s""#, "expire_in"),
+        (
+            r#""expire_in":"1s","expire_time":"2090-01-01T00:00:00Z""#,
+            "expire_time",
+        ),
+    ] {
+        let refused = post(address, "/jobs", job(bad)).await;
+        assert_eq!(refused.problem().2, [field], "{bad}");
+    }
+}
+
+#[tokio::test]
 async fn a_batch_is_all_or_none_and_names_the_bad_one() {
     let (address, _node) = serve().await;
     let bad = post(

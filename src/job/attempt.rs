@@ -84,6 +84,22 @@ pub struct Failure {
     pub retry_after: Option<Duration>,
 }
 
+/// The type of the failure of a job that had not begun by its expire time. Both databases have the word in their lists
+/// by failure.
+pub const EXPIRED: &str = "EXPIRED";
+
+impl Failure {
+    /// Of a job that had not begun by its expire time.
+    pub fn expired() -> Self {
+        Self {
+            kind: EXPIRED.into(),
+            message: "the job had not begun by its expire time".into(),
+            permanent: true,
+            ..Self::default()
+        }
+    }
+}
+
 /// What is to be recorded about an attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Outcome {

@@ -8,13 +8,14 @@ use sha2::{Digest, Sha256};
 
 use super::id::NAME_SHAPE;
 use super::limits::{
-    ATTEMPT_SPAN_MAX, BACKOFF_FACTOR_MAX, BACKOFF_MIN, LABELS_BYTES_MAX, LABELS_MAX,
+    ATTEMPT_SPAN_MAX, BACKOFF_FACTOR_MAX, BACKOFF_MIN, EXPIRE_IN_MIN, LABELS_BYTES_MAX, LABELS_MAX,
     MAX_ATTEMPTS_MAX, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, RETENTION_DEFAULT, SPAN_MAX,
     TIMEOUT_DEFAULT, WORD_BYTES_MAX,
 };
+use super::time::micros;
 use super::{
-    Defaultable, IdempotencyKey, JobId, JobSpec, Kind, NewJob, Payload, Priority, QueueName,
-    RetryPolicy, Start, Timestamp,
+    Defaultable, Expiry, IdempotencyKey, Job, JobId, JobSpec, Kind, NewJob, Payload, Priority,
+    QueueName, RetryPolicy, Start, Timestamp, UniqueConflict, UniqueKey,
 };
 use crate::error::Violation;
 
@@ -50,6 +51,15 @@ pub enum RawStart {
     At(RawSpan),
 }
 
+/// Until when to begin, as the wire has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RawExpiry {
+    /// From now.
+    In(RawSpan),
+    /// Seconds and nanoseconds since 1970.
+    At(RawSpan),
+}
+
 /// An enqueue request as a face has read it, before anything is checked.
 #[derive(Debug, Clone, Default)]
 pub struct Draft {
@@ -57,6 +67,10 @@ pub struct Draft {
     pub id: String,
     /// Empty: none.
     pub idempotency_key: String,
+    /// Empty: none.
+    pub unique_key: String,
+    /// Absent: the default. An unknown number is `Err`.
+    pub unique_conflict: Option<Result<UniqueConflict, i32>>,
     /// Required.
     pub queue: String,
     /// Required.
@@ -67,6 +81,8 @@ pub struct Draft {
     pub priority: Option<Result<Priority, i32>>,
     /// When to start.
     pub start: RawStart,
+    /// Absent: no time is too late.
+    pub expiry: Option<RawExpiry>,
     /// 0: the default.
     pub max_attempts: u32,
     /// Absent: the default.
@@ -81,10 +97,65 @@ pub struct Draft {
     pub headers: BTreeMap<String, String>,
 }
 
+/// A copy of a job with another payload, as a face has read it.
+#[derive(Debug, Clone, Default)]
+pub struct DraftCopy {
+    /// UUIDv7 for the copy, or empty for a new one.
+    pub new_job_id: String,
+    /// What it gets instead.
+    pub payload: Payload,
+    /// Wait before it is due.
+    pub delay: Duration,
+}
+
+impl DraftCopy {
+    /// Checks everything. The copy has all of the job but its payload, its id and its idempotency key, which is that of one
+    /// job; and as somebody asks for it now, it does not expire.
+    ///
+    /// # Errors
+    /// Every violation there is.
+    pub fn check(self, of: &Job, fresh: JobId) -> Result<NewJob, Vec<Violation>> {
+        let mut faults = Faults {
+            item: "",
+            spec: "",
+            found: Vec::new(),
+        };
+        let id = match self.new_job_id.as_str() {
+            "" => Some(fresh),
+            text => JobId::parse(text),
+        };
+        faults.require(id.is_some(), "new_job_id", || {
+            "must be a UUIDv7 in its 36-character form".into()
+        });
+        let payload = faults.payload(Some(self.payload));
+        let start = match self.delay.is_zero() {
+            true => Start::Now,
+            false => Start::After(self.delay),
+        };
+        // It has what its original has, whatever its queue's defaults are now.
+        let left_out = Defaultable::default();
+        match id {
+            Some(id) if faults.found.is_empty() => Ok(NewJob {
+                id,
+                idempotency_key: None,
+                spec: of.spec.clone(),
+                fingerprint: fingerprint(&of.spec, &payload, start, None, left_out, Some(of.id)),
+                left_out,
+                payload,
+                start,
+                expiry: None,
+                unique_conflict: UniqueConflict::Refuse,
+                copied_from: Some(of.id),
+            }),
+            _ => Err(faults.found),
+        }
+    }
+}
+
 /// Where a face has the fields of a [`Draft`], so that a violation is named as the caller wrote it.
 #[derive(Debug, Clone)]
 pub struct Fields {
-    /// Before `job_id` and `idempotency_key`: "" or "requests[17]." or "jobs[17].".
+    /// Before `job_id`, `idempotency_key` and `unique_conflict`: "" or "requests[17]." or "jobs[17].".
     pub item: String,
     /// Before the fields of the spec, after `item`: "job." over gRPC, "" over HTTP.
     pub spec: &'static str,
@@ -122,6 +193,7 @@ impl Draft {
                 key
             }
         };
+        let (unique_key, unique_conflict) = faults.unique(&self.unique_key, self.unique_conflict);
         let queue = QueueName::parse(&self.queue);
         faults.require(queue.is_some(), "queue", || {
             format!("must match {NAME_SHAPE}")
@@ -139,13 +211,11 @@ impl Draft {
                 Priority::Normal
             }
         };
-        let start = match self.start {
-            RawStart::Now => Start::Now,
-            RawStart::Delay(raw) => {
-                Start::After(faults.span("delay", raw, Duration::ZERO, SPAN_MAX))
-            }
-            RawStart::At(raw) => Start::At(faults.time("run_time", raw)),
-        };
+        let start = start(self.start).unwrap_or_else(|(field, why)| {
+            faults.add(field, why);
+            Start::Now
+        });
+        let expiry = self.expiry.map(|raw| faults.expiry(raw, start));
         let retry = faults.retry(self.max_attempts, self.backoff);
         let timeout = match self.timeout {
             None => Some(TIMEOUT_DEFAULT),
@@ -177,16 +247,20 @@ impl Draft {
                     retry,
                     timeout,
                     retention,
+                    unique_key,
                     labels: self.labels,
                     headers: self.headers,
                 };
-                let fingerprint = fingerprint(&spec, &payload, start, left_out);
+                let fingerprint = fingerprint(&spec, &payload, start, expiry, left_out, None);
                 Ok(NewJob {
                     id,
                     idempotency_key,
                     spec,
                     payload,
                     start,
+                    expiry,
+                    unique_conflict,
+                    copied_from: None,
                     fingerprint,
                     left_out,
                 })
@@ -203,6 +277,20 @@ impl Draft {
             timeout: self.timeout.is_none(),
             retention: self.retention.is_none(),
         }
+    }
+}
+
+/// Reads when a job is to start; how far ahead a time may lie is for the database's clock to judge.
+///
+/// # Errors
+/// The field, and a text that says what it must be.
+pub fn start(raw: RawStart) -> Result<Start, (&'static str, String)> {
+    match raw {
+        RawStart::Now => Ok(Start::Now),
+        RawStart::Delay(raw) => span(raw, Duration::ZERO, SPAN_MAX)
+            .map(Start::After)
+            .map_err(|why| ("delay", why)),
+        RawStart::At(raw) => time(raw).map(Start::At).map_err(|why| ("run_time", why)),
     }
 }
 
@@ -290,6 +378,48 @@ impl<'a> Faults<'a> {
             self.add(field, why);
             Timestamp(0)
         })
+    }
+
+    fn unique(
+        &mut self,
+        key: &str,
+        conflict: Option<Result<UniqueConflict, i32>>,
+    ) -> (Option<UniqueKey>, UniqueConflict) {
+        let parsed = UniqueKey::parse(key);
+        self.require(key.is_empty() || parsed.is_some(), "unique_key", || {
+            format!("must have at most {WORD_BYTES_MAX} bytes and no U+0000")
+        });
+        let why = match conflict {
+            Some(Err(number)) => Some(format!("has no value {number}")),
+            Some(Ok(_)) if key.is_empty() => Some("needs a unique_key".into()),
+            Some(Ok(_)) | None => None,
+        };
+        if let Some(why) = why {
+            let field = format!("{}unique_conflict", self.item);
+            self.found.push(Violation::field(field, why));
+        }
+        let conflict = conflict.and_then(Result::ok).unwrap_or_default();
+        (parsed, conflict)
+    }
+
+    /// What compares with a moment of the database is for its clock to judge.
+    fn expiry(&mut self, raw: RawExpiry, start: Start) -> Expiry {
+        const TOO_SOON: &str = "must be after the time at which the job may run first";
+        match raw {
+            RawExpiry::In(raw) => {
+                let span = self.span("expire_in", raw, EXPIRE_IN_MIN, SPAN_MAX);
+                let is_too_soon =
+                    matches!(start, Start::After(delay) if micros(span) <= micros(delay));
+                self.require(!is_too_soon, "expire_in", || TOO_SOON.into());
+                Expiry::After(span)
+            }
+            RawExpiry::At(raw) => {
+                let time = self.time("expire_time", raw);
+                let is_too_soon = matches!(start, Start::At(start) if time <= start);
+                self.require(!is_too_soon, "expire_time", || TOO_SOON.into());
+                Expiry::At(time)
+            }
+        }
     }
 
     fn payload(&mut self, payload: Option<Payload>) -> Payload {
@@ -382,9 +512,18 @@ pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), String> {
 }
 
 /// Hashes what makes a request the same request: its fields by value, each with its length before it. Not the encoded
-/// message (protobuf is not canonical), not the id or the idempotency key, which say whose request it is, and not the
-/// headers (a retried call has a new trace).
-fn fingerprint(spec: &JobSpec, payload: &Payload, start: Start, left_out: Defaultable) -> [u8; 32] {
+/// message (protobuf is not canonical), not the id or the idempotency key, which say whose request it is, not what is to be
+/// done if its unique key is held, which says nothing of the job, and not the
+/// headers (a retried call has a new trace). What came later than the first version is only hashed where it is used, under
+/// a word that is no label's key: rows are there whose fingerprints know nothing of it.
+fn fingerprint(
+    spec: &JobSpec,
+    payload: &Payload,
+    start: Start,
+    expiry: Option<Expiry>,
+    left_out: Defaultable,
+    copied_from: Option<JobId>,
+) -> [u8; 32] {
     let mut hash = Sha256::new();
     let mut put = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_be_bytes());
@@ -408,6 +547,25 @@ fn fingerprint(spec: &JobSpec, payload: &Payload, start: Start, left_out: Defaul
     put(&spec.retry.factor.to_be_bytes());
     put(&spec.timeout.unwrap_or_default().as_nanos().to_be_bytes());
     put(&spec.retention.as_nanos().to_be_bytes());
+    if let Some(key) = &spec.unique_key {
+        put(b"=unique_key");
+        put(key.as_str().as_bytes());
+    }
+    if let Some(of) = copied_from {
+        put(b"=copied_from");
+        put(of.uuid().as_bytes());
+    }
+    match expiry {
+        None => {}
+        Some(Expiry::After(span)) => {
+            put(b"=expire_in");
+            put(&span.as_nanos().to_be_bytes());
+        }
+        Some(Expiry::At(time)) => {
+            put(b"=expire_time");
+            put(&time.0.to_be_bytes());
+        }
+    }
     for (key, value) in &spec.labels {
         put(key.as_bytes());
         put(value.as_bytes());

@@ -147,26 +147,39 @@ name! {
     Kind
 }
 
-/// What a request is about, in its caller's words: within a queue it has one job, however often it is made.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct IdempotencyKey(Arc<str>);
+macro_rules! key {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Arc<str>);
 
-impl IdempotencyKey {
-    /// Takes 1 to 255 bytes without U+0000; anything else is `None`.
-    pub fn parse(text: &str) -> Option<Self> {
-        let fits = (1..=WORD_BYTES_MAX).contains(&text.len()) && !text.contains('\0');
-        fits.then(|| Self(text.into()))
-    }
+        impl $name {
+            /// Takes 1 to 255 bytes without U+0000; anything else is `None`.
+            pub fn parse(text: &str) -> Option<Self> {
+                let fits = (1..=WORD_BYTES_MAX).contains(&text.len()) && !text.contains('\0');
+                fits.then(|| Self(text.into()))
+            }
 
-    /// Takes a key that the store gives back; it was checked on its way in.
-    pub fn from_store(text: &str) -> Self {
-        Self(text.into())
-    }
+            /// Takes a key that the store gives back; it was checked on its way in.
+            pub fn from_store(text: &str) -> Self {
+                Self(text.into())
+            }
 
-    /// The key as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
+            /// The key as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+    };
+}
+
+key! {
+    /// What a request is about, in its caller's words: within a queue it has one job, however often it is made.
+    IdempotencyKey
+}
+key! {
+    /// What a job works on, in its caller's words: within a queue at most one job that is not final has it.
+    UniqueKey
 }
 
 /// What a name must look like, for messages.

@@ -117,6 +117,8 @@ pub const BACKOFF_MIN: Duration = Duration::from_millis(1);
 pub const ATTEMPT_SPAN_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Longest delay and retention, and how far ahead a run time may lie.
 pub const SPAN_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+/// Shortest time in which a job may ask to be begun.
+pub const EXPIRE_IN_MIN: Duration = Duration::from_millis(1);
 /// Execution time of one attempt when the job does not say.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60 * 60);
 /// How long a final job is kept when it does not say.

@@ -20,7 +20,7 @@ pub use attempt::{
     StaleReason, Standing, Verdict,
 };
 pub use audit::{Actor, AuditAction, AuditEvent, By};
-pub use id::{IdempotencyKey, JobId, Kind, NodeId, QueueName, SessionId};
+pub use id::{IdempotencyKey, JobId, Kind, NodeId, QueueName, SessionId, UniqueKey};
 pub use queue::{Backoff, Defaultable, QueueChange, QueueDefaults, QueueSettings};
 pub use retry::RetryPolicy;
 pub use state::JobState;
@@ -88,6 +88,8 @@ pub struct JobSpec {
     pub timeout: Option<Duration>,
     /// How long it is kept once it is final.
     pub retention: Duration,
+    /// At most one job of the queue that is not final has it.
+    pub unique_key: Option<UniqueKey>,
     /// To list and filter by.
     pub labels: BTreeMap<String, String>,
     /// For the worker, untouched.
@@ -105,6 +107,72 @@ pub enum Start {
     At(Timestamp),
 }
 
+impl Start {
+    /// When it may run first, of a job that is accepted `now`.
+    pub fn of(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::Now => now,
+            Self::After(delay) => now.after(delay),
+            Self::At(time) => time,
+        }
+    }
+}
+
+/// Until when a new job is worth beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expiry {
+    /// So long after it was accepted.
+    After(Duration),
+    /// Until this time.
+    At(Timestamp),
+}
+
+impl Expiry {
+    /// The time from which on a job that was accepted `now` is not begun any more.
+    pub fn of(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::After(span) => now.after(span),
+            Self::At(time) => time,
+        }
+    }
+}
+
+/// What becomes of a new job whose unique key is held by another one, which is not final.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[repr(i16)]
+pub enum UniqueConflict {
+    /// There is no new job; the answer is the one that is there.
+    #[default]
+    Keep = 1,
+    /// It is refused.
+    Refuse = 2,
+    /// It takes the place of the one that is there, which is CANCELLED; but one that has begun is kept.
+    Replace = 3,
+}
+
+impl UniqueConflict {
+    const ALL: [Self; 3] = [Self::Keep, Self::Refuse, Self::Replace];
+
+    /// What a number of the wire stands for, if for anything.
+    pub fn from_number(number: i32) -> Option<Self> {
+        Self::ALL.into_iter().find(|it| *it as i32 == number)
+    }
+
+    /// What its name in JSON stands for, if for anything.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|it| it.name() == name)
+    }
+
+    /// Its one name: on the wire, in JSON and on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Keep => "KEEP",
+            Self::Refuse => "REFUSE",
+            Self::Replace => "REPLACE",
+        }
+    }
+}
+
 /// A job to accept. [`draft::Draft`] is the only way to make one from what a client sent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewJob {
@@ -118,6 +186,12 @@ pub struct NewJob {
     pub payload: Payload,
     /// When it may run first.
     pub start: Start,
+    /// Until when it is worth beginning; `None`: for ever.
+    pub expiry: Option<Expiry>,
+    /// What is to be done if its unique key is held.
+    pub unique_conflict: UniqueConflict,
+    /// The job that it is a copy of.
+    pub copied_from: Option<JobId>,
     /// What makes two requests under one id or key the same request: SHA-256 over the request's fields, those two aside.
     pub fingerprint: [u8; 32],
     /// What its request did not say, and its queue may have a default for.
@@ -132,7 +206,28 @@ impl NewJob {
             .idempotency_key
             .as_ref()
             .map_or(0, |key| key.as_str().len());
-        self.payload.data.len() + key + words.map(|(k, v)| k.len() + v.len()).sum::<usize>()
+        let unique = self.unique().map_or(0, |(_, key)| key.as_str().len());
+        self.payload.data.len()
+            + key
+            + unique
+            + words.map(|(k, v)| k.len() + v.len()).sum::<usize>()
+    }
+
+    /// Where its unique key is held by at most one.
+    pub fn unique(&self) -> Option<(&QueueName, &UniqueKey)> {
+        let key = self.spec.unique_key.as_ref()?;
+        Some((&self.spec.queue, key))
+    }
+
+    /// When it expires if it is accepted `now`.
+    pub fn expire_time(&self, now: Timestamp) -> Option<Timestamp> {
+        self.expiry.map(|expiry| expiry.of(now))
+    }
+
+    /// Accepted `now`, it would expire before it could begin.
+    pub fn expires_too_soon(&self, now: Timestamp) -> bool {
+        let begins = self.start.of(now).max(now);
+        self.expire_time(now).is_some_and(|end| end <= begins)
     }
 
     /// Where its idempotency key is the only one of its kind.
@@ -168,16 +263,23 @@ pub struct Job {
     pub releases: u32,
     /// What the handler returned. `None` in a basic view.
     pub output: Option<Payload>,
-    /// Of the newest attempt that failed or timed out, or whose lost lease was one too many. `None` in a basic view.
+    /// Of the newest attempt that failed or timed out, or whose lost lease was one too many; of a job that is FAILED and
+    /// never began, that it expired. `None` in a basic view.
     pub last_failure: Option<Failure>,
     /// Of the newest attempt that reported any. `None` in a basic view.
     pub progress: Option<Progress>,
     /// Name of the worker that has it, or had it last; empty before the first hand-out.
     pub worker: String,
+    /// It is CANCELLED because this job took over its unique key.
+    pub replaced_by: Option<JobId>,
+    /// It was made as a copy of this job.
+    pub copied_from: Option<JobId>,
     /// When it was accepted.
     pub create_time: Timestamp,
     /// When it is, or was, due.
     pub run_time: Timestamp,
+    /// If it has not begun by then, it never does. `None`: no time is too late.
+    pub expire_time: Option<Timestamp>,
     /// When the current or last attempt was handed out.
     pub start_time: Option<Timestamp>,
     /// When it became final.
@@ -211,13 +313,31 @@ impl Job {
             last_failure: None,
             progress: None,
             worker: String::new(),
+            replaced_by: None,
+            copied_from: new.copied_from,
             create_time,
             run_time,
+            expire_time: new.expire_time(create_time),
             start_time: None,
             finish_time: None,
             purge_time: None,
             attempts: Vec::new(),
         }
+    }
+
+    /// Makes way, `now`, for the job that takes over its unique key.
+    pub fn make_way(&mut self, by: JobId, now: Timestamp) {
+        let kept = now.after(self.spec.retention);
+        self.state = JobState::Cancelled;
+        self.revision += 1;
+        self.replaced_by = Some(by);
+        self.finish_time = Some(now);
+        self.purge_time = Some(kept.max(self.create_time.after(limits::ROW_AGE_MIN)));
+    }
+
+    /// Why it is FAILED though none of its attempts says so: it never began.
+    pub fn failed_unbegun(&self) -> Option<Failure> {
+        (self.state == JobState::Failed && self.attempt == 0).then(Failure::expired)
     }
 }
 

@@ -12,7 +12,7 @@ pub enum JobState {
     Running = 3,
     /// Final: its result is recorded.
     Succeeded = 4,
-    /// Final unless retried by hand: the dead letter.
+    /// Final unless retried by hand: the dead letter. Among them are those that had expired before they began.
     Failed = 5,
     /// Final unless retried by hand.
     Cancelled = 6,
@@ -81,10 +81,14 @@ pub enum Cause {
     LeaseLost,
     /// A late success of the lease that was lost, while nobody else has had the job.
     Salvage,
-    /// Somebody cancelled it.
+    /// It had not begun by its expire time.
+    Expiry,
+    /// Somebody cancelled it, or it made way for another one of its unique key.
     Cancel,
     /// Somebody brought it back by hand.
     Retry,
+    /// Somebody gave it another time.
+    Reschedule,
 }
 
 /// Every transition there is: from (nothing, for a new job), cause, to.
@@ -104,6 +108,8 @@ pub const TRANSITIONS: &[(Option<JobState>, Cause, JobState)] = {
         (Some(Running), LeaseLost, Queued),
         (Some(Running), LeaseLost, Failed),
         (Some(Queued), Salvage, Succeeded),
+        (Some(Scheduled), Expiry, Failed),
+        (Some(Queued), Expiry, Failed),
         (Some(Scheduled), Cancel, Cancelled),
         (Some(Queued), Cancel, Cancelled),
         (Some(Running), Cancel, Cancelled),
@@ -111,6 +117,9 @@ pub const TRANSITIONS: &[(Option<JobState>, Cause, JobState)] = {
         (Some(Failed), Retry, Scheduled),
         (Some(Cancelled), Retry, Queued),
         (Some(Cancelled), Retry, Scheduled),
+        (Some(Scheduled), Reschedule, Scheduled),
+        (Some(Scheduled), Reschedule, Queued),
+        (Some(Queued), Reschedule, Scheduled),
     ]
 };
 

@@ -6,30 +6,31 @@
 //! out, by the store's own clock.
 
 mod known;
+mod list;
 pub mod observed;
 mod place;
 pub mod postgres;
 mod queue;
+mod session;
 pub mod sqlite;
 mod worker;
 
+pub use list::{JobFilter, JobPage};
 pub use queue::{AllSettings, QueueView, Steer, Steered};
+pub use session::{Attach, Attached, Attaching, NewSession, SessionState};
 pub use worker::{
     QueueSlots, SessionPage, SessionProfile, SessionReport, SessionSlots, SessionView,
 };
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::error::Result;
-use crate::job::limits::{BATCH_BYTES_MAX, ID_AGE_MAX, ID_AHEAD_MAX};
-use crate::job::time::micros;
 use crate::job::{
-    AuditEvent, By, Ending, HeldLease, Job, JobId, JobState, Kind, Lease, LeasedJob, NewJob,
-    NodeId, Priority, Progress, QueueName, SessionId, Timestamp, Verdict, View,
+    AuditEvent, By, Ending, HeldLease, Job, JobId, JobState, Lease, LeasedJob, NewJob, NodeId,
+    Priority, Progress, QueueName, SessionId, Start, Timestamp, Verdict, View,
 };
 
 /// One line of hand-out: a queue at one priority. The ready-list has a stream for each, the backlog its segments.
@@ -91,17 +92,21 @@ pub enum Unit {
 pub enum Enqueued {
     /// It is durable now. A basic view.
     Created(Job),
-    /// The same request was accepted before, under this id or, with its idempotency key, under another; the job as it is
-    /// now. A basic view.
+    /// The same request was accepted before, under this id or, with its idempotency key, under another; or another one
+    /// holds its unique key, and is kept. The job as it is now. A basic view.
     Existed(Job),
-    /// The id names a job of another request, or of one with another idempotency key.
+    /// The id names a job of another request, or of one with another idempotency key, or one that was deleted.
     Conflict,
     /// The idempotency key is that of this job, which was another request.
     KeyConflict(JobId),
+    /// The unique key is held by this job, and was not to be had.
+    UniqueConflict(JobId),
     /// The id's own time is more than an hour ago, or minutes ahead, and there is no such job (any more).
     IdOutOfTime,
     /// `run_time` is further ahead than the bound.
     StartTooFar,
+    /// It would expire before it could begin.
+    ExpiresTooSoon,
     /// Only for [`Unit::All`]: nothing is wrong with this one, but another was refused.
     NotTried,
 }
@@ -111,7 +116,12 @@ impl Enqueued {
     pub fn is_refused(&self) -> bool {
         match self {
             Self::Created(_) | Self::Existed(_) | Self::NotTried => false,
-            Self::Conflict | Self::KeyConflict(_) | Self::IdOutOfTime | Self::StartTooFar => true,
+            Self::Conflict
+            | Self::KeyConflict(_)
+            | Self::UniqueConflict(_)
+            | Self::IdOutOfTime
+            | Self::StartTooFar
+            | Self::ExpiresTooSoon => true,
         }
     }
 }
@@ -123,50 +133,6 @@ pub struct EnqueueAnswer {
     pub jobs: Vec<Enqueued>,
     /// What to offer.
     pub segments: Vec<Segment>,
-}
-
-/// Conditions of a list; each that is not empty must hold, when the job is read.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct JobFilter {
-    /// Any of these queues.
-    pub queues: Vec<QueueName>,
-    /// Any of these kinds.
-    pub kinds: Vec<Kind>,
-    /// Any of these states.
-    pub states: Vec<JobState>,
-    /// All of these labels.
-    pub labels: BTreeMap<String, String>,
-    /// Accepted at this time or later.
-    pub created_after: Option<Timestamp>,
-    /// Accepted before this time.
-    pub created_before: Option<Timestamp>,
-    /// Type of the last failure.
-    pub failure_type: Option<String>,
-}
-
-impl JobFilter {
-    /// Ids that jobs accepted in its span of time can have: from the first, below the second (`None`: any). An id carries
-    /// the time of its making, up to [`ID_AGE_MAX`] before its job was accepted or [`ID_AHEAD_MAX`] after that.
-    pub fn ids(&self) -> (JobId, Option<JobId>) {
-        let first = self
-            .created_after
-            .map_or(0, |time| time.0.saturating_sub(micros(ID_AGE_MAX)));
-        let end = self
-            .created_before
-            .map(|time| JobId::earliest(time.after(ID_AHEAD_MAX + Duration::from_millis(1))));
-        (JobId::earliest(Timestamp(first)), end)
-    }
-
-    /// Whether a job of these labels and this last failure passes: what no index knows.
-    fn lets(&self, labels: &BTreeMap<String, String>, failure_type: Option<&str>) -> bool {
-        self.labels
-            .iter()
-            .all(|(key, value)| labels.get(key) == Some(value))
-            && self
-                .failure_type
-                .as_deref()
-                .is_none_or(|wanted| failure_type == Some(wanted))
-    }
 }
 
 /// How new what is known of a job is: as long as it stays the same, nothing has changed that a caller sees.
@@ -184,33 +150,6 @@ impl Version {
         Self {
             revision: job.revision,
             progress: job.progress.as_ref().map_or(0, |p| p.revision),
-        }
-    }
-}
-
-/// One page of a list, newest job first.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct JobPage {
-    /// At most as many as were asked for, perhaps fewer, even when there are more: it also ends before
-    /// [`crate::job::limits::BATCH_BYTES_MAX`] of bodies and words, but not before its first job.
-    pub jobs: Vec<Job>,
-    /// Where the next page begins: it holds ids below this. `None`: there is no more.
-    pub next: Option<JobId>,
-}
-
-impl JobPage {
-    /// Ends the page before it is more than one message carries, but not before its first job. `size` is asked for
-    /// each job: the bytes of its words, and of a full view those of its bodies and attempts.
-    fn cut(ids: &mut Vec<JobId>, next: &mut Option<JobId>, size: impl Fn(&JobId) -> usize) {
-        let mut bytes = 0_usize;
-        let fits = ids.iter().take_while(|id| {
-            bytes = bytes.saturating_add(size(id));
-            bytes <= BATCH_BYTES_MAX
-        });
-        let fitting = fits.count().max(1);
-        if fitting < ids.len() {
-            ids.truncate(fitting);
-            *next = ids.last().copied();
         }
     }
 }
@@ -235,74 +174,39 @@ pub enum Cancelled {
 pub enum Retried {
     /// It is QUEUED or SCHEDULED now. A basic view, and what to offer.
     Done(Job, Vec<Segment>),
+    /// This job holds its unique key.
+    KeyHeld(JobId),
     /// Its state does not allow it.
     WrongState(JobState),
     /// There is no such job.
     NotFound,
 }
 
-/// A worker's stream, as it is opened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewSession {
-    /// From its token.
-    pub id: SessionId,
-    /// The node that has the stream.
-    pub node: NodeId,
-    /// Name of the worker, for people; goes into the rows of its jobs.
-    pub worker: String,
-    /// Name and version of its SDK.
-    pub sdk: String,
-    /// How long it lives without a renewal.
-    pub ttl: Duration,
+/// Answer to a change of a job that waits.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "one is made a call")]
+pub enum Rescheduled {
+    /// It is as was asked for. A basic view, and what to offer.
+    Done(Job, Vec<Segment>),
+    /// Its state does not allow it.
+    WrongState(JobState),
+    /// There is no such job.
+    NotFound,
+    /// The time is further ahead than the bound.
+    StartTooFar,
+    /// It would expire before it could begin.
+    ExpiresTooSoon,
 }
 
-/// A session, and the count of streams that attached to it. A node acts for a session only under the number that it
-/// attached with: a newer stream, anywhere, fences it off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Attached {
-    /// The session.
-    pub session: SessionId,
-    /// 1 for the stream that opened it.
-    pub attach: u64,
-}
-
-/// A worker that comes back with the token of its session, by a new stream.
+/// Answer to a delete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Attach {
-    /// The session, and the worker's own count of its Hellos: the attach number, if it is higher than the last.
-    pub to: Attached,
-    /// The node that has the new stream.
-    pub node: NodeId,
-}
-
-/// Answer to an [`Attach`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Attaching {
-    /// The session has moved to the new stream, and lives for this TTL from now. Grants to the old stream that were
-    /// under way are over, one way or the other: [`Store::leases`] shows all that it has.
-    Resumed(Duration),
-    /// A stream with this number or a higher one came before. Nothing has changed.
-    Superseded,
-    /// Something held its row for too long; it may be tried again.
-    Later,
-    /// The session is dead or gone.
-    Gone,
-}
-
-/// How a session stands, for a node that acts for it under an attach number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SessionState {
-    /// Alive.
-    Alive,
-    /// Its time is over, but nobody has marked it dead: it can be renewed, and gets no jobs until it is.
-    Lapsed,
-    /// A newer stream has it. Its leases live on there.
-    Moved,
-    /// The store only knows of an older stream of it: it has lost the commit that moved it, as a replica may that took
-    /// the place of its primary. It can be moved once more, to the same stream, and gets no jobs until it is.
-    Behind,
-    /// Dead or gone, for ever.
-    Dead,
+pub enum Deleted {
+    /// It is gone now.
+    Done,
+    /// Its state does not allow it.
+    WrongState(JobState),
+    /// There is no such job.
+    NotFound,
 }
 
 /// Asks that a job be handed to a session.
@@ -446,7 +350,8 @@ pub trait Store: Send + Sync + 'static {
     async fn now(&self) -> Result<Timestamp>;
 
     /// Accepts jobs, durably. One id, or one idempotency key of a queue, twice in a
-    /// batch is one job (the second: `Existed` or a conflict).
+    /// batch is one job (the second: `Existed` or a conflict). Of one unique key twice in a batch, the second finds it held
+    /// by the first.
     async fn enqueue(&self, jobs: std::sync::Arc<[NewJob]>, unit: Unit) -> Result<EnqueueAnswer>;
     /// Reads jobs; `None` where there is none.
     async fn get(&self, ids: Vec<JobId>, view: View) -> Result<Vec<Option<Job>>>;
@@ -465,8 +370,17 @@ pub trait Store: Send + Sync + 'static {
     /// Cancels a job that is not final. The audit has it if somebody says who he is: programs that cancel thousands of
     /// their own jobs leave the room there to people.
     async fn cancel(&self, job: JobId, by: By) -> Result<Cancelled>;
-    /// Brings a FAILED or CANCELLED job back, due after `delay`. Of the audit the same holds.
+    /// Brings a FAILED or CANCELLED job back, due after `delay`. Its expire time does not count any more. Of the audit the same holds.
     async fn retry(&self, job: JobId, delay: Duration, by: By) -> Result<Retried>;
+
+    /// Gives a SCHEDULED or QUEUED job another time. One that is QUEUED and due at once keeps its place.
+    async fn reschedule(&self, job: JobId, start: Start) -> Result<Rescheduled>;
+    /// Gives a SCHEDULED or QUEUED job another priority. One that is QUEUED goes to the end of that line; the hint in its old
+    /// line is worth no less than before, and may still hand it out.
+    async fn set_priority(&self, job: JobId, priority: Priority) -> Result<Rescheduled>;
+    /// Deletes a final job: with all that it holds, its keys too. Its id stays taken for as long as it could be sent once
+    /// more; [`Store::retain`] frees it then.
+    async fn delete(&self, job: JobId) -> Result<Deleted>;
 
     /// Makes a session, alive for its TTL from now, attached once.
     async fn open_session(&self, session: NewSession) -> Result<()>;
@@ -490,7 +404,8 @@ pub trait Store: Send + Sync + 'static {
     /// Ends sessions: what they still have RUNNING is a lost lease, at once instead of after the TTL.
     async fn close_sessions(&self, sessions: Vec<Attached>) -> Result<()>;
 
-    /// Hands jobs out: each QUEUED one becomes RUNNING, attempt + 1, if its session is alive under that attach number.
+    /// Hands jobs out: each QUEUED one becomes RUNNING, attempt + 1, if its session is alive under that attach number. One
+    /// that has expired without having begun is answered `NotQueued`.
     /// Once [`crate::job::limits::GRANT_BYTES_MAX`] of payload are handed out, the rest is answered `Locked`.
     async fn grant(&self, node: NodeId, asks: Vec<Ask>) -> Result<Vec<Granted>>;
     /// Records how attempts ended, fenced by job, attempt and session (I2, I4).
@@ -528,6 +443,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Makes SCHEDULED jobs QUEUED whose time has come.
     async fn promote(&self, limit: usize) -> Result<Swept>;
+    /// Makes jobs FAILED whose expire time has come and that have not begun. `changed` also counts those that have begun,
+    /// and of which it forgets that they could expire.
+    async fn expire_jobs(&self, limit: usize) -> Result<Swept>;
     /// Shows that somebody is alive; by the gaps between these touches the store knows when it, or everybody, was away.
     async fn touch_pulse(&self) -> Result<()>;
     /// Ends sessions that were not renewed and takes their jobs back, unless it is a time of grace after an outage.

@@ -12,15 +12,15 @@ use tokio::sync::Semaphore;
 use tracing::{Instrument, debug, debug_span, error};
 
 use super::{
-    AllSettings, Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch,
-    Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession,
-    Offer, QueueStats, QueueView, Report, Retried, Segment, SessionPage, SessionReport,
-    SessionState, Signal, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
+    AllSettings, Ask, Attach, Attached, Attaching, Cancelled, Deleted, EnqueueAnswer, EntryId,
+    Epoch, Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport,
+    NewSession, Offer, QueueStats, QueueView, Report, Rescheduled, Retried, Segment, SessionPage,
+    SessionReport, SessionState, Signal, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
 };
 use crate::error::{Error, Result};
 use crate::job::{
-    AuditEvent, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, QueueName, SessionId,
-    Timestamp, Verdict, View,
+    AuditEvent, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, Priority, QueueName,
+    SessionId, Start, Timestamp, Verdict, View,
 };
 
 /// How long a caller waits who has one of their own: its client is still there.
@@ -252,6 +252,22 @@ impl Store for Observed {
         self.run(write("retry", 1), work).await
     }
 
+    async fn reschedule(&self, job: JobId, start: Start) -> Result<Rescheduled> {
+        let work = move |store: Arc<dyn Store>| async move { store.reschedule(job, start).await };
+        self.run(write("reschedule", 1), work).await
+    }
+
+    async fn set_priority(&self, job: JobId, priority: Priority) -> Result<Rescheduled> {
+        let work =
+            move |store: Arc<dyn Store>| async move { store.set_priority(job, priority).await };
+        self.run(write("set_priority", 1), work).await
+    }
+
+    async fn delete(&self, job: JobId) -> Result<Deleted> {
+        let work = move |store: Arc<dyn Store>| async move { store.delete(job).await };
+        self.run(write("delete", 1), work).await
+    }
+
     async fn open_session(&self, session: NewSession) -> Result<()> {
         let work = move |store: Arc<dyn Store>| async move { store.open_session(session).await };
         self.run(step("open_session", 1), work).await
@@ -357,6 +373,11 @@ impl Store for Observed {
     async fn promote(&self, limit: usize) -> Result<Swept> {
         let work = move |store: Arc<dyn Store>| async move { store.promote(limit).await };
         self.run(step("promote", limit), work).await
+    }
+
+    async fn expire_jobs(&self, limit: usize) -> Result<Swept> {
+        let work = move |store: Arc<dyn Store>| async move { store.expire_jobs(limit).await };
+        self.run(step("expire_jobs", limit), work).await
     }
 
     async fn touch_pulse(&self) -> Result<()> {

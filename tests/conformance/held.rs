@@ -17,6 +17,7 @@ mod attaching;
 mod batches;
 mod ending;
 mod keeping;
+mod keys;
 mod reporting;
 mod sweeping;
 

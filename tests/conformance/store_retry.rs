@@ -2,14 +2,42 @@
 
 use std::time::Duration;
 
-use leasehold::job::{Job, JobId, JobState, Outcome, Priority, StaleReason, Verdict};
-use leasehold::store::{Retried, Segment};
+use leasehold::job::{Job, JobId, JobState, NewJob, Outcome, Priority, StaleReason, Verdict};
+use leasehold::store::{Retried, Segment, Unit};
 
 use crate::steps::{
-    assert_about, assert_recorded, assert_stale, backoff, failure, jobs_of, leased, line_of,
-    minutes, permanent_failure, release, release_after, secs, success,
+    assert_about, assert_recorded, assert_stale, backoff, created, failure, jobs_of, leased,
+    line_of, minutes, permanent_failure, release, release_after, secs, success,
 };
 use crate::world::World;
+
+on_each_store!(a_copy_names_the_job_that_it_was_made_of);
+async fn a_copy_names_the_job_that_it_was_made_of(world: World) {
+    let of = world
+        .accept(world.job_with(|d| d.unique_key = "k".into()))
+        .await;
+    world.cancel(of).await;
+    let copy = || {
+        let copied_from = Some(of);
+        NewJob {
+            copied_from,
+            ..world.job()
+        }
+    };
+    let with_key = NewJob {
+        copied_from: Some(of),
+        ..world.job_with(|d| d.unique_key = "k".into())
+    };
+    let mut batch = vec![copy(), world.job(), with_key];
+    for unit in [Unit::Each, Unit::All] {
+        let answer = world.enqueue(batch.clone(), unit).await;
+        for (new, answer) in batch.iter().zip(&answer.jobs) {
+            assert_eq!(created(answer).copied_from, new.copied_from);
+            assert_eq!(world.look(new.id).await.copied_from, new.copied_from);
+        }
+        batch = vec![copy(), world.job()];
+    }
+}
 
 /// Brings a job back, and sees that it is as good as new but for its past.
 async fn bring_back(world: &World, id: JobId, delay: Duration) -> Vec<Segment> {

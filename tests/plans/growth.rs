@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use leasehold::job::{
     By, Failure, IdempotencyKey, JobId, JobState, LeasedJob, NewJob, Outcome, Priority,
-    QueueChange, QueueName, Timestamp, View,
+    QueueChange, QueueName, Timestamp, UniqueConflict, UniqueKey, View,
 };
 use leasehold::store::{
     Ask, Attach, Attached, Attaching, EntryId, Epoch, Found, Granted, JobFilter, Line, Offer,
@@ -140,6 +140,25 @@ impl Stage {
                 ..job(100)
             };
             let jobs = (0..self.batch).map(keyed).collect();
+            let answer = self.verbs.store.enqueue(jobs, Unit::All).await;
+            answer.expect("enqueue answers");
+            self.within(when, what, ids(self.batch)).await;
+        }
+        for (what, conflict) in [
+            ("enqueue with unique keys", UniqueConflict::Keep),
+            (
+                "enqueue with unique keys that are held",
+                UniqueConflict::Keep,
+            ),
+            ("enqueue in the place of others", UniqueConflict::Replace),
+        ] {
+            let unique = |n| {
+                let mut job = job(100);
+                job.spec.unique_key = UniqueKey::parse(&format!("{about} {n}"));
+                job.unique_conflict = conflict;
+                job
+            };
+            let jobs = (0..self.batch).map(unique).collect();
             let answer = self.verbs.store.enqueue(jobs, Unit::All).await;
             answer.expect("enqueue answers");
             self.within(when, what, ids(self.batch)).await;
@@ -396,6 +415,9 @@ impl Stage {
         let promoted = self.verbs.store.promote(self.batch).await;
         promoted.expect("promote answers");
         self.within(when, "promote", ids(self.batch)).await;
+        let expired = self.verbs.store.expire_jobs(self.batch).await;
+        expired.expect("expire_jobs answers");
+        self.within(when, "expire_jobs", ids(self.batch)).await;
         self.expire(when).await;
         let retained = self.verbs.store.retain(self.batch).await;
         retained.expect("retain answers");

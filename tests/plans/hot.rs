@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leasehold::job::{JobId, JobState, Outcome};
+use leasehold::job::{Expiry, JobId, JobState, Outcome, UniqueKey};
 use leasehold::store::{Attached, Store};
 use sqlx::{PgConnection, Row};
 
@@ -56,6 +56,29 @@ async fn renewals_and_what_is_told_of_sessions_are_hot_updates() {
     let (updates, hot) = updates_of(&mut verbs.look, "sessions", told).await;
     println!("{hot} of {updates} updates of sessions are HOT");
     assert!(hot as f64 / updates as f64 >= HOT_MIN, "{hot} of {updates}");
+}
+
+/// What ends such a job is none: it clears what an index names. But it is handed out like any other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_grant_of_jobs_with_unique_keys_and_expire_times_is_a_hot_update() {
+    let server = PrivatePostgres::launch().await;
+    let mut verbs = Verbs::on(&server.url()).await;
+    let sessions = verbs.sessions(20).await;
+    for batch in 0..JOBS / BATCH {
+        let with_both = |n| {
+            let mut job = job(100);
+            job.expiry = Some(Expiry::After(Duration::from_secs(60 * 60)));
+            job.spec.unique_key = UniqueKey::parse(&format!("{batch} {n}"));
+            job
+        };
+        let ids = verbs.accept((0..BATCH).map(with_both).collect()).await;
+        verbs.lease(&ids, &sessions).await;
+    }
+    verbs.store.close().await;
+    let (updates, hot) = updates_of(&mut verbs.look, "jobs", JOBS as i64).await;
+    assert_eq!(updates, JOBS as i64, "one update a grant");
+    let share = hot as f64 / updates as f64;
+    assert!(share >= HOT_MIN, "only {hot} of {updates} grants are HOT");
 }
 
 /// The server is its own: transactions in other databases, too, keep a page's old versions alive.

@@ -16,18 +16,19 @@ CREATE FUNCTION test_id(i bigint) RETURNS uuid LANGUAGE sql STABLE AS $$
     FROM test_start $$";
 
 /// Of ten jobs, six are QUEUED, two SUCCEEDED (one of them past its purge time), one FAILED and one SCHEDULED (half of
-/// those are due).
+/// those are due, the others have expired).
 const JOBS: &str = "
 INSERT INTO jobs (id, queue, kind, priority, max_attempts, backoff_initial, backoff_max, backoff_factor, retention,
                   fingerprint, payload_type, payload_is_text, payload, state, attempt, create_time, run_time, queued_time,
-                  start_time, finish_time, purge_time, failed_at, due_at)
+                  start_time, finish_time, purge_time, failed_at, due_at, expire_at)
 SELECT (lpad(to_hex(t.ms + i), 12, '0') || '7' || lpad(to_hex(i % 4096), 3, '0') || '8' || lpad(to_hex(i), 15, '0'))::uuid,
        CASE WHEN i % 1000 = 5 THEN 'rare' WHEN i % 10 = 5 THEN 'other' ELSE 'work' END, 'greet', 2, 25, 15000000,
        86400000000, 2, 604800000000, '\\x00', 'text/plain', true, '\\x78', s.state, (s.state > 3)::int, t.now, t.now,
        CASE WHEN s.state > 1 THEN t.now END, CASE WHEN s.state > 3 THEN t.now END, CASE WHEN s.state > 3 THEN t.now END,
        CASE WHEN s.state > 3 THEN t.now + CASE WHEN i % 10 = 6 THEN 0 ELSE 86400000000 END END,
        CASE WHEN s.state = 5 THEN t.now END,
-       CASE WHEN s.state = 1 THEN t.now + CASE WHEN i % 20 = 9 THEN 0 ELSE 86400000000 END END
+       CASE WHEN s.state = 1 THEN t.now + CASE WHEN i % 20 = 9 THEN 0 ELSE 86400000000 END END,
+       CASE WHEN i % 20 = 19 THEN t.now END
   FROM (SELECT ms, ms * 1000 AS now FROM test_start OFFSET 0) AS t, generate_series($1::bigint, $2::bigint) AS i,
        LATERAL (SELECT (CASE WHEN i % 10 <= 5 THEN 2 WHEN i % 10 <= 7 THEN 4 WHEN i % 10 = 8 THEN 5 ELSE 1 END)::int2 AS state) AS s";
 const BACKLOG: &str = "

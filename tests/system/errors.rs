@@ -102,6 +102,14 @@ async fn each_bad_field_is_named_over_grpc() {
         ),
         (with(|job| job.max_attempts = u32::MAX), "job.max_attempts"),
         (
+            with(|job| job.expiry = seconds(0).map(pb::job_spec::Expiry::ExpireIn)),
+            "job.expire_in",
+        ),
+        (
+            with(|job| job.expiry = Some(pb::job_spec::Expiry::ExpireTime(Default::default()))),
+            "job.expire_time",
+        ),
+        (
             with(|job| {
                 job.backoff = Some(pb::Backoff {
                     factor: f64::NAN,
@@ -155,6 +163,17 @@ async fn each_bad_field_is_named_over_grpc() {
                 ..good()
             },
             "idempotency_key",
+        ),
+        (
+            with(|job| job.unique_key = "x".repeat(256)),
+            "job.unique_key",
+        ),
+        (
+            pb::EnqueueRequest {
+                unique_conflict: pb::UniqueConflict::Replace.into(),
+                ..good()
+            },
+            "unique_conflict",
         ),
         // A UUIDv7 of the year 2020.
         (
@@ -290,6 +309,7 @@ async fn what_is_not_there_or_not_possible_says_so_on_both_faces() {
     let retry = pb::RetryJobRequest {
         job_id: job.id.clone(),
         delay: None,
+        ..Default::default()
     };
     let status = client.retry_job(retry).await.unwrap_err();
     assert_eq!(

@@ -2,10 +2,10 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
-use worker_sdk::{Client, Job, JobState, ListJobsRequest, NewJob};
+use worker_sdk::{Client, Job, JobState, ListJobsRequest, NewJob, Priority, UniqueConflict};
 
 use crate::stack::{Dev, Stack, client};
 use crate::support::until;
@@ -85,10 +85,13 @@ journeys!(
     a_job_is_run_and_its_result_recorded,
     the_same_id_and_request_are_one_job,
     the_same_idempotency_key_is_one_job,
+    a_unique_key_has_one_job_at_a_time,
     a_failing_job_is_retried_and_ends_in_the_dead_letter,
     a_handler_says_how_it_ends,
     a_panic_is_a_failure_and_not_the_end_of_the_worker,
     a_scheduled_job_waits_for_its_time,
+    a_job_that_has_expired_never_runs,
+    a_hand_calls_a_job_forward_and_deletes_it,
     a_cancelled_job_never_runs_and_a_running_one_is_told,
     an_attempt_past_its_timeout_has_failed,
     a_job_of_an_unknown_kind_is_released,
@@ -174,6 +177,47 @@ async fn the_same_idempotency_key_is_one_job(world: World) {
     let refused = world.enqueue.enqueue_batch(batch).await.unwrap_err();
     assert_eq!(refused.reason(), Some("KEY_CONFLICT"));
     assert_eq!(runs(&world.log).len(), 1, "what was refused never ran");
+    worker.stop().await;
+}
+
+async fn a_unique_key_has_one_job_at_a_time(world: World) {
+    let job = |n: i32| {
+        let job = NewJob::new("echo", &n).unwrap().queue("q");
+        job.unique_key("account 7").delay(Duration::from_secs(3600))
+    };
+    // Of many calls only the last one counts.
+    let first = world.enqueue.enqueue(job(1)).await.unwrap();
+    let last = job(2).unique_conflict(UniqueConflict::Replace);
+    let last = world.ask.enqueue(last).await.unwrap();
+    assert!(!last.existed);
+    let old = world.ended(&first.job.id).await;
+    assert_eq!(
+        (old.state(), &old.replaced_by),
+        (JobState::Cancelled, &last.job.id)
+    );
+    let kept = world.enqueue.enqueue(job(3)).await.unwrap();
+    assert_eq!((kept.existed, &kept.job.id), (true, &last.job.id));
+    assert_eq!(kept.job.spec.unwrap().unique_key, "account 7");
+
+    let refused = job(4).unique_conflict(UniqueConflict::Refuse);
+    let refused = world.enqueue.enqueue(refused).await.unwrap_err();
+    assert_eq!(refused.reason(), Some("UNIQUE_CONFLICT"));
+    assert!(refused.to_string().contains(&last.job.id), "{refused}");
+    let held = world.ask.retry(&first.job.id, None).await.unwrap_err();
+    assert_eq!(held.reason(), Some("UNIQUE_KEY_HELD"));
+    assert!(held.to_string().contains(&last.job.id), "{held}");
+
+    world.ask.cancel(&last.job.id, "").await.unwrap();
+    let worker = world.worker();
+    let now = job(5).delay(Duration::ZERO);
+    let now = world.enqueue.enqueue(now).await.unwrap();
+    assert_eq!(world.ended(&now.job.id).await.state(), JobState::Succeeded);
+    world.ask.retry(&first.job.id, None).await.unwrap();
+    let old = world.ended(&first.job.id).await;
+    assert_eq!(
+        (old.state(), old.replaced_by),
+        (JobState::Succeeded, String::new())
+    );
     worker.stop().await;
 }
 
@@ -289,6 +333,54 @@ async fn a_scheduled_job_waits_for_its_time(world: World) {
         (began.seconds, began.nanos) >= (due.seconds, due.nanos),
         "not before its time"
     );
+    worker.stop().await;
+}
+
+async fn a_hand_calls_a_job_forward_and_deletes_it(world: World) {
+    let worker = world.worker();
+    let hour = Duration::from_secs(3600);
+    let id = world
+        .add(NewJob::new("echo", &1).unwrap().delay(hour))
+        .await;
+    let job = world.ask.set_priority(&id, Priority::High).await.unwrap();
+    assert_eq!(job.spec.unwrap().priority(), Priority::High);
+    let due = job.run_time.unwrap();
+    let early = world.ask.delete(&id).await.unwrap_err();
+    assert_eq!(early.reason(), Some("JOB_STATE"));
+    let due = SystemTime::try_from(due).unwrap();
+    let job = world.ask.reschedule_at(&id, due + hour).await.unwrap();
+    assert_eq!(job.state(), JobState::Scheduled);
+    world.ask.reschedule(&id, Duration::ZERO).await.unwrap();
+    assert_eq!(world.ended(&id).await.state(), JobState::Succeeded);
+    world.ask.delete(&id).await.unwrap();
+    for gone in [
+        world.enqueue.get(&id).await.map(drop),
+        world.enqueue.delete(&id).await,
+    ] {
+        assert_eq!(gone.unwrap_err().reason(), Some("JOB_NOT_FOUND"));
+    }
+    worker.stop().await;
+}
+
+async fn a_job_that_has_expired_never_runs(world: World) {
+    // Nobody works yet.
+    let brief = NewJob::new("echo", &1).unwrap();
+    let expired = world
+        .add(brief.expires_in(Duration::from_millis(300)))
+        .await;
+    let later = SystemTime::UNIX_EPOCH + Duration::from_secs(4_000_000_000);
+    let timely = NewJob::new("echo", &2).unwrap().expires_at(later);
+    let timely = world.add(timely).await;
+    let job = world.ended(&expired).await;
+    assert_eq!((job.state(), job.attempt), (JobState::Failed, 0));
+    assert_eq!(job.last_failure.unwrap().r#type, "EXPIRED");
+
+    let worker = world.worker();
+    assert_eq!(world.ended(&timely).await.state(), JobState::Succeeded);
+    assert_eq!(runs(&world.log).len(), 1, "the other one never ran");
+    // By hand it does.
+    world.ask.retry(&expired, None).await.unwrap();
+    assert_eq!(world.ended(&expired).await.state(), JobState::Succeeded);
     worker.stop().await;
 }
 

@@ -42,6 +42,7 @@ mod stack;
 mod stalled;
 mod streams;
 mod sweeps;
+mod typed;
 mod watch;
 mod web;
 mod wire;

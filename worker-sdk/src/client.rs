@@ -3,13 +3,14 @@
 mod watch;
 
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
+use uuid::Uuid;
 
 pub use watch::Watch;
 
@@ -57,7 +58,8 @@ pub struct Client {
 pub struct Enqueued {
     /// The job as it is now, without payload and output.
     pub job: Job,
-    /// It was there before: this call, or an earlier one with the same id, was repeated.
+    /// It was there before: this call, or an earlier one with the same id, was repeated;
+    /// or it is the one that holds the unique key.
     pub existed: bool,
 }
 
@@ -133,7 +135,8 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Call`], among others with reason `FIELD_INVALID`, `PAYLOAD_TOO_LARGE`,
-    /// `ID_CONFLICT` or `KEY_CONFLICT` (the id or the idempotency key is that of another request) or `STORE_UNAVAILABLE`.
+    /// `ID_CONFLICT` or `KEY_CONFLICT` (the id or the idempotency key is that of another request), `UNIQUE_CONFLICT` or
+    /// `STORE_UNAVAILABLE`.
     pub async fn enqueue(&self, job: NewJob) -> Result<Enqueued, Error> {
         let request = self.sealed(job)?;
         let answer = self.call(
@@ -292,12 +295,14 @@ impl Client {
     /// the outcome of a try is unknown: look at the job then.
     ///
     /// # Errors
-    /// [`Error::Call`] with reason `JOB_NOT_FOUND`, or `JOB_STATE` in any other state.
+    /// [`Error::Call`] with reason `JOB_NOT_FOUND`, `JOB_STATE` in any other state, or
+    /// `UNIQUE_KEY_HELD` while another job holds its unique key.
     pub async fn retry(&self, id: &str, delay: Option<Duration>) -> Result<Job, Error> {
         let delay = delay.and_then(|delay| prost_types::Duration::try_from(delay).ok());
         let request = proto::RetryJobRequest {
             job_id: id.to_owned(),
             delay,
+            ..Default::default()
         };
         let answer = self.call(
             Repeat::IfRefused,
@@ -331,6 +336,114 @@ impl Client {
         })
     }
 
+    /// Enqueues a copy of a failed or cancelled job with this payload, and leaves the
+    /// job as it is. The copy's `copied_from` names it.
+    ///
+    /// # Errors
+    /// As for [`retry`](Self::retry) and [`enqueue`](Self::enqueue).
+    pub async fn retry_copy(
+        &self,
+        id: &str,
+        delay: Option<Duration>,
+        payload: proto::Payload,
+    ) -> Result<Job, Error> {
+        let delay = delay.and_then(|delay| prost_types::Duration::try_from(delay).ok());
+        let request = proto::RetryJobRequest {
+            job_id: id.to_owned(),
+            delay,
+            payload: Some(payload),
+            // Made here, so that the call can be repeated.
+            new_job_id: Uuid::now_v7().to_string(),
+        };
+        let answer = self.call(
+            Repeat::Yes,
+            self.deadline,
+            TRY_TIMEOUT,
+            request,
+            |mut jobs, request| async move { jobs.retry_job(request).await },
+        );
+        self.opened(answer.await?.job)
+    }
+
+    /// Gives a job that waits another time: after this delay from now, or now.
+    ///
+    /// # Errors
+    /// [`Error::Call`] with reason `JOB_NOT_FOUND`, `JOB_STATE` when it does not wait,
+    /// or `FIELD_INVALID`.
+    pub async fn reschedule(&self, id: &str, delay: Duration) -> Result<Job, Error> {
+        let delay = prost_types::Duration::try_from(delay)
+            .map_err(|_| Error::Config(format!("delay {delay:?} is too long")))?;
+        self.reschedule_to(id, proto::reschedule_job_request::Start::Delay(delay))
+            .await
+    }
+
+    /// Gives a job that waits this time.
+    ///
+    /// # Errors
+    /// As for [`reschedule`](Self::reschedule).
+    pub async fn reschedule_at(&self, id: &str, time: SystemTime) -> Result<Job, Error> {
+        let time = proto::reschedule_job_request::Start::RunTime(time.into());
+        self.reschedule_to(id, time).await
+    }
+
+    async fn reschedule_to(
+        &self,
+        id: &str,
+        start: proto::reschedule_job_request::Start,
+    ) -> Result<Job, Error> {
+        let request = proto::RescheduleJobRequest {
+            job_id: id.to_owned(),
+            start: Some(start),
+        };
+        let answer = self.call(
+            Repeat::IfRefused,
+            self.deadline,
+            TRY_TIMEOUT,
+            request,
+            |mut jobs, request| async move { jobs.reschedule_job(request).await },
+        );
+        self.opened(answer.await?.job)
+    }
+
+    /// Gives a job that waits another priority.
+    ///
+    /// # Errors
+    /// [`Error::Call`] with reason `JOB_NOT_FOUND`, or `JOB_STATE` when it does not wait.
+    pub async fn set_priority(&self, id: &str, priority: proto::Priority) -> Result<Job, Error> {
+        let request = proto::SetJobPriorityRequest {
+            job_id: id.to_owned(),
+            priority: priority.into(),
+        };
+        let answer = self.call(
+            Repeat::Yes,
+            self.deadline,
+            TRY_TIMEOUT,
+            request,
+            |mut jobs, request| async move { jobs.set_job_priority(request).await },
+        );
+        self.opened(answer.await?.job)
+    }
+
+    /// Deletes a final job before its time, with all that it holds. Not repeated when
+    /// the outcome of a try is unknown: look for the job then.
+    ///
+    /// # Errors
+    /// [`Error::Call`] with reason `JOB_NOT_FOUND`, or `JOB_STATE` when it is not final.
+    pub async fn delete(&self, id: &str) -> Result<(), Error> {
+        let request = proto::DeleteJobRequest {
+            job_id: id.to_owned(),
+        };
+        let answer = self.call(
+            Repeat::IfRefused,
+            self.deadline,
+            TRY_TIMEOUT,
+            request,
+            |mut jobs, request| async move { jobs.delete_job(request).await },
+        );
+        answer.await.map(drop)
+    }
+
+    /// One call with its tries, until it is answered, refused or out of time.
     async fn call<Q, A, F, Fut>(
         &self,
         repeat: Repeat,

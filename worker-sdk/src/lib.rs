@@ -48,7 +48,7 @@
 //! | where | what |
 //! |---|---|
 //! | [`TypedJob`] | a type for the jobs of a kind, with its queue and options |
-//! | [`Client`], [`NewJob`] | enqueue, get, list, wait, watch, explain, cancel, retry; see and steer queues |
+//! | [`Client`], [`NewJob`] | enqueue, get, list, wait, watch, explain, cancel, retry, reschedule, set the priority, delete; see and steer queues |
 //! | [`Worker`], [`WorkerBuilder`] | handlers by kind; run, shut down, health |
 //! | [`Context`] | what a handler knows and says: attempt, deadline, cancellation, progress, checkpoints, steps |
 //! | [`Next`] | what a middleware around the handlers goes on with |
@@ -90,7 +90,7 @@ pub use new_job::NewJob;
 pub use proto::{
     AuditAction, AuditEvent, Backoff, Job, JobFilter, JobState, ListAuditEventsResponse,
     ListJobsRequest, ListJobsResponse, ListQueuesResponse, Payload, Priority, Problem, Queue,
-    QueueStats, View,
+    QueueStats, UniqueConflict, View,
 };
 pub use typed::TypedJob;
 pub use worker::{Health, Worker};

@@ -20,6 +20,7 @@ use crate::proto;
 pub struct NewJob {
     id: String,
     idempotency_key: String,
+    unique_conflict: proto::UniqueConflict,
     spec: proto::JobSpec,
     fault: Option<String>,
 }
@@ -61,6 +62,7 @@ impl NewJob {
         Self {
             id: Uuid::now_v7().to_string(),
             idempotency_key: String::new(),
+            unique_conflict: proto::UniqueConflict::Unspecified,
             spec,
             fault: None,
         }
@@ -88,6 +90,21 @@ impl NewJob {
     /// Not before this time, at most 10 years ahead.
     pub fn run_time(mut self, time: SystemTime) -> Self {
         self.spec.start = Some(proto::job_spec::Start::RunTime(time.into()));
+        self
+    }
+
+    /// If it has not begun within this time from now, it never does, and is
+    /// FAILED with type `EXPIRED`. Default: no time is too late.
+    pub fn expires_in(mut self, span: Duration) -> Self {
+        let span = self.wire("expire_in", span);
+        self.spec.expiry = span.map(proto::job_spec::Expiry::ExpireIn);
+        self
+    }
+
+    /// If it has not begun by this time, it never does, and is FAILED with type
+    /// `EXPIRED`. Default: no time is too late.
+    pub fn expires_at(mut self, time: SystemTime) -> Self {
+        self.spec.expiry = Some(proto::job_spec::Expiry::ExpireTime(time.into()));
         self
     }
 
@@ -144,13 +161,29 @@ impl NewJob {
         self
     }
 
+    /// What the job works on, in your words, at most 255 bytes: at most one job of
+    /// its queue that is not final has it. Enqueueing a second one gives the first,
+    /// unless [`unique_conflict`](Self::unique_conflict) says otherwise.
+    pub fn unique_key(mut self, key: impl Into<String>) -> Self {
+        self.spec.unique_key = key.into();
+        self
+    }
+
+    /// What becomes of this job when its unique key is held by another one.
+    /// Default: there is no new job, and the answer is the one that is there.
+    pub fn unique_conflict(mut self, conflict: proto::UniqueConflict) -> Self {
+        self.unique_conflict = conflict;
+        self
+    }
+
     /// An id of your own, a UUIDv7 of the last hour.
     pub fn id(mut self, id: impl Into<String>) -> Self {
         self.id = id.into();
         self
     }
 
-    /// The id that the job will have, if none with its idempotency key is there.
+    /// The id that the job will have, if none with its idempotency key is there, and
+    /// none that holds its unique key.
     pub fn job_id(&self) -> &str {
         &self.id
     }
@@ -164,6 +197,7 @@ impl NewJob {
                 job_id: self.id,
                 idempotency_key: self.idempotency_key,
                 job: Some(self.spec),
+                unique_conflict: self.unique_conflict.into(),
             }),
         }
     }

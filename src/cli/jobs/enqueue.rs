@@ -3,7 +3,8 @@
 use std::io::Read;
 use std::time::{Duration, SystemTime};
 
-use worker_sdk::{Client, NewJob, Priority};
+use worker_sdk::proto::payload::Body;
+use worker_sdk::{Client, NewJob, Payload, Priority, UniqueConflict};
 
 use super::watch;
 use crate::cli::exit::{Exit, Failure};
@@ -35,6 +36,12 @@ pub(super) struct Args {
     /// When it is due, as 2030-01-31T12:00:00Z
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak, conflicts_with = "delay")]
     run_time: Option<SystemTime>,
+    /// If it has not begun within this time from now, it never does
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    expire_in: Option<Duration>,
+    /// If it has not begun by then, it never does
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak, conflicts_with = "expire_in")]
+    expire_time: Option<SystemTime>,
     /// How many attempts may fail [default: the server's, 25]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_attempts: Option<u32>,
@@ -57,6 +64,13 @@ pub(super) struct Args {
     /// and another one is an error
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
+    /// What the job works on, in your words: at most one job of the queue that is not final has it
+    #[arg(long, value_name = "KEY")]
+    unique_key: Option<String>,
+    /// If its unique key is held: keep that job and show it, refuse this one, or replace that one if it has not begun
+    /// [default: keep]
+    #[arg(long, value_name = "WHAT", value_parser = unique_conflict, requires = "unique_key")]
+    unique_conflict: Option<UniqueConflict>,
     /// Show each change of state or progress, and end as the job does: 0 succeeded, 1 failed or cancelled
     #[arg(long)]
     wait: bool,
@@ -98,6 +112,12 @@ fn new_job(args: Args) -> Result<NewJob, Failure> {
     if let Some(time) = args.run_time {
         job = job.run_time(time);
     }
+    if let Some(span) = args.expire_in {
+        job = job.expires_in(span);
+    }
+    if let Some(time) = args.expire_time {
+        job = job.expires_at(time);
+    }
     if let Some(attempts) = args.max_attempts {
         job = job.max_attempts(attempts);
     }
@@ -116,6 +136,15 @@ fn new_job(args: Args) -> Result<NewJob, Failure> {
         }
         job = job.idempotency_key(key);
     }
+    if let Some(key) = args.unique_key {
+        if key.is_empty() {
+            return Err(Failure::usage("--unique-key must not be empty"));
+        }
+        job = job.unique_key(key);
+    }
+    if let Some(conflict) = args.unique_conflict {
+        job = job.unique_conflict(conflict);
+    }
     let job = args
         .label
         .into_iter()
@@ -124,6 +153,20 @@ fn new_job(args: Args) -> Result<NewJob, Failure> {
         .header
         .into_iter()
         .fold(job, |job, (key, value)| job.header(key, value)))
+}
+
+/// A payload that must be JSON, from where it is.
+pub(super) fn json_payload(from: &str) -> Result<Payload, Failure> {
+    let data = read(from)?;
+    if serde_json::from_slice::<&serde_json::value::RawValue>(&data).is_err() {
+        return Err(Failure::usage(
+            "the payload is not JSON; quote a text as '\"text\"'",
+        ));
+    }
+    Ok(Payload {
+        content_type: JSON.into(),
+        body: Some(Body::Data(data.into())),
+    })
 }
 
 /// The payload from where it is, as far as a server would take it.
@@ -155,6 +198,15 @@ pub(in crate::cli) fn priority(word: &str) -> Result<Priority, String> {
         "normal" => Ok(Priority::Normal),
         "high" => Ok(Priority::High),
         _ => Err("must be low, normal or high".into()),
+    }
+}
+
+fn unique_conflict(word: &str) -> Result<UniqueConflict, String> {
+    match word.to_ascii_lowercase().as_str() {
+        "keep" => Ok(UniqueConflict::Keep),
+        "refuse" => Ok(UniqueConflict::Refuse),
+        "replace" => Ok(UniqueConflict::Replace),
+        _ => Err("must be keep, refuse or replace".into()),
     }
 }
 

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use worker_sdk::proto::{Attempt, Backoff, Failure, JobSpec, Progress, payload::Body};
 use worker_sdk::{Job, Payload, Problem};
 
-use super::show::{bytes, ending, level, time, word};
+use super::show::{bytes, ending, expire_time, level, time, word};
 use crate::cli::terminal;
 
 /// The job's JSON, on one line or, `pretty`, on many.
@@ -45,6 +45,8 @@ struct JobJson<'a> {
     id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     idempotency_key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unique_key: Option<&'a str>,
     queue: &'a str,
     kind: &'a str,
     state: &'static str,
@@ -81,9 +83,15 @@ struct JobJson<'a> {
     headers: BTreeMap<&'a str, &'a str>,
     worker: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    replaced_by: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    copied_from: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     create_time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     run_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expire_time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     start_time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -150,6 +158,7 @@ impl<'a> JobJson<'a> {
         Self {
             id: &job.id,
             idempotency_key: Some(job.idempotency_key.as_str()).filter(|key| !key.is_empty()),
+            unique_key: Some(spec.unique_key.as_str()).filter(|key| !key.is_empty()),
             queue: &spec.queue,
             kind: &spec.kind,
             state: word(job.state()),
@@ -182,8 +191,11 @@ impl<'a> JobJson<'a> {
                 .map(|(key, value)| (key.as_str(), value.as_str()))
                 .collect(),
             worker: &job.worker,
+            replaced_by: Some(job.replaced_by.as_str()).filter(|id| !id.is_empty()),
+            copied_from: Some(job.copied_from.as_str()).filter(|id| !id.is_empty()),
             create_time: time(job.create_time.as_ref()),
             run_time: time(job.run_time.as_ref()),
+            expire_time: expire_time(spec),
             start_time: time(job.start_time.as_ref()),
             finish_time: time(job.finish_time.as_ref()),
             purge_time: time(job.purge_time.as_ref()),

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use worker_sdk::proto::{AttemptOutcome, Failure, Progress, payload::Body};
+use worker_sdk::proto::{
+    AttemptOutcome, Failure, JobSpec, Progress, job_spec::Expiry, payload::Body,
+};
 use worker_sdk::{Job, JobState, Payload, Priority, Problem};
 
 use super::json::{findings, json};
@@ -131,8 +133,18 @@ fn details(job: &Job) -> Vec<(&'static str, String)> {
             .into_iter()
             .filter_map(|(name, at)| Some((name, time(at.as_ref())?))),
     );
+    lines.extend(expire_time(&spec).map(|time| ("expires", time)));
     if !job.idempotency_key.is_empty() {
         lines.push(("key", plain(&job.idempotency_key)));
+    }
+    if !spec.unique_key.is_empty() {
+        lines.push(("unique key", plain(&spec.unique_key)));
+    }
+    if !job.replaced_by.is_empty() {
+        lines.push(("replaced by", plain(&job.replaced_by)));
+    }
+    if !job.copied_from.is_empty() {
+        lines.push(("copied from", plain(&job.copied_from)));
     }
     if !job.worker.is_empty() {
         lines.push(("worker", plain(&job.worker)));
@@ -222,6 +234,14 @@ fn short(name: &'static str, prefix: &str) -> &'static str {
 /// Times and spans as proto3 JSON writes them.
 pub(super) fn time(at: Option<&impl ToString>) -> Option<String> {
     at.map(ToString::to_string)
+}
+
+/// When it expires if it has not begun; a job that is read has it as a time.
+pub(super) fn expire_time(spec: &JobSpec) -> Option<String> {
+    match &spec.expiry {
+        Some(Expiry::ExpireTime(at)) => time(Some(at)),
+        Some(Expiry::ExpireIn(_)) | None => None,
+    }
 }
 
 /// A body as bytes, whatever its form.

@@ -3,6 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::{Finding, Known};
+use crate::job::attempt::EXPIRED;
 use crate::job::limits::{BACKOFF_JITTER, LOST_LEASES_MAX};
 use crate::job::retry::release_floor;
 use crate::job::{AttemptOutcome, AttemptRecord, Failure, Job, JobState, Timestamp};
@@ -219,6 +220,10 @@ fn failed(job: &Job) -> Finding {
             job.lost_leases, last.attempt
         );
         return finding("LEASES_LOST", "lost_leases", message);
+    }
+    if let Some(expired) = why.filter(|failure| failure.kind == EXPIRED) {
+        let message = format!("it had not begun by its expire time: {}", expired.message);
+        return finding("EXPIRED", "spec.expire_time", message);
     }
     if why.is_some_and(|failure| failure.permanent) {
         let message = format!("attempt {} failed for good{told}", job.attempt);

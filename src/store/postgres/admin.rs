@@ -6,6 +6,7 @@ use std::time::Duration;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
+use super::fault::is_held;
 use super::pool::Pool;
 use super::row::{
     InOrder, attempt, bound, column, job, job_columns, json, progress, segments, span,
@@ -20,11 +21,15 @@ use crate::store::{JobFilter, JobPage, QueueStats, Retried, Version};
 
 const PING: &str = "SELECT 'PostgreSQL ' || current_setting('server_version') AS version";
 
-const GET_BASIC: &str = concat!("SELECT ", job_columns!(), " FROM jobs WHERE id = ANY($1)");
+const GET_BASIC: &str = concat!(
+    "SELECT ",
+    job_columns!(),
+    " FROM jobs WHERE id = ANY($1) AND state <> 7"
+);
 const GET_FULL: &str = concat!(
     "SELECT ",
     job_columns!(),
-    ", payload_type, payload_is_text, payload, output_type, output_is_text, output FROM jobs WHERE id = ANY($1)"
+    ", payload_type, payload_is_text, payload, output_type, output_is_text, output FROM jobs WHERE id = ANY($1) AND state <> 7"
 );
 /// The newest of each job, and the newest that says why it failed, which may be older than those. (A lost lease says
 /// so only if it was one too many.)
@@ -42,7 +47,7 @@ SELECT job, revision, percent, note, CASE WHEN $2 THEN checkpoint END AS checkpo
 /// Only those jobs are looked for in the other table that have something there.
 const VERSIONS: &str = "
 SELECT id, revision, CASE WHEN has_progress THEN (SELECT p.revision FROM progress p WHERE p.job = j.id) END AS progress
-  FROM jobs j WHERE id = ANY($1)";
+  FROM jobs j WHERE id = ANY($1) AND state <> 7";
 
 /// Lengths are read from the rows, without the bodies.
 const SIZES: &str = "
@@ -62,11 +67,11 @@ macro_rules! list {
             $scan,
             "), picked AS (
   SELECT id FROM scanned s
-   WHERE (cardinality($3::text[]) = 0 OR kind = ANY ($3)) AND (cardinality($4::int2[]) = 0 OR state = ANY ($4))
+   WHERE state <> 7 AND (cardinality($3::text[]) = 0 OR kind = ANY ($3)) AND (cardinality($4::int2[]) = 0 OR state = ANY ($4))
      AND create_time BETWEEN $9 AND $10 AND is_labelled
-     AND ($11::text IS NULL OR $11 = (
+     AND ($11::text IS NULL OR $11 = CASE WHEN is_expired THEN 'EXPIRED' ELSE (
            SELECT failure_type FROM attempts WHERE job = s.id AND (outcome IN (2, 3) OR failure_type = 'LEASES_LOST')
-            ORDER BY attempt DESC LIMIT 1))
+            ORDER BY attempt DESC LIMIT 1) END)
    ORDER BY id DESC LIMIT $5)
 SELECT ARRAY(SELECT id FROM picked ORDER BY id DESC) AS ids, (SELECT count(*) FROM scanned) AS scanned,
        (SELECT id FROM scanned ORDER BY id LIMIT 1) AS last"
@@ -76,7 +81,7 @@ SELECT ARRAY(SELECT id FROM picked ORDER BY id DESC) AS ids, (SELECT count(*) FR
 /// What is seen of a row.
 macro_rules! seen {
     () => {
-        "SELECT id, kind, state, create_time, ($8::text IS NULL OR coalesce(labels @> $8::text::jsonb, false)) AS is_labelled FROM jobs "
+        "SELECT id, kind, state, create_time, state = 5 AND attempt = 0 AS is_expired, ($8::text IS NULL OR coalesce(labels @> $8::text::jsonb, false)) AS is_labelled FROM jobs "
     };
 }
 const LIST_ALL: &str = list!(concat!(
@@ -115,7 +120,8 @@ done AS (
          failures = 0, lost_leases = 0, released_in_row = 0,
          run_time = c.now + $2, due_at = CASE WHEN $2 > 0 THEN c.now + $2 END,
          queued_time = CASE WHEN $2 > 0 THEN j.queued_time ELSE c.now END,
-         finish_time = NULL, purge_time = NULL, failed_at = NULL, timeout_time = NULL
+         finish_time = NULL, purge_time = NULL, failed_at = NULL, timeout_time = NULL, expire_at = NULL,
+         unique_held = j.unique_key, replaced_by = NULL
     FROM clock c, locked l WHERE j.id = l.id AND j.state = l.was
   RETURNING j.*, l.was, c.now),
 segmented AS (
@@ -131,6 +137,16 @@ SELECT (SELECT id FROM segmented) AS segment, (SELECT jobs FROM segmented) AS jo
     job_columns!(),
     " FROM done"
 );
+
+/// Who holds the unique key of a job.
+const HOLDER: &str = "
+SELECT h.id FROM jobs j JOIN jobs h ON h.queue = j.queue AND h.unique_held = j.unique_key AND h.unique_held IS NOT NULL
+ WHERE j.id = $1 AND h.state IN (1, 2, 3)";
+/// A node of an earlier version, during an upgrade, ends a job and leaves it its key.
+const LET_GO: &str = "
+UPDATE jobs h SET unique_held = NULL FROM jobs j
+ WHERE j.id = $1 AND h.queue = j.queue AND h.unique_held = j.unique_key AND h.unique_held IS NOT NULL
+   AND h.state IN (4, 5, 6)";
 
 /// Of queues `q`, whose QUEUED jobs are `s2`, the oldest segment that still counts. It is looked for among the oldest few
 /// of each priority: tidying keeps those short.
@@ -277,6 +293,9 @@ fn add_attempts(found: &mut HashMap<JobId, Job>, rows: &[PgRow]) -> Result<()> {
         job.attempts.push(record);
     }
     for job in found.values_mut() {
+        if job.last_failure.is_none() {
+            job.last_failure = job.failed_unbegun();
+        }
         let extra = job.attempts.len().saturating_sub(ATTEMPTS_SHOWN);
         job.attempts.drain(..extra);
     }
@@ -384,16 +403,25 @@ async fn sizes(pool: &Pool, ids: &[JobId], view: View) -> Result<HashMap<JobId, 
 /// Brings a FAILED or CANCELLED job back.
 pub(super) async fn retry(pool: &Pool, id: JobId, delay: Duration, by: &By) -> Result<Retried> {
     for _ in 0..ROUNDS_MAX {
-        let rows = pool
-            .write(|| {
-                sqlx::query(RETRY)
-                    .bind(id.uuid())
-                    .bind(micros(delay))
-                    .bind(AuditAction::RetryJob.number())
-                    .bind(by.actor.as_str().to_owned())
-                    .bind(by.reason.clone())
-            })
-            .await?;
+        let retry = || {
+            sqlx::query(RETRY)
+                .bind(id.uuid())
+                .bind(micros(delay))
+                .bind(AuditAction::RetryJob.number())
+                .bind(by.actor.as_str().to_owned())
+                .bind(by.reason.clone())
+        };
+        let Some(rows) = pool.write_unless(is_held, retry).await? else {
+            let holder = pool.read(|| sqlx::query(HOLDER).bind(id.uuid())).await?;
+            match holder.first() {
+                Some(row) => return Ok(Retried::KeyHeld(JobId::from_store(column(row, "id")?))),
+                // It has let go of it since, or is made to.
+                None => {
+                    pool.write(|| sqlx::query(LET_GO).bind(id.uuid())).await?;
+                    continue;
+                }
+            }
+        };
         if let Some(row) = rows.first() {
             return Ok(Retried::Done(job(row, View::Basic)?, segments(&rows)?));
         }

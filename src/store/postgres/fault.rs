@@ -71,6 +71,11 @@ pub(super) fn is_taken(cause: &Fault) -> bool {
         && matches!(e.constraint(), Some("jobs_pkey" | "jobs_idempotency_key")))
 }
 
+/// The unique key of a job that was to be brought back is held by another.
+pub(super) fn is_held(cause: &Fault) -> bool {
+    matches!(cause, Fault::Database(e) if e.is_unique_violation() && e.constraint() == Some("jobs_unique_key"))
+}
+
 /// A row that says what no row of ours can say.
 pub(super) fn broken(what: &'static str) -> Error {
     Error::internal(format!("broken row: {what}"))

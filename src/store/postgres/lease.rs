@@ -9,7 +9,7 @@ use super::pool::Pool;
 use super::row::{InOrder, column, priority, span, words};
 use crate::error::Result;
 use crate::job::limits::GRANT_BYTES_MAX;
-use crate::job::{JobId, JobState, Kind, Lease, LeasedJob, NodeId, Payload, QueueName};
+use crate::job::{JobId, Kind, Lease, LeasedJob, NodeId, Payload, QueueName};
 use crate::store::{Ask, Attached, Granted, SessionState};
 
 /// The sessions are locked FOR KEY SHARE, which lets renewals pass and makes sweeper and attach wait, and in the order of
@@ -18,6 +18,7 @@ use crate::store::{Ask, Attached, Granted, SessionState};
 /// All is walked by key in nested loops: joining two batches with each other would be quadratic, and nothing here joins
 /// `jobs` in any other way. The rows of `fit` are QUEUED and stay so until this statement itself changes them, since it has
 /// locked them: so what is logged and counted is what is granted, and the wide rows of the answer are not kept aside.
+/// What has expired without having begun is left out by the clock that is read once all is locked.
 const GRANT: &str = "
 WITH look AS MATERIALIZED (SELECT lh_us() AS now),
 held AS MATERIALIZED (
@@ -28,16 +29,18 @@ held AS MATERIALIZED (
    ORDER BY s.id
      FOR KEY SHARE OF s),
 locked AS MATERIALIZED (
-  SELECT j.id, j.queue, s.id AS session, s.worker, octet_length(j.payload) AS size
+  SELECT j.id, j.queue, s.id AS session, s.worker, octet_length(j.payload) AS size,
+         CASE WHEN j.attempt = 0 THEN j.expire_at END AS expire_at
     FROM held s CROSS JOIN LATERAL unnest(($1::uuid[])[s.first:s.last]) AS a (job)
     JOIN jobs j ON j.id = a.job AND j.state = 2
      FOR UPDATE OF j SKIP LOCKED),
 clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM locked) AS l),
 fit AS MATERIALIZED (
   SELECT id, queue, session, worker FROM locked
-   WHERE (SELECT sum(size) FROM locked) <= $5
-      OR id = ANY (ARRAY(SELECT id FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM locked) AS l
-                          WHERE before < $5))),
+   WHERE (expire_at IS NULL OR expire_at > (SELECT now FROM clock))
+     AND ((SELECT sum(size) FROM locked) <= $5
+          OR id = ANY (ARRAY(SELECT id FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM locked) AS l
+                              WHERE before < $5)))),
 logged AS (
   INSERT INTO grants (node, created_at, check_at, jobs, sessions)
   SELECT $4, min(c.now), min(c.now) + 30000000, array_agg(l.id), array_agg(l.session)
@@ -57,8 +60,10 @@ RETURNING j.id, j.attempt, j.queue, j.kind, j.priority, j.failures, j.max_attemp
 /// began, reported and ended, and its own snapshot is from before that. From now on nobody but its leases' holders writes.
 const PROGRESS: &str = "SELECT job, checkpoint, revision FROM progress WHERE job = ANY($1)";
 
-/// With a new snapshot: what the grant left out.
-const JOBS: &str = "SELECT id, state FROM jobs WHERE id = ANY($1)";
+/// With a new snapshot: what the grant left out and is still to be had.
+const JOBS: &str = "
+SELECT id FROM jobs
+ WHERE id = ANY($1) AND state = 2 AND (attempt > 0 OR expire_at IS NULL OR expire_at > (SELECT lh_us()))";
 const SESSIONS: &str = "SELECT id, attach, expires_at > (SELECT lh_us()) AS in_time FROM sessions WHERE id = ANY($1) AND dead_at IS NULL";
 
 /// Hands jobs out.
@@ -164,9 +169,7 @@ impl LeftOut {
         let sessions: Vec<Uuid> = sessions.into_iter().collect();
         let mut seen = Self::default();
         for row in pool.read(|| sqlx::query(JOBS).bind(&ids)).await? {
-            if column::<i16>(&row, "state")? == JobState::Queued.number() {
-                seen.queued.insert(JobId::from_store(column(&row, "id")?));
-            }
+            seen.queued.insert(JobId::from_store(column(&row, "id")?));
         }
         for row in pool.read(|| sqlx::query(SESSIONS).bind(&sessions)).await? {
             let stands = (column(&row, "attach")?, column(&row, "in_time")?);

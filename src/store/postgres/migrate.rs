@@ -29,9 +29,19 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         include_str!("migrations/0004_queues.sql"),
     ),
     (
-        7,
+        5,
         "sessions as they are seen",
-        include_str!("migrations/0007_sessions_seen.sql"),
+        include_str!("migrations/0005_sessions_seen.sql"),
+    ),
+    (
+        6,
+        "expire times",
+        include_str!("migrations/0006_expire_time.sql"),
+    ),
+    (
+        7,
+        "unique keys",
+        include_str!("migrations/0007_unique_keys.sql"),
     ),
 ];
 

@@ -22,6 +22,7 @@ mod result;
 mod row;
 mod session;
 mod signals;
+mod steer;
 mod sweep;
 mod whereabouts;
 mod workers;
@@ -34,14 +35,14 @@ pub use pool::PostgresOptions;
 
 use crate::error::Result;
 use crate::job::{
-    AuditEvent, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, QueueName, SessionId,
-    Timestamp, Verdict, View,
+    AuditEvent, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, Priority, QueueName,
+    SessionId, Start, Timestamp, Verdict, View,
 };
 use crate::store::{
-    AllSettings, Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, EntryId, Epoch,
-    Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession,
-    Offer, QueueStats, QueueView, Report, Retried, Segment, SessionPage, SessionReport,
-    SessionState, Signal, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
+    AllSettings, Ask, Attach, Attached, Attaching, Cancelled, Deleted, EnqueueAnswer, EntryId,
+    Epoch, Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport,
+    NewSession, Offer, QueueStats, QueueView, Report, Rescheduled, Retried, Segment, SessionPage,
+    SessionReport, SessionState, Signal, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
 };
 use pool::{Pool, Transactions};
 
@@ -140,6 +141,15 @@ impl Store for PostgresStore {
     async fn retry(&self, job: JobId, delay: Duration, by: By) -> Result<Retried> {
         admin::retry(&self.reads, job, delay, &by).await
     }
+    async fn reschedule(&self, job: JobId, start: Start) -> Result<Rescheduled> {
+        steer::reschedule(&self.reads, job, start).await
+    }
+    async fn set_priority(&self, job: JobId, priority: Priority) -> Result<Rescheduled> {
+        steer::set_priority(&self.reads, job, priority).await
+    }
+    async fn delete(&self, job: JobId) -> Result<Deleted> {
+        steer::delete(&self.reads, job).await
+    }
     async fn open_session(&self, session: NewSession) -> Result<()> {
         session::open(&self.hot, &session).await
     }
@@ -201,6 +211,9 @@ impl Store for PostgresStore {
     }
     async fn promote(&self, limit: usize) -> Result<Swept> {
         sweep::promote(&self.loops, limit).await
+    }
+    async fn expire_jobs(&self, limit: usize) -> Result<Swept> {
+        sweep::expire_jobs(&self.loops, limit).await
     }
     async fn touch_pulse(&self) -> Result<()> {
         session::touch_pulse(&self.hot).await

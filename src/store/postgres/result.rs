@@ -19,7 +19,8 @@ use crate::store::{FinishAnswer, Segment};
 /// `e.outcome` is the number of the attempt's outcome. The rows are locked in the order of their ids, and judged after
 /// that as they are then. A success may also find its job QUEUED with its session still in the row: only a lost lease
 /// (a forgotten one is such) leaves it there, and only until somebody else has the job (salvage). Success keeps the
-/// session, by which a copy is known; every other ending clears it, so that nothing late can undo it.
+/// session, by which a copy is known; every other ending clears it, so that nothing late can undo it. A job that has begun
+/// does not expire: with an expire time its ending is not HOT, which is what the sweep would cost later.
 const FINISH: &str = "
 WITH locked AS MATERIALIZED (
   SELECT e.*, j.state AS was, j.queue, j.priority, j.worker, j.start_time, j.create_time, j.retention, j.failures,
@@ -62,7 +63,8 @@ done AS (
          timeout_time = NULL,
          finish_time = CASE WHEN w.state IN (4, 5) THEN w.now END,
          purge_time = CASE WHEN w.state IN (4, 5) THEN greatest(w.now + j.retention, j.create_time + $14) END,
-         failed_at = CASE WHEN w.state = 5 THEN w.now END,
+         failed_at = CASE WHEN w.state = 5 THEN w.now END, expire_at = NULL,
+         unique_held = CASE WHEN w.state IN (1, 2) THEN j.unique_held END,
          output = w.output, output_type = w.output_type, output_is_text = w.output_is_text
     FROM waits w
    WHERE j.id = w.id AND j.attempt = w.attempt AND j.session = w.session AND j.state = w.was
@@ -103,6 +105,7 @@ done AS (
   UPDATE jobs j
      SET state = 4, revision = j.revision + 1, released_in_row = 0, due_at = NULL, timeout_time = NULL,
          finish_time = c.now, purge_time = greatest(c.now + j.retention, j.create_time + $7), failed_at = NULL,
+         expire_at = NULL, unique_held = NULL,
          output = e.output, output_type = e.output_type, output_is_text = e.output_is_text
     FROM clock c
    CROSS JOIN unnest($1::uuid[], $2::int4[], $3::uuid[], $4::bytea[], $5::text[], $6::bool[])
@@ -117,7 +120,7 @@ counted AS (
 SELECT array_agg(id), array_agg(attempt), array_agg(session) FROM done HAVING count(*) < cardinality($1::uuid[])";
 
 /// With a new snapshot: what the fence refused.
-const ROWS: &str = "SELECT id, state, attempt, session FROM jobs WHERE id = ANY($1)";
+const ROWS: &str = "SELECT id, state, attempt, session FROM jobs WHERE id = ANY($1) AND state <> 7";
 const ATTEMPTS: &str = "
 SELECT a.job, a.attempt, a.session, a.outcome
   FROM unnest($1::uuid[], $2::int4[]) AS e (job, attempt) JOIN attempts a ON a.job = e.job AND a.attempt = e.attempt";

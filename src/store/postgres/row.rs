@@ -11,7 +11,7 @@ use super::fault::broken;
 use crate::error::{Error, Result};
 use crate::job::{
     AttemptOutcome, AttemptRecord, Failure, IdempotencyKey, Job, JobId, JobSpec, JobState, Kind,
-    Payload, Priority, Progress, QueueName, RetryPolicy, Timestamp, View,
+    Payload, Priority, Progress, QueueName, RetryPolicy, Timestamp, UniqueKey, View,
 };
 use crate::store::{Line, Segment};
 
@@ -20,10 +20,13 @@ macro_rules! job_columns {
     () => {
         "id, revision, create_time, run_time, start_time, finish_time, purge_time, timeout, retention, backoff_initial, \
          backoff_max, backoff_factor, attempt, failures, lost_leases, releases, max_attempts, state, priority, queue, \
-         kind, worker, idempotency_key, labels::text AS labels, headers::text AS headers"
+         kind, worker, idempotency_key, expire_time, unique_key, replaced_by, copied_from, labels::text AS labels, headers::text AS headers"
     };
 }
 pub(super) use job_columns;
+
+/// The state in the row of a job that was deleted, of which only the id is left. Whoever looks for jobs by id leaves it out.
+pub(super) const DELETED: i16 = 7;
 
 /// Reads one column.
 pub(super) fn column<'r, T>(row: &'r PgRow, name: &str) -> Result<T>
@@ -81,6 +84,7 @@ pub(super) fn job(row: &PgRow, view: View) -> Result<Job> {
             },
             timeout: column::<Option<i64>>(row, "timeout")?.map(span),
             retention: span(column(row, "retention")?),
+            unique_key: column::<Option<&str>>(row, "unique_key")?.map(UniqueKey::from_store),
             labels: words(column(row, "labels")?)?,
             headers: words(column(row, "headers")?)?,
         },
@@ -95,8 +99,11 @@ pub(super) fn job(row: &PgRow, view: View) -> Result<Job> {
         last_failure: None,
         progress: None,
         worker: column(row, "worker")?,
+        replaced_by: column::<Option<Uuid>>(row, "replaced_by")?.map(JobId::from_store),
+        copied_from: column::<Option<Uuid>>(row, "copied_from")?.map(JobId::from_store),
         create_time: Timestamp(column(row, "create_time")?),
         run_time: Timestamp(column(row, "run_time")?),
+        expire_time: column::<Option<i64>>(row, "expire_time")?.map(Timestamp),
         start_time: column::<Option<i64>>(row, "start_time")?.map(Timestamp),
         finish_time: column::<Option<i64>>(row, "finish_time")?.map(Timestamp),
         purge_time: column::<Option<i64>>(row, "purge_time")?.map(Timestamp),

@@ -131,6 +131,7 @@ done AS (
          queued_time = CASE WHEN j.lost_leases + d.lost > $2 THEN j.queued_time ELSE d.now END,
          finish_time = CASE WHEN j.lost_leases + d.lost > $2 THEN d.now END,
          failed_at = CASE WHEN j.lost_leases + d.lost > $2 THEN d.now END,
+         unique_held = CASE WHEN j.lost_leases + d.lost > $2 THEN NULL ELSE j.unique_held END,
          purge_time = CASE WHEN j.lost_leases + d.lost > $2 THEN greatest(d.now + j.retention, j.create_time + $3) END
     FROM judged d WHERE j.id = d.id AND j.state = 3
   RETURNING j.id, j.state, j.queue, j.priority, j.attempt, d.had, j.worker, j.start_time, j.purge_time, d.now),

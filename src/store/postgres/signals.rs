@@ -20,7 +20,8 @@ const CANCEL: &str = concat!(
 clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM locked) AS l),
 done AS (
   UPDATE jobs j
-     SET state = 6, revision = j.revision + 1, session = NULL, due_at = NULL, timeout_time = NULL, released_in_row = 0,
+     SET state = 6, revision = j.revision + 1, session = NULL, due_at = NULL, expire_at = NULL, unique_held = NULL,
+         timeout_time = NULL, released_in_row = 0,
          finish_time = c.now, failed_at = c.now, purge_time = greatest(c.now + j.retention, j.create_time + $3)
     FROM clock c, locked l WHERE j.id = l.id AND j.state = l.was
   RETURNING j.*, l.was, l.had, c.now),

@@ -1,10 +1,11 @@
-//! The loops' bounded steps: promote, retain, tidy. Each may be repeated and run by many nodes at once.
+//! The loops' bounded steps: promote, expire_jobs, retain, tidy. Each may be repeated and run by many nodes at once.
 
 use super::pool::{Pool, Statement};
 use super::row::{bound, column, segments};
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::job::limits::AUDIT_KEPT;
+use crate::job::limits::{AUDIT_KEPT, ROW_AGE_MIN};
+use crate::job::time::micros;
 use crate::store::Swept;
 
 /// The second look at the time is none that an index could answer: by it all that is due would be walked for each batch.
@@ -30,8 +31,34 @@ SELECT (SELECT count(*) FROM done) AS changed,
        NULL::bigint AS segment, NULL::text AS queue, NULL::int2 AS priority, NULL::uuid[] AS jobs
 UNION ALL SELECT NULL, id, queue, priority, jobs FROM segment";
 
+/// Those that have begun are only forgotten: their column is cleared here and not by the grant, which would not be HOT. (IS
+/// TRUE keeps the planner from looking up all that has expired once more, to set it beside the ids.)
+const EXPIRE_JOBS: &str = "
+WITH due AS MATERIALIZED (
+  SELECT id FROM jobs WHERE expire_at <= (SELECT lh_us()) ORDER BY expire_at LIMIT $1),
+locked AS MATERIALIZED (
+  SELECT j.id, j.state AS was, j.attempt = 0 AND j.state IN (1, 2) AS is_open
+    FROM jobs j WHERE j.id = ANY (ARRAY(SELECT id FROM due)) AND (j.expire_at <= (SELECT lh_us())) IS TRUE
+   ORDER BY j.id FOR UPDATE SKIP LOCKED),
+clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM locked) AS l),
+forgotten AS (
+  UPDATE jobs j SET expire_at = NULL FROM locked l WHERE j.id = l.id AND NOT l.is_open RETURNING j.id),
+done AS (
+  UPDATE jobs j
+     SET state = 5, revision = j.revision + 1, session = NULL, due_at = NULL, expire_at = NULL, unique_held = NULL,
+         finish_time = c.now, failed_at = c.now, purge_time = greatest(c.now + j.retention, j.create_time + $2)
+    FROM clock c, locked l WHERE j.id = l.id AND l.is_open AND j.state = l.was AND j.attempt = 0
+  RETURNING j.id, j.queue, j.purge_time, l.was),
+ended AS (
+  INSERT INTO finished (bucket, check_at, size, jobs)
+  SELECT purge_time / 3600000000, min(purge_time), count(*), array_agg(id) FROM done GROUP BY purge_time / 3600000000),
+counted AS (
+  INSERT INTO queue_counts (queue, scheduled, queued, failed)
+  SELECT queue, -count(*) FILTER (WHERE was = 1), -count(*) FILTER (WHERE was = 2), count(*) FROM done GROUP BY queue)
+SELECT (SELECT count(*) FROM done) + (SELECT count(*) FROM forgotten) AS changed";
+
 /// The row that points at a job is a pointer only: the job's own purge time decides, since it may have been brought back
-/// and have ended anew. Rows are taken up to `limit` jobs together, at least one.
+/// and have ended anew. The ids of deleted jobs are among them (7). Rows are taken up to `limit` jobs together, at least one.
 const PURGE: &str = "
 WITH clock AS MATERIALIZED (SELECT lh_us() AS now),
 ready AS MATERIALIZED (
@@ -44,10 +71,10 @@ named AS MATERIALIZED (
   SELECT DISTINCT u.job FROM taken t JOIN finished f ON f.id = t.id, unnest(f.jobs) AS u (job)),
 locked AS MATERIALIZED (
   SELECT j.id, j.has_progress FROM jobs j, clock c
-   WHERE j.id = ANY (ARRAY(SELECT job FROM named)) AND j.state IN (4, 5, 6) AND j.purge_time <= c.now
+   WHERE j.id = ANY (ARRAY(SELECT job FROM named)) AND j.state IN (4, 5, 6, 7) AND j.purge_time <= c.now
    ORDER BY j.id FOR UPDATE OF j SKIP LOCKED),
 gone AS (
-  DELETE FROM jobs j USING locked l WHERE j.id = l.id AND j.state IN (4, 5, 6) RETURNING j.id, j.queue, j.state),
+  DELETE FROM jobs j USING locked l WHERE j.id = l.id AND j.state IN (4, 5, 6, 7) RETURNING j.id, j.queue, j.state),
 history AS (
   DELETE FROM attempts a USING locked l WHERE a.job = l.id),
 progressed AS (
@@ -55,7 +82,7 @@ progressed AS (
 counted AS (
   INSERT INTO queue_counts (queue, succeeded, failed, cancelled)
   SELECT queue, -count(*) FILTER (WHERE state = 4), -count(*) FILTER (WHERE state = 5), -count(*) FILTER (WHERE state = 6)
-    FROM gone GROUP BY queue)
+    FROM gone WHERE state <> 7 GROUP BY queue)
 SELECT (SELECT count(*) FROM gone) AS changed, ARRAY(SELECT id FROM taken) AS rows,
        (SELECT count(*) FROM ready) AS ready";
 
@@ -66,7 +93,7 @@ WITH taken AS MATERIALIZED (
 clock AS MATERIALIZED (SELECT lh_us() AS now),
 looked AS MATERIALIZED (
   SELECT f.id, (SELECT min(j.purge_time) FROM unnest(f.jobs) AS u (job) JOIN jobs j ON j.id = u.job
-                 WHERE j.state IN (4, 5, 6)) AS next
+                 WHERE j.state IN (4, 5, 6, 7)) AS next
     FROM taken t JOIN finished f ON f.id = t.id),
 dropped AS (
   DELETE FROM finished f USING looked l WHERE f.id = l.id AND l.next IS NULL)
@@ -188,6 +215,23 @@ pub(super) async fn promote(pool: &Pool, limit: usize) -> Result<Swept> {
         changed: u64::try_from(changed).map_err(Error::internal)?,
         more: changed >= bound(limit),
         segments: segments(&rows)?,
+    })
+}
+
+/// Ends what has expired before it began.
+pub(super) async fn expire_jobs(pool: &Pool, limit: usize) -> Result<Swept> {
+    let rows = pool
+        .write(|| {
+            sqlx::query(EXPIRE_JOBS)
+                .bind(bound(limit))
+                .bind(micros(ROW_AGE_MIN))
+        })
+        .await?;
+    let changed = rows.first().map_or(Ok(0), |row| column(row, "changed"))?;
+    Ok(Swept {
+        changed: u64::try_from(changed).map_err(Error::internal)?,
+        more: changed >= bound(limit),
+        segments: Vec::new(),
     })
 }
 

@@ -27,10 +27,10 @@ SELECT id, queue, kind, state, create_time FROM jobs
  WHERE queue = ?4 AND id < ?1 AND id >= ?2 ORDER BY id DESC LIMIT ?3";
 /// Only for filters that ask for them.
 const LABELS_AND_FAILURES: &str = "
-SELECT p.id, p.labels, (
-         SELECT failure_kind FROM attempts WHERE job = p.id AND outcome IN (2, 3, 4, 5) AND failure_kind IS NOT NULL
-          ORDER BY attempt DESC LIMIT 1)
-  FROM payloads p WHERE p.id IN (SELECT unhex(value) FROM json_each(?1))";
+SELECT j.id, p.labels, CASE WHEN j.state = 5 AND j.attempt = 0 THEN 'EXPIRED' ELSE (
+         SELECT failure_kind FROM attempts WHERE job = j.id AND outcome IN (2, 3, 4, 5) AND failure_kind IS NOT NULL
+          ORDER BY attempt DESC LIMIT 1) END
+  FROM jobs j JOIN payloads p ON p.id = j.id WHERE j.id IN (SELECT unhex(value) FROM json_each(?1))";
 const SIZES: &str = "
 SELECT j.id, octet_length(p.labels) + octet_length(p.headers)
        + CASE WHEN ?2 THEN j.bytes + coalesce((SELECT length(checkpoint) FROM progress WHERE id = j.id), 0) + (
@@ -39,6 +39,11 @@ SELECT j.id, octet_length(p.labels) + octet_length(p.headers)
          ELSE 0 END
   FROM jobs j JOIN payloads p ON p.id = j.id
  WHERE j.id IN (SELECT unhex(value) FROM json_each(?1))";
+/// Who holds the unique key of a job.
+const HOLDER: &str = "
+SELECT h.id FROM jobs j CROSS JOIN jobs h
+    ON h.queue = j.queue AND h.unique_key = j.unique_key AND h.unique_key IS NOT NULL AND h.state < 4
+ WHERE j.id = ?1";
 const COUNTS: &str = "
 SELECT queue, state, jobs FROM queue_counts
  WHERE queue IN (SELECT DISTINCT queue FROM queue_counts ORDER BY queue LIMIT ?1)
@@ -273,6 +278,15 @@ pub(super) async fn retry(
     change.new.failures = 0;
     change.new.lost_leases = 0;
     change.new.released_in_row = 0;
+    change.new.expire_at = None;
+    let holder: Option<Uuid> = sqlx::query_scalar(HOLDER)
+        .bind(id.uuid())
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(fault)?;
+    if let Some(holder) = holder {
+        return Ok(Retried::KeyHeld(JobId::from_store(holder)));
+    }
     let segments = apply(&mut tx, now, &[change]).await?;
     note(&mut tx, now, AuditAction::RetryJob, id, by).await?;
     let job = known(&mut tx, id).await?;
@@ -304,7 +318,7 @@ fn holder(row: &Current) -> Option<(Lease, SessionId)> {
         .map(|session| (lease, SessionId::from_store(session)))
 }
 
-async fn known(connection: &mut SqliteConnection, id: JobId) -> Result<Job> {
+pub(super) async fn known(connection: &mut SqliteConnection, id: JobId) -> Result<Job> {
     job(connection, id)
         .await?
         .ok_or_else(|| broken("no payload"))

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::job::time::micros;
 
 /// What grows older. Sessions do not: their workers are alive, and are heard of as the clock on the wall goes.
-const TABLES: [&str; 3] = ["jobs", "attempts", "backlog"];
+const TABLES: [&str; 4] = ["jobs", "attempts", "backlog", "deleted"];
 
 impl SqliteStore {
     /// Makes all jobs older, as if so much time had passed for them: what waits for its time is due, what expires has

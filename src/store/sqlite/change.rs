@@ -18,7 +18,7 @@ use crate::store::{Line, Segment};
 const CURRENT: &str = "
 SELECT id, queue, priority, state, revision, attempt, failures, lost_leases, releases, released_in_row, max_attempts,
        backoff_initial, backoff_max, backoff_factor, retention, session, worker, create_time, run_time, start_time,
-       finish_time, purge_time, bytes
+       finish_time, purge_time, bytes, expire_at, replaced_by
   FROM jobs WHERE id IN (SELECT unhex(value) FROM json_each(?1))";
 const UPDATE: &str = "
 UPDATE jobs
@@ -26,6 +26,7 @@ UPDATE jobs
        failures = n.value->>'$[4]', lost_leases = n.value->>'$[5]', releases = n.value->>'$[6]',
        released_in_row = n.value->>'$[7]', session = unhex(n.value->>'$[8]'), run_time = n.value->>'$[9]',
        finish_time = n.value->>'$[10]', purge_time = n.value->>'$[11]', bytes = n.value->>'$[12]',
+       expire_at = n.value->>'$[13]', replaced_by = unhex(n.value->>'$[14]'),
        timeout_time = NULL, queue_time = CASE n.value->>'$[3]' WHEN 2 THEN ?2 ELSE queue_time END
   FROM json_each(?1) AS n
  WHERE jobs.id = unhex(n.value->>'$[0]') AND jobs.state = n.value->>'$[1]' AND jobs.revision = n.value->>'$[2]'";
@@ -62,6 +63,8 @@ pub(super) struct Current {
     pub finish_time: Option<Timestamp>,
     pub purge_time: Option<Timestamp>,
     pub bytes: i64,
+    pub expire_at: Option<i64>,
+    pub replaced_by: Option<Uuid>,
 }
 
 /// An attempt that ended without success.
@@ -89,6 +92,7 @@ impl Current {
             run_time,
             finish_time: None,
             purge_time: None,
+            replaced_by: None,
             ..self.clone()
         };
         Change {
@@ -226,6 +230,8 @@ fn update_row(change: &Change) -> impl serde::Serialize + use<> {
         new.finish_time.map(|at| at.0),
         new.purge_time.map(|at| at.0),
         new.bytes,
+        new.expire_at,
+        new.replaced_by.map(hex),
     )
 }
 
@@ -273,6 +279,8 @@ struct CurrentRow {
     finish_time: Option<i64>,
     purge_time: Option<i64>,
     bytes: i64,
+    expire_at: Option<i64>,
+    replaced_by: Option<Uuid>,
 }
 
 impl CurrentRow {
@@ -305,6 +313,8 @@ impl CurrentRow {
             finish_time: self.finish_time.map(Timestamp),
             purge_time: self.purge_time.map(Timestamp),
             bytes: self.bytes,
+            expire_at: self.expire_at,
+            replaced_by: self.replaced_by,
         })
     }
 }

@@ -6,11 +6,11 @@ use std::hash::Hash;
 use sqlx::{FromRow, SqliteConnection};
 use uuid::Uuid;
 
+use super::change::{Change, apply, current};
 use super::fault::{broken, fault};
-use super::row::{Bodies, Shapes, batch, packed, put_number};
+use super::row::{Bodies, Shapes, batch, hex, packed, put_number};
 use super::{SqliteStore, backlog, commit, row};
 use crate::error::{Error, Result};
-use crate::job::Start;
 use crate::job::limits::{ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX};
 use crate::job::time::micros;
 use crate::job::{Job, JobId, JobSpec, JobState, NewJob, Payload, Timestamp};
@@ -19,25 +19,36 @@ use crate::store::{EnqueueAnswer, Enqueued, Line, Unit};
 
 const FINGERPRINTS: &str = "
 SELECT j.id, j.fingerprint
-  FROM json_each(?1) AS n CROSS JOIN jobs j ON j.id = substr(?2, 16 * n.key + 1, 16)";
+  FROM json_each(?1) AS n CROSS JOIN jobs j ON j.id = substr(?2, 16 * n.key + 1, 16)
+UNION ALL
+SELECT d.id, NULL FROM json_each(?1) AS n CROSS JOIN deleted d ON d.id = substr(?2, 16 * n.key + 1, 16)";
 /// Those whose key was taken under another id.
 const KEYED: &str = "
 SELECT j.id, j.fingerprint FROM json_each(?1) AS n CROSS JOIN jobs j
     ON j.queue = n.value->>'$[0]' AND j.idempotency_key = n.value->>'$[1]' AND j.idempotency_key IS NOT NULL";
+/// Who holds their unique keys.
+const HELD: &str = "
+SELECT j.id, j.fingerprint FROM json_each(?1) AS n CROSS JOIN jobs j
+    ON j.queue = n.value->>'$[0]' AND j.unique_key = n.value->>'$[1]' AND j.unique_key IS NOT NULL AND j.state < 4";
 const INSERT_JOBS: &str = "
 INSERT INTO jobs (id, queue, kind, priority, state, revision, attempt, failures, lost_leases, releases, released_in_row,
                   max_attempts, backoff_initial, backoff_max, backoff_factor, timeout, retention, fingerprint, worker,
-                  create_time, run_time, queue_time, bytes, idempotency_key)
+                  create_time, run_time, queue_time, bytes, idempotency_key, expire_time, expire_at, unique_key,
+                  finish_time, purge_time, replaced_by, copied_from)
 WITH shapes AS MATERIALIZED (
   SELECT key AS shape, value->>'$[0]' AS queue, value->>'$[1]' AS kind, value->>'$[2]' AS priority,
          value->>'$[3]' AS state, value->>'$[4]' AS max_attempts, value->>'$[5]' AS backoff_initial,
          value->>'$[6]' AS backoff_max, value->>'$[7]' AS backoff_factor, value->>'$[8]' AS timeout,
-         value->>'$[9]' AS retention, value->>'$[10]' AS run_time, value->>'$[11]' AS idempotency_key
+         value->>'$[9]' AS retention, value->>'$[10]' AS run_time, value->>'$[11]' AS idempotency_key,
+         value->>'$[12]' AS expire_time, value->>'$[13]' AS unique_key, value->>'$[14][0]' AS revision,
+         value->>'$[14][1]' AS finish_time, value->>'$[15][0]' AS purge_time,
+         unhex(value->>'$[15][1]') AS replaced_by, unhex(value->>'$[15][2]') AS copied_from
     FROM json_each(?2))
-SELECT substr(?3, 16 * n.key + 1, 16), s.queue, s.kind, s.priority, s.state, 1, 0, 0, 0, 0, 0,
+SELECT substr(?3, 16 * n.key + 1, 16), s.queue, s.kind, s.priority, s.state, s.revision, 0, 0, 0, 0, 0,
        s.max_attempts, s.backoff_initial, s.backoff_max, s.backoff_factor, s.timeout, s.retention,
        substr(?4, 32 * n.key + 1, 32), '', ?6, s.run_time, CASE s.state WHEN 2 THEN ?6 END,
-       CAST(substr(?5, 20 * n.key + 1, 20) AS INTEGER), s.idempotency_key
+       CAST(substr(?5, 20 * n.key + 1, 20) AS INTEGER), s.idempotency_key, s.expire_time, s.expire_time,
+       s.unique_key, s.finish_time, s.purge_time, s.replaced_by, s.copied_from
   FROM json_each(?1) AS n CROSS JOIN shapes s ON s.shape = n.value";
 const INSERT_PAYLOADS: &str = "
 INSERT INTO payloads (id, labels, headers, content_type, is_text, data)
@@ -63,7 +74,7 @@ pub(super) async fn enqueue(
     for new in jobs {
         let answer = known.answer(new).unwrap_or_else(|| judge(new, now));
         if let Enqueued::Created(job) = &answer {
-            known.add(job.clone(), new.fingerprint.to_vec());
+            known.create(job.clone(), new.fingerprint.to_vec(), now);
             fresh.push((new, job.clone()));
         }
         answers.push(answer);
@@ -83,8 +94,12 @@ pub(super) async fn enqueue(
         });
     }
 
+    known.amend(&mut answers);
     let mut segments = Vec::new();
     if !fresh.is_empty() {
+        make_way(&mut tx, now, &known, &fresh).await?;
+        // Some of them may have made way for others.
+        fresh.iter_mut().for_each(|(_, job)| known.update(job));
         insert(&mut tx, now, &fresh).await?;
         let lines: Vec<(Line, JobId)> = fresh
             .iter()
@@ -110,7 +125,8 @@ async fn known(connection: &mut SqliteConnection, jobs: &[NewJob]) -> Result<Kno
     #[derive(FromRow)]
     struct Print {
         id: Uuid,
-        fingerprint: Vec<u8>,
+        /// `None`: the job was deleted.
+        fingerprint: Option<Vec<u8>>,
     }
     let mut prints: Vec<Print> = sqlx::query_as(FINGERPRINTS)
         .bind(batch(&vec![0; jobs.len()])?)
@@ -131,6 +147,19 @@ async fn known(connection: &mut SqliteConnection, jobs: &[NewJob]) -> Result<Kno
             .map_err(fault)?;
         prints.extend(keyed);
     }
+    let unique: Vec<(&str, &str)> = jobs
+        .iter()
+        .filter_map(NewJob::unique)
+        .map(|(queue, key)| (queue.as_str(), key.as_str()))
+        .collect();
+    if !unique.is_empty() {
+        let held: Vec<Print> = sqlx::query_as(HELD)
+            .bind(batch(&unique)?)
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(fault)?;
+        prints.extend(held);
+    }
     let mut known = Known::default();
     if prints.is_empty() {
         return Ok(known);
@@ -138,12 +167,43 @@ async fn known(connection: &mut SqliteConnection, jobs: &[NewJob]) -> Result<Kno
     let ids: Vec<JobId> = prints.iter().map(|p| JobId::from_store(p.id)).collect();
     let found = row::jobs(connection, &ids).await?;
     for print in prints {
+        let id = JobId::from_store(print.id);
+        let Some(fingerprint) = print.fingerprint else {
+            known.add_deleted(id);
+            continue;
+        };
         // One that is asked for twice is found twice.
-        let job = found.get(&JobId::from_store(print.id));
-        let job = job.ok_or_else(|| broken("no payload"))?;
-        known.add(job.clone(), print.fingerprint);
+        let job = found.get(&id).ok_or_else(|| broken("no payload"))?;
+        known.add(job.clone(), fingerprint);
     }
     Ok(known)
+}
+
+/// Cancels those jobs that were there before and make way for some of these.
+async fn make_way(
+    connection: &mut SqliteConnection,
+    now: Timestamp,
+    known: &Known,
+    fresh: &[(&NewJob, Job)],
+) -> Result<()> {
+    let fresh: HashSet<JobId> = fresh.iter().map(|(new, _)| new.id).collect();
+    let old = known
+        .replaced()
+        .iter()
+        .filter(|(id, _)| !fresh.contains(id));
+    let old: Vec<(JobId, JobId)> = old.copied().collect();
+    if old.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<JobId> = old.iter().map(|(id, _)| *id).collect();
+    let rows = current(connection, &ids).await?;
+    let change = |(id, by): &(JobId, JobId)| {
+        let mut change = rows.get(id)?.ends(JobState::Cancelled, now);
+        change.new.replaced_by = Some(by.uuid());
+        Some(change)
+    };
+    let changes: Vec<Change> = old.iter().filter_map(change).collect();
+    apply(connection, now, &changes).await.map(drop)
 }
 
 fn judge(new: &NewJob, now: Timestamp) -> Enqueued {
@@ -151,13 +211,12 @@ fn judge(new: &NewJob, now: Timestamp) -> Enqueued {
     if made.after(ID_AGE_MAX) < now || made > now.after(ID_AHEAD_MAX) {
         return Enqueued::IdOutOfTime;
     }
-    let run_time = match new.start {
-        Start::Now => now,
-        Start::After(delay) => now.after(delay),
-        Start::At(time) => time,
-    };
+    let run_time = new.start.of(now);
     if run_time > now.after(SPAN_MAX) {
         return Enqueued::StartTooFar;
+    }
+    if new.expires_too_soon(now) {
+        return Enqueued::ExpiresTooSoon;
     }
     let state = match run_time <= now {
         true => JobState::Queued,
@@ -239,8 +298,9 @@ fn job_shape(job: &Job) -> impl Eq + Hash + use<'_> {
         (retry.max_attempts, retry.initial, retry.max),
         retry.factor.to_bits(),
         (job.spec.timeout, job.spec.retention),
-        (job.state.number(), job.run_time.0),
-        &job.idempotency_key,
+        (job.state.number(), job.run_time, job.expire_time),
+        (&job.idempotency_key, &job.spec.unique_key),
+        (job.replaced_by, job.copied_from),
     )
 }
 
@@ -261,6 +321,14 @@ fn job_row(job: &Job) -> impl serde::Serialize + use<> {
         job.idempotency_key
             .as_ref()
             .map(|key| key.as_str().to_owned()),
+        job.expire_time.map(|time| time.0),
+        spec.unique_key.as_ref().map(|key| key.as_str().to_owned()),
+        (job.revision, job.finish_time.map(|time| time.0)),
+        (
+            job.purge_time.map(|time| time.0),
+            job.replaced_by.map(|id| hex(id.uuid())),
+            job.copied_from.map(|id| hex(id.uuid())),
+        ),
     )
 }
 

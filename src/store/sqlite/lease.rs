@@ -23,13 +23,15 @@ SELECT id, attach, expire_time > ?2 FROM sessions
  WHERE id IN (SELECT unhex(value) FROM json_each(?1)) AND dead = 0";
 const QUEUED: &str = "
 SELECT json_group_array(json_array(n.key, j.bytes))
-  FROM json_each(?1) AS n CROSS JOIN jobs j ON j.id = substr(?2, 16 * n.key + 1, 16) AND j.state = 2";
+  FROM json_each(?1) AS n CROSS JOIN jobs j ON j.id = substr(?2, 16 * n.key + 1, 16) AND j.state = 2
+   AND (j.expire_at IS NULL OR j.attempt > 0 OR j.expire_at > ?3)";
 const GRANT: &str = "
 UPDATE jobs
    SET state = 3, revision = jobs.revision + 1, attempt = jobs.attempt + 1, session = s.id, worker = s.worker,
        start_time = ?4, timeout_time = ?4 + jobs.timeout
   FROM json_each(?1) AS n JOIN sessions s ON s.id = substr(?3, 16 * n.key + 1, 16)
  WHERE jobs.id = substr(?2, 16 * n.key + 1, 16) AND jobs.state = 2
+   AND (jobs.expire_at IS NULL OR jobs.attempt > 0 OR jobs.expire_at > ?4)
    AND s.attach = n.value AND s.dead = 0 AND s.expire_time > ?4";
 // All that workers get, as one row: a row for each job costs twice as much, and most of that is the driver's.
 const GRANTED: &str = "
@@ -95,7 +97,7 @@ async fn plan(
         .into_iter()
         .map(|(id, attach, in_time)| (id, (attach, in_time)))
         .collect();
-    let mut queued = queued(connection, asks).await?;
+    let mut queued = queued(connection, now, asks).await?;
 
     let mut bytes = 0;
     let refused = |state| Step::Answer(Granted::Refused(state));
@@ -121,11 +123,16 @@ async fn plan(
     Ok(asks.iter().map(step).collect())
 }
 
-/// The bytes of those jobs that are QUEUED.
-async fn queued(connection: &mut SqliteConnection, asks: &[Ask]) -> Result<HashMap<JobId, i64>> {
+/// The bytes of those jobs that are QUEUED, and have not expired.
+async fn queued(
+    connection: &mut SqliteConnection,
+    now: Timestamp,
+    asks: &[Ask],
+) -> Result<HashMap<JobId, i64>> {
     let found: String = sqlx::query_scalar(QUEUED)
         .bind(batch(&vec![0; asks.len()])?)
         .bind(packed(asks.iter().map(|ask| ask.job.uuid())))
+        .bind(now.0)
         .fetch_one(connection)
         .await
         .map_err(fault)?;

@@ -17,16 +17,16 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions, Connection, Executor, Sqlite, Transaction};
 
 use super::{
-    AllSettings, Ask, Attach, Attached, Attaching, Cancelled, EnqueueAnswer, Epoch, Expired,
-    FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession, Offer,
-    QueueStats, QueueView, Report, Retried, Segment, SessionPage, SessionReport, SessionState,
-    Signal, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
+    AllSettings, Ask, Attach, Attached, Attaching, Cancelled, Deleted, EnqueueAnswer, Epoch,
+    Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession,
+    Offer, QueueStats, QueueView, Report, Rescheduled, Retried, Segment, SessionPage,
+    SessionReport, SessionState, Signal, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::error::Result;
 use crate::job::{
-    AuditEvent, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, QueueName, SessionId,
-    Timestamp, Verdict, View,
+    AuditEvent, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, Priority, QueueName,
+    SessionId, Start, Timestamp, Verdict, View,
 };
 use fault::{commit_fault, fault};
 
@@ -46,6 +46,7 @@ mod result;
 mod row;
 mod session;
 mod signals;
+mod steer;
 mod sweep;
 mod whereabouts;
 mod workers;
@@ -204,6 +205,18 @@ impl Store for SqliteStore {
         admin::retry(self, job, delay, &by).await
     }
 
+    async fn reschedule(&self, job: JobId, start: Start) -> Result<Rescheduled> {
+        steer::reschedule(self, job, start).await
+    }
+
+    async fn set_priority(&self, job: JobId, priority: Priority) -> Result<Rescheduled> {
+        steer::set_priority(self, job, priority).await
+    }
+
+    async fn delete(&self, job: JobId) -> Result<Deleted> {
+        steer::delete(self, job).await
+    }
+
     async fn open_session(&self, session: NewSession) -> Result<()> {
         session::open(self, &session).await
     }
@@ -279,6 +292,10 @@ impl Store for SqliteStore {
 
     async fn promote(&self, limit: usize) -> Result<Swept> {
         sweep::promote(self, limit).await
+    }
+
+    async fn expire_jobs(&self, limit: usize) -> Result<Swept> {
+        sweep::expire_jobs(self, limit).await
     }
 
     async fn touch_pulse(&self) -> Result<()> {

@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Row};
 use super::SqliteStore;
 use crate::store::Store;
 
-const SOURCES: [&str; 13] = [
+const SOURCES: [&str; 14] = [
     include_str!("admin.rs"),
     include_str!("audit.rs"),
     include_str!("backlog.rs"),
@@ -21,6 +21,7 @@ const SOURCES: [&str; 13] = [
     include_str!("result.rs"),
     include_str!("row.rs"),
     include_str!("signals.rs"),
+    include_str!("steer.rs"),
     include_str!("sweep.rs"),
     include_str!("whereabouts.rs"),
     include_str!("workers.rs"),

@@ -16,14 +16,15 @@ use crate::error::{Error, Result};
 use crate::job::limits::ATTEMPTS_SHOWN;
 use crate::job::{
     AttemptOutcome, AttemptRecord, Failure, IdempotencyKey, Job, JobId, JobSpec, JobState, Kind,
-    Payload, Priority, QueueName, RetryPolicy, Timestamp, View,
+    Payload, Priority, QueueName, RetryPolicy, Timestamp, UniqueKey, View,
 };
 use crate::store::Version;
 
 const JOBS: &str = "
 SELECT j.id, j.queue, j.kind, j.priority, j.state, j.revision, j.attempt, j.failures, j.lost_leases, j.releases,
        j.max_attempts, j.backoff_initial, j.backoff_max, j.backoff_factor, j.timeout, j.retention, j.worker,
-       j.create_time, j.run_time, j.start_time, j.finish_time, j.purge_time, j.idempotency_key, p.labels, p.headers
+       j.create_time, j.run_time, j.start_time, j.finish_time, j.purge_time, j.idempotency_key, j.expire_time, j.unique_key,
+       j.replaced_by, j.copied_from, p.labels, p.headers
   FROM jobs j JOIN payloads p ON p.id = j.id
  WHERE j.id IN (SELECT unhex(value) FROM json_each(?1))";
 const PAYLOADS: &str = "
@@ -155,7 +156,9 @@ pub(super) async fn complete(
             .fetch_optional(&mut *connection)
             .await
             .map_err(fault)?;
-        job.last_failure = failed.and_then(AttemptRow::into_failure);
+        job.last_failure = failed
+            .and_then(AttemptRow::into_failure)
+            .or_else(|| job.failed_unbegun());
     }
     Ok(())
 }
@@ -307,6 +310,10 @@ struct JobRow {
     finish_time: Option<i64>,
     purge_time: Option<i64>,
     idempotency_key: Option<String>,
+    expire_time: Option<i64>,
+    unique_key: Option<String>,
+    replaced_by: Option<Uuid>,
+    copied_from: Option<Uuid>,
     labels: String,
     headers: String,
 }
@@ -325,6 +332,7 @@ impl JobRow {
             )?,
             timeout: self.timeout.map(span),
             retention: span(self.retention),
+            unique_key: self.unique_key.as_deref().map(UniqueKey::from_store),
             labels: words(&self.labels)?,
             headers: words(&self.headers)?,
         };
@@ -346,8 +354,11 @@ impl JobRow {
             last_failure: None,
             progress: None,
             worker: self.worker,
+            replaced_by: self.replaced_by.map(JobId::from_store),
+            copied_from: self.copied_from.map(JobId::from_store),
             create_time: Timestamp(self.create_time),
             run_time: Timestamp(self.run_time),
+            expire_time: self.expire_time.map(Timestamp),
             start_time: self.start_time.map(Timestamp),
             finish_time: self.finish_time.map(Timestamp),
             purge_time: self.purge_time.map(Timestamp),

@@ -7,7 +7,7 @@ use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::backlog::{self, SegmentRow, drop_spent, trim};
-use super::change::{Change, apply, current, lost};
+use super::change::{Change, Current, apply, current, lost};
 use super::fault::{broken, fault};
 use super::row::{id_list, priority, rows_max};
 use super::{SqliteStore, commit};
@@ -23,6 +23,9 @@ SELECT id, queue, priority FROM jobs WHERE state = 1 AND run_time <= ?1 ORDER BY
 const PROMOTE: &str = "
 UPDATE jobs SET state = 2, revision = revision + 1, queue_time = ?2
  WHERE id IN (SELECT unhex(value) FROM json_each(?1)) AND state = 1 AND run_time <= ?2";
+const EXPIRED: &str = "
+SELECT id FROM jobs
+ WHERE expire_at IS NOT NULL AND attempt = 0 AND state < 3 AND expire_at <= ?1 ORDER BY expire_at LIMIT ?2";
 const TOUCH: &str = "
 UPDATE pulse
    SET grace_until = CASE WHEN ?1 - touch_time NOT BETWEEN 0 AND ?2 THEN ?1 + ?3 ELSE grace_until END,
@@ -42,13 +45,15 @@ SELECT j.id, s.expire_time <= (SELECT grace_until FROM pulse) AS in_outage
  WHERE s.dead = 1 LIMIT ?1";
 const PURGEABLE: &str = "
 SELECT id FROM jobs WHERE purge_time <= ?1 ORDER BY purge_time LIMIT ?2";
-const PURGE: [&str; 5] = [
+pub(super) const PURGE: [&str; 5] = [
     "DELETE FROM progress WHERE id IN (SELECT unhex(value) FROM json_each(?1))",
     "DELETE FROM payloads WHERE id IN (SELECT unhex(value) FROM json_each(?1))",
     "DELETE FROM outputs WHERE id IN (SELECT unhex(value) FROM json_each(?1))",
     "DELETE FROM attempts WHERE job IN (SELECT unhex(value) FROM json_each(?1))",
     "DELETE FROM jobs WHERE id IN (SELECT unhex(value) FROM json_each(?1)) AND purge_time IS NOT NULL",
 ];
+const FREE_IDS: &str = "
+DELETE FROM deleted WHERE id IN (SELECT id FROM deleted WHERE purge_time <= ?1 ORDER BY purge_time LIMIT ?2)";
 const OLD_SEGMENTS: &str = "
 SELECT id, queue, priority, create_time, jobs FROM backlog WHERE id > ?1 ORDER BY id LIMIT ?2";
 const DROP_SIGNALS: &str = "
@@ -122,6 +127,31 @@ pub(super) async fn promote(store: &SqliteStore, limit: usize) -> Result<Swept> 
     })
 }
 
+/// Ends what has expired before it began.
+pub(super) async fn expire_jobs(store: &SqliteStore, limit: usize) -> Result<Swept> {
+    let (mut tx, now) = store.write().await?;
+    let found: Vec<Uuid> = sqlx::query_scalar(EXPIRED)
+        .bind(now.0)
+        .bind(rows_max(limit))
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(fault)?;
+    if found.is_empty() {
+        return Ok(Swept::default());
+    }
+    let ids: Vec<JobId> = found.into_iter().map(JobId::from_store).collect();
+    let rows = current(&mut tx, &ids).await?;
+    let end = |row: &Current| row.ends(JobState::Failed, now);
+    let changes: Vec<Change> = rows.values().map(end).collect();
+    let segments = apply(&mut tx, now, &changes).await?;
+    commit(tx).await?;
+    Ok(Swept {
+        changed: count(changes.len()),
+        more: ids.len() >= limit,
+        segments,
+    })
+}
+
 /// Shows that somebody is alive. A long or negative gap since the last time gives every lease one TTL of grace.
 pub(super) async fn touch_pulse(store: &SqliteStore) -> Result<()> {
     let (mut tx, now) = store.write().await?;
@@ -186,7 +216,7 @@ pub(super) async fn expire(store: &SqliteStore, limit: usize) -> Result<Expired>
     })
 }
 
-/// Removes final jobs whose purge time is past.
+/// Removes final jobs whose purge time is past, and what is left of deleted ones.
 pub(super) async fn retain(store: &SqliteStore, limit: usize) -> Result<Swept> {
     let (mut tx, now) = store.write().await?;
     let found: Vec<Uuid> = sqlx::query_scalar(PURGEABLE)
@@ -196,7 +226,14 @@ pub(super) async fn retain(store: &SqliteStore, limit: usize) -> Result<Swept> {
         .await
         .map_err(fault)?;
     let ids: Vec<JobId> = found.into_iter().map(JobId::from_store).collect();
-    if ids.is_empty() {
+    let freed = sqlx::query(FREE_IDS)
+        .bind(now.0)
+        .bind(rows_max(limit))
+        .execute(&mut *tx)
+        .await
+        .map_err(fault)?
+        .rows_affected();
+    if ids.is_empty() && freed == 0 {
         return Ok(Swept::default());
     }
     let list = id_list(&ids)?;
@@ -209,8 +246,8 @@ pub(super) async fn retain(store: &SqliteStore, limit: usize) -> Result<Swept> {
     }
     commit(tx).await?;
     Ok(Swept {
-        changed: count(ids.len()),
-        more: ids.len() >= limit,
+        changed: count(ids.len()) + freed,
+        more: ids.len() >= limit || freed >= count(limit),
         segments: Vec::new(),
     })
 }

@@ -3,13 +3,15 @@
 //! Everything happens at ticks, and each span is some of them, so that the moments that the test itself takes (far less
 //! than a tick) decide nothing: what is due at a tick is due in the store a moment before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use leasehold::job::limits::{ID_AGE_MAX, LOST_LEASES_MAX, ROW_AGE_MIN};
 use leasehold::job::retry::release_floor;
-use leasehold::job::{AttemptOutcome, JobState, Outcome, StaleReason, Verdict};
-use leasehold::store::{Attaching, SessionState};
+use leasehold::job::{
+    AttemptOutcome, JobState, Outcome, Priority, StaleReason, UniqueConflict, Verdict,
+};
+use leasehold::store::{Attaching, Deleted, SessionState};
 
 /// One tick, longer than any release's floor.
 pub const TICK: Duration = Duration::from_secs(100);
@@ -27,6 +29,7 @@ pub type No = usize;
 pub struct Job {
     pub state: JobState,
     pub revision: u64,
+    pub priority: Priority,
     pub attempt: u32,
     pub failures: u32,
     pub lost: u32,
@@ -36,6 +39,12 @@ pub struct Job {
     pub created: u64,
     /// When it comes due, if it is SCHEDULED.
     pub due: u64,
+    /// Its unique key.
+    pub unique: Option<u8>,
+    /// By which job it was replaced.
+    pub replaced_by: Option<No>,
+    /// If it has not begun by then, it never does.
+    pub expires: Option<u64>,
     pub purge: u64,
     /// The session in its row.
     pub holder: Option<No>,
@@ -57,6 +66,8 @@ pub struct Model {
     pub now: u64,
     /// `None`: removed.
     pub jobs: Vec<Option<Job>>,
+    /// Of the removed ones, those that a hand has removed.
+    pub deleted: BTreeSet<No>,
     pub sessions: Vec<Session>,
 }
 
@@ -66,6 +77,30 @@ pub enum Asked {
     Lease(u32),
     NotQueued,
     Refused(SessionState),
+}
+
+/// What a new job with a unique key comes to.
+#[derive(Debug, PartialEq)]
+pub enum Unique {
+    New,
+    Kept(No),
+    Refused(No),
+}
+
+/// Why a job is not brought back.
+#[derive(Debug, PartialEq)]
+pub enum Unretried {
+    Gone,
+    State(JobState),
+    KeyHeld(No),
+}
+
+/// Why a job that waits is not steered.
+#[derive(Debug, PartialEq)]
+pub enum Fault {
+    Gone,
+    State(JobState),
+    Expires,
 }
 
 fn ticks(span: Duration) -> u64 {
@@ -119,6 +154,10 @@ impl Job {
         }
     }
 
+    fn is_expired(&self, now: u64) -> bool {
+        self.attempt == 0 && self.expires.is_some_and(|expires| expires <= now)
+    }
+
     fn is_leased(&self, attempt: u32, by: No) -> bool {
         self.state == JobState::Running && self.attempt == attempt && self.holder == Some(by)
     }
@@ -156,10 +195,11 @@ impl Model {
         self.jobs[no].as_ref()
     }
 
-    pub fn enqueue(&mut self, delay: u64, max_attempts: u32) -> No {
+    pub fn enqueue(&mut self, delay: u64, expires_in: Option<u64>, max_attempts: u32) -> No {
         let mut job = Job {
             state: JobState::Queued,
             revision: 0,
+            priority: Priority::Normal,
             attempt: 0,
             failures: 0,
             lost: 0,
@@ -168,6 +208,9 @@ impl Model {
             max_attempts,
             created: self.now,
             due: 0,
+            unique: None,
+            replaced_by: None,
+            expires: expires_in.map(|ticks| self.now + ticks),
             purge: 0,
             holder: None,
             ended: BTreeMap::new(),
@@ -176,6 +219,33 @@ impl Model {
         job.waits(delay, self.now);
         self.jobs.push(Some(job));
         self.jobs.len() - 1
+    }
+
+    /// What becomes of a new job with this unique key: it is made, or finds the holder.
+    pub fn enqueue_unique(&mut self, key: u8, conflict: UniqueConflict, delay: u64) -> Unique {
+        let (no, now) = (self.jobs.len(), self.now);
+        if let Some(holder) = self.holder(key) {
+            let job = self.jobs[holder].as_mut().expect("it is there");
+            match conflict {
+                UniqueConflict::Refuse => return Unique::Refused(holder),
+                UniqueConflict::Replace if job.attempt == 0 => {
+                    job.ends(JobState::Cancelled, now);
+                    job.replaced_by = Some(no);
+                }
+                UniqueConflict::Keep | UniqueConflict::Replace => return Unique::Kept(holder),
+            }
+        }
+        self.enqueue(delay, None, 1);
+        self.jobs[no].as_mut().expect("it is there").unique = Some(key);
+        Unique::New
+    }
+
+    fn holder(&self, key: u8) -> Option<No> {
+        let holds = |no: &No| {
+            let job = self.job(*no);
+            job.is_some_and(|job| job.unique == Some(key) && !job.state.is_final())
+        };
+        (0..self.jobs.len()).find(holds)
     }
 
     /// Whether an id that was made with the job is still taken.
@@ -238,7 +308,7 @@ impl Model {
             other => return Asked::Refused(other),
         }
         match &mut self.jobs[no] {
-            Some(job) if job.state == JobState::Queued => {
+            Some(job) if job.state == JobState::Queued && !job.is_expired(self.now) => {
                 job.moves(JobState::Running);
                 job.attempt += 1;
                 job.holder = Some(to);
@@ -323,15 +393,61 @@ impl Model {
         Ok(ran)
     }
 
-    pub fn retry(&mut self, no: No, delay: u64) -> Result<(), Option<JobState>> {
+    pub fn retry(&mut self, no: No, delay: u64) -> Result<(), Unretried> {
         let now = self.now;
-        let job = self.jobs[no].as_mut().ok_or(None)?;
+        let job = self.job(no).ok_or(Unretried::Gone)?;
         if !matches!(job.state, JobState::Failed | JobState::Cancelled) {
-            return Err(Some(job.state));
+            return Err(Unretried::State(job.state));
         }
+        if let Some(holder) = job.unique.and_then(|key| self.holder(key)) {
+            return Err(Unretried::KeyHeld(holder));
+        }
+        let job = self.jobs[no].as_mut().ok_or(Unretried::Gone)?;
+        job.replaced_by = None;
         (job.failures, job.lost, job.released_in_row) = (0, 0, 0);
+        job.expires = None;
         job.waits(delay, now);
         Ok(())
+    }
+
+    /// `Ok`: it is as was asked for.
+    pub fn reschedule(&mut self, no: No, delay: u64) -> Result<(), Fault> {
+        let now = self.now;
+        let job = self.waiting(no)?;
+        if job.is_expired(now + delay) {
+            return Err(Fault::Expires);
+        }
+        if delay > 0 || job.state == JobState::Scheduled {
+            job.waits(delay, now);
+        }
+        Ok(())
+    }
+
+    pub fn set_priority(&mut self, no: No, priority: Priority) -> Result<(), Fault> {
+        let job = self.waiting(no)?;
+        job.revision += u64::from(job.priority != priority);
+        job.priority = priority;
+        Ok(())
+    }
+
+    fn waiting(&mut self, no: No) -> Result<&mut Job, Fault> {
+        let job = self.jobs[no].as_mut().ok_or(Fault::Gone)?;
+        match job.state {
+            JobState::Scheduled | JobState::Queued => Ok(job),
+            other => Err(Fault::State(other)),
+        }
+    }
+
+    pub fn delete(&mut self, no: No) -> Deleted {
+        match self.job(no).map(|job| job.state) {
+            None => Deleted::NotFound,
+            Some(state) if !state.is_final() => Deleted::WrongState(state),
+            Some(_) => {
+                self.jobs[no] = None;
+                self.deleted.insert(no);
+                Deleted::Done
+            }
+        }
     }
 
     pub fn promote(&mut self) {
@@ -339,6 +455,16 @@ impl Model {
         for job in self.jobs.iter_mut().flatten() {
             if job.state == JobState::Scheduled && job.due <= now {
                 job.moves(JobState::Queued);
+            }
+        }
+    }
+
+    pub fn expire_jobs(&mut self) {
+        let now = self.now;
+        for job in self.jobs.iter_mut().flatten() {
+            let is_open = matches!(job.state, JobState::Scheduled | JobState::Queued);
+            if is_open && job.is_expired(now) {
+                job.ends(JobState::Failed, now);
             }
         }
     }

@@ -2,14 +2,18 @@
 
 use std::time::Duration;
 
-use leasehold::job::draft::RawStart;
-use leasehold::job::{Ending, JobId, JobState, Lease, NewJob, Outcome, Progress, Verdict, View};
+use leasehold::job::draft::{RawExpiry, RawStart};
+use leasehold::job::{
+    Ending, JobId, JobState, Lease, NewJob, Outcome, Priority, Progress, Start, UniqueConflict,
+    UniqueKey, Verdict, View,
+};
 use leasehold::store::{
-    Ask, Attach, Attached, Cancelled, Enqueued, Granted, Report, Retried, SessionState, Unit,
+    Ask, Attach, Attached, Cancelled, Enqueued, Granted, Line, Report, Rescheduled, Retried,
+    SessionState, Unit,
 };
 
 use super::Op;
-use super::model::{Asked, BACKOFF, Model, No, RETENTION, TICK, TTL};
+use super::model::{Asked, BACKOFF, Fault, Model, No, RETENTION, TICK, TTL, Unique, Unretried};
 use crate::steps::{
     ANY_AGE, backoff, ending, failure, fresh_epoch, jobs_of, line_of, permanent_failure, raw,
     release_after, success,
@@ -45,12 +49,13 @@ impl Play {
         play.end().await;
     }
 
-    fn new_job(&self, delay: u64, max_attempts: u32) -> NewJob {
+    fn new_job(&self, delay: u64, expires_in: Option<u64>, max_attempts: u32) -> NewJob {
         self.world.job_with(|d| {
             d.start = match delay {
                 0 => RawStart::Now,
                 n => RawStart::Delay(raw(span(n))),
             };
+            d.expiry = expires_in.map(|ticks| RawExpiry::In(raw(span(ticks))));
             d.max_attempts = max_attempts;
             d.backoff = backoff(span(BACKOFF), span(4 * BACKOFF), 2.0);
             d.retention = Some(raw(span(RETENTION)));
@@ -89,11 +94,20 @@ impl Play {
             Op::Enqueue {
                 count,
                 delay,
+                begins_within,
                 max_attempts,
                 unit,
             } => {
-                self.enqueue(*count, *delay, *max_attempts, *unit).await;
+                let expires_in = (*begins_within > 0).then_some(delay + begins_within);
+                self.enqueue(*count, *delay, expires_in, *max_attempts, *unit)
+                    .await;
             }
+            Op::EnqueueUnique {
+                key,
+                conflict,
+                delay,
+                all,
+            } => self.enqueue_unique(*key, *conflict, *delay, *all).await,
             Op::EnqueueAgain { job, other, all } => self.enqueue_again(*job, *other, *all).await,
             Op::Open => {
                 let session = self.world.open_on(self.world.node, "w", span(TTL)).await;
@@ -131,12 +145,40 @@ impl Play {
                 self.report(*job, *lease, *revision, *has_checkpoint).await;
             }
             Op::Cancel(job) => self.cancel(*job).await,
+            Op::Delete(job) => {
+                if let Some(no) = self.some_job(*job) {
+                    let told = self.world.store.delete(self.jobs[no].id).await;
+                    assert_eq!(told.expect("delete answers"), self.model.delete(no));
+                }
+            }
+            Op::Reschedule(job, delay) => {
+                if let Some(no) = self.some_job(*job) {
+                    let start = Start::After(span(*delay));
+                    let told = self.world.store.reschedule(self.jobs[no].id, start).await;
+                    let expected = self.model.reschedule(no, *delay);
+                    steered(told.expect("reschedule answers"), expected);
+                }
+            }
+            Op::SetPriority(job, is_high) => {
+                if let Some(no) = self.some_job(*job) {
+                    let level = [Priority::Normal, Priority::High][usize::from(*is_high)];
+                    let id = self.jobs[no].id;
+                    let told = self.world.store.set_priority(id, level).await;
+                    let expected = self.model.set_priority(no, level);
+                    steered(told.expect("set_priority answers"), expected);
+                }
+            }
             Op::Retry(job, delay) => self.retry(*job, *delay).await,
             Op::Pass(ticks) => self.pass(*ticks).await,
             Op::Promote => {
                 self.pass(1).await;
                 self.model.promote();
                 self.world.promote().await;
+            }
+            Op::ExpireJobs => {
+                self.model.expire_jobs();
+                let swept = self.world.store.expire_jobs(1_000).await;
+                swept.expect("it answers");
             }
             Op::Expire => {
                 self.model.expire();
@@ -157,9 +199,16 @@ impl Play {
         self.world.advance(span(ticks)).await;
     }
 
-    async fn enqueue(&mut self, count: usize, delay: u64, max_attempts: u32, all: bool) {
+    async fn enqueue(
+        &mut self,
+        count: usize,
+        delay: u64,
+        expires_in: Option<u64>,
+        max_attempts: u32,
+        all: bool,
+    ) {
         let new: Vec<NewJob> = (0..count)
-            .map(|_| self.new_job(delay, max_attempts))
+            .map(|_| self.new_job(delay, expires_in, max_attempts))
             .collect();
         let unit = if all { Unit::All } else { Unit::Each };
         let told = self.world.enqueue(new.clone(), unit).await;
@@ -169,22 +218,49 @@ impl Play {
                 .all(|told| matches!(told, Enqueued::Created(_)))
         );
         for job in new {
-            self.model.enqueue(delay, max_attempts);
+            self.model.enqueue(delay, expires_in, max_attempts);
             self.jobs.push(job);
             self.made.push(self.model.now);
             self.leases.push(Vec::new());
         }
     }
 
+    async fn enqueue_unique(&mut self, key: u8, conflict: UniqueConflict, delay: u64, all: bool) {
+        let mut new = self.new_job(delay, None, 1);
+        new.spec.unique_key = UniqueKey::parse(&format!("key {key}"));
+        new.unique_conflict = conflict;
+        let unit = if all { Unit::All } else { Unit::Each };
+        let told = self.world.enqueue(vec![new.clone()], unit).await;
+        match (
+            self.model.enqueue_unique(key, conflict, delay),
+            &told.jobs[0],
+        ) {
+            (Unique::New, Enqueued::Created(_)) => {
+                self.jobs.push(new);
+                self.made.push(self.model.now);
+                self.leases.push(Vec::new());
+            }
+            (Unique::Kept(no), Enqueued::Existed(job)) => assert_eq!(job.id, self.jobs[no].id),
+            (Unique::Refused(no), Enqueued::UniqueConflict(id)) => {
+                assert_eq!(*id, self.jobs[no].id);
+            }
+            (expected, told) => panic!("{told:?} instead of {expected:?}"),
+        }
+    }
+
     async fn enqueue_again(&mut self, job: No, other: bool, all: bool) {
         let Some(no) = self.some_job(job) else { return };
         let mut again = self.jobs[no].clone();
+        if again.spec.unique_key.is_some() {
+            // Once it is forgotten, it is another job by now that is found under its key.
+            return;
+        }
         if other {
             again.fingerprint = [7; 32];
         }
         let unit = if all { Unit::All } else { Unit::Each };
         // Beside a new one, which an All must not let in when the other is refused.
-        let new = self.new_job(0, 1);
+        let new = self.new_job(0, None, 1);
         let told = self
             .world
             .enqueue(vec![again, new.clone()], unit)
@@ -196,13 +272,14 @@ impl Play {
                 false
             }
             (Enqueued::Conflict, Some(_)) if other => true,
+            (Enqueued::Conflict, None) if self.model.deleted.contains(&no) => true,
             (Enqueued::IdOutOfTime, None) if !self.model.id_is_young(self.made[no]) => true,
             (told, job) => panic!("told {told:?} of {job:?}"),
         };
         match (&told[1], is_refused && all) {
             (Enqueued::NotTried, true) => {}
             (Enqueued::Created(_), false) => {
-                self.model.enqueue(0, 1);
+                self.model.enqueue(0, None, 1);
                 self.jobs.push(new);
                 self.made.push(self.model.now);
                 self.leases.push(Vec::new());
@@ -350,16 +427,23 @@ impl Play {
         let Some(no) = self.some_job(job) else { return };
         let told = self.world.retry(self.jobs[no].id, span(delay)).await;
         match (self.model.retry(no, delay), told) {
-            (Ok(()), Retried::Done(..)) | (Err(None), Retried::NotFound) => {}
-            (Err(Some(state)), Retried::WrongState(told)) => assert_eq!(told, state),
+            (Ok(()), Retried::Done(..)) | (Err(Unretried::Gone), Retried::NotFound) => {}
+            (Err(Unretried::State(state)), Retried::WrongState(told)) => assert_eq!(told, state),
+            (Err(Unretried::KeyHeld(by)), Retried::KeyHeld(told)) => {
+                assert_eq!(told, self.jobs[by].id);
+            }
             (expected, told) => panic!("{told:?} instead of {expected:?}"),
         }
     }
 
     /// What is lent is QUEUED, and nothing twice.
     async fn claim(&mut self) {
-        let line = line_of(&self.new_job(0, 1));
-        let lent = self.world.claim(&[line], ANY_AGE, 1_000).await;
+        let line = line_of(&self.new_job(0, None, 1));
+        let lines = [Priority::Normal, Priority::High].map(|priority| Line {
+            priority,
+            ..line.clone()
+        });
+        let lent = self.world.claim(&lines, ANY_AGE, 1_000).await;
         let lost = self
             .world
             .unoffered(fresh_epoch(), ANY_AGE, ANY_AGE, 1_000)
@@ -440,6 +524,8 @@ impl Play {
                 (job.state, job.revision, job.attempt),
                 "{found:?}"
             );
+            let replaced_by = job.replaced_by.map(|by| self.jobs[by].id);
+            assert_eq!(found.replaced_by, replaced_by, "{found:?}");
             assert_eq!(
                 (found.failures, found.lost_leases, found.releases),
                 (job.failures, job.lost, job.releases),
@@ -491,6 +577,16 @@ impl Play {
             left.iter().all(Option::is_none),
             "final implies a row by which it is removed: {left:?}"
         );
+    }
+}
+
+fn steered(told: Rescheduled, expected: Result<(), Fault>) {
+    match (told, expected) {
+        (Rescheduled::Done(..), Ok(()))
+        | (Rescheduled::NotFound, Err(Fault::Gone))
+        | (Rescheduled::ExpiresTooSoon, Err(Fault::Expires)) => {}
+        (Rescheduled::WrongState(is), Err(Fault::State(state))) => assert_eq!(is, state),
+        (told, expected) => panic!("{told:?} instead of {expected:?}"),
     }
 }
 

@@ -395,4 +395,25 @@ impl JobService for Service {
     ) -> Result<Response<ExplainJobResponse>, Status> {
         Err(Status::unimplemented("not asked for here"))
     }
+
+    async fn delete_job(
+        &self,
+        _: Request<proto::DeleteJobRequest>,
+    ) -> Result<Response<proto::DeleteJobResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn reschedule_job(
+        &self,
+        _: Request<proto::RescheduleJobRequest>,
+    ) -> Result<Response<proto::RescheduleJobResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn set_job_priority(
+        &self,
+        _: Request<proto::SetJobPriorityRequest>,
+    ) -> Result<Response<proto::SetJobPriorityResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
 }

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use sqlx::postgres::PgRow;
 
-use super::{key, place};
+use super::{expire_in, expire_time, key, place};
 use crate::error::Result;
 use crate::job::limits::{ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX};
 use crate::job::time::micros;
-use crate::job::{JobId, NewJob, Priority, QueueName, Start, Timestamp};
+use crate::job::{Expiry, JobId, NewJob, Priority, QueueName, Start, Timestamp};
 use crate::store::postgres::fault::{broken, is_taken};
 use crate::store::postgres::pool::{Pool, Statement};
 use crate::store::postgres::row::{column, int, json, priority};
@@ -25,18 +25,19 @@ WITH clock AS MATERIALIZED (SELECT now, now BETWEEN $27 AND $28 AS is_time FROM 
 created AS (
   INSERT INTO jobs (id, fingerprint, payload, labels, headers, queue, kind, priority, max_attempts, backoff_initial,
                     backoff_max, backoff_factor, timeout, retention, payload_type, payload_is_text,
-                    state, create_time, run_time, due_at, queued_time, idempotency_key)
+                    state, create_time, run_time, due_at, queued_time, idempotency_key, expire_time, expire_at)
   SELECT n.id, n.fingerprint, n.payload, n.labels::jsonb, n.headers::jsonb, ($9::text[])[n.shape],
          ($10::text[])[n.shape], ($11::int2[])[n.shape], ($12::int4[])[n.shape], ($13::int8[])[n.shape],
          ($14::int8[])[n.shape], ($15::float8[])[n.shape], ($16::int8[])[n.shape], ($17::int8[])[n.shape],
          ($18::text[])[n.shape], ($19::bool[])[n.shape],
          CASE WHEN n.delay IS NULL AND n.start_at IS NULL THEN 2 ELSE 1 END, c.now,
          coalesce(n.start_at, c.now + n.delay, c.now), coalesce(n.start_at, c.now + n.delay),
-         CASE WHEN n.delay IS NULL AND n.start_at IS NULL THEN c.now END, n.idempotency_key
+         CASE WHEN n.delay IS NULL AND n.start_at IS NULL THEN c.now END, n.idempotency_key,
+         coalesce(n.expire_time, c.now + n.expire_in), coalesce(n.expire_time, c.now + n.expire_in)
     FROM clock c
    CROSS JOIN unnest($1::uuid[], $2::int4[], $3::bytea[], $4::bytea[], $5::text[], $6::text[], $7::int8[], $8::int8[],
-                     $30::text[])
-      AS n (id, shape, fingerprint, payload, labels, headers, delay, start_at, idempotency_key)
+                     $30::text[], $31::int8[], $32::int8[])
+      AS n (id, shape, fingerprint, payload, labels, headers, delay, start_at, idempotency_key, expire_in, expire_time)
    WHERE c.is_time),
 segment AS (
   INSERT INTO backlog (queue, priority, created_at, check_at, jobs)
@@ -203,6 +204,8 @@ impl<'a> Batch<'a> {
             .bind(latest)
             .bind(each(&lined, |id| id.uuid()))
             .bind(none_if_none(each(jobs, key)))
+            .bind(none_if_none(each(jobs, expire_in)))
+            .bind(none_if_none(each(jobs, expire_time)))
     }
 
     /// Scheduled and queued jobs of each queue.
@@ -219,7 +222,8 @@ impl<'a> Batch<'a> {
     }
 
     /// Between which times nothing is to be said against any of the jobs, and all that have a time of their own are
-    /// SCHEDULED.
+    /// SCHEDULED. None is so late that one expires before it may begin, nor so early that one that may begin at a time of
+    /// its own has expired by then.
     fn window(&self) -> (i64, i64) {
         let mut window = (i64::MIN, i64::MAX);
         for job in &self.jobs {
@@ -229,6 +233,16 @@ impl<'a> Batch<'a> {
             if let Start::At(at) = job.start {
                 window.0 = window.0.max(at.0 - micros(SPAN_MAX));
                 window.1 = window.1.min(at.0 - 1);
+            }
+            match (job.expiry, job.start) {
+                (Some(Expiry::At(end)), Start::After(delay)) => {
+                    window.1 = window.1.min(end.0.saturating_sub(micros(delay)) - 1);
+                }
+                (Some(Expiry::At(end)), _) => window.1 = window.1.min(end.0 - 1),
+                (Some(Expiry::After(span)), Start::At(at)) => {
+                    window.0 = window.0.max(at.0.saturating_sub(micros(span)) + 1);
+                }
+                (Some(Expiry::After(_)) | None, _) => {}
             }
         }
         window

@@ -1,54 +1,72 @@
 //! A batch of which some ids or keys may be there already, or out of their time: what the INSERT leaves out is looked at.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use super::{answers, created, firsts, key, out_of_bounds, place};
+use super::{
+    answers, created, expire_in, expire_time, firsts, key, out_of_bounds, place, unique_key,
+};
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::job::limits::{ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX};
+use crate::job::limits::{ID_AGE_MAX, ID_AHEAD_MAX, ROW_AGE_MIN, SPAN_MAX};
 use crate::job::time::micros;
 use crate::job::{JobId, NewJob, Start, Timestamp, View};
 use crate::store::known::Known;
 use crate::store::postgres::fault::{Effect, broken, fault, gave_way, silent};
 use crate::store::postgres::pool::{ANSWER_WITHIN, Pool, RUNS_MAX, Statement};
-use crate::store::postgres::row::{self, column, int, job_columns, json};
+use crate::store::postgres::row::{self, DELETED, column, int, job_columns, json, state};
 use crate::store::{EnqueueAnswer, Enqueued};
 
-/// Ids out of their time and starts too far ahead are left out here, and named by the time that the answer carries.
-/// The rows come in the order of [`place`] and are written so. What is read twice is kept aside without payloads.
+/// Ids out of their time, starts too far ahead and what expires before it begins are left out here, and named by the time
+/// that the answer carries. The rows come in the order of [`place`] and are written so. What is read twice is kept aside
+/// without payloads. One that is replaced by another of its batch is born CANCELLED.
 const INSERT: &str = "
-WITH clock AS MATERIALIZED (SELECT lh_us() AS now),
+WITH clock AS MATERIALIZED (SELECT coalesce($28::int8, lh_us()) AS now),
 created AS (
   INSERT INTO jobs (id, queue, kind, priority, max_attempts, backoff_initial, backoff_max, backoff_factor, timeout,
                     retention, labels, headers, fingerprint, payload_type, payload_is_text, payload,
-                    idempotency_key, state, create_time, run_time, due_at, queued_time)
+                    idempotency_key, expire_time, unique_key, replaced_by, copied_from, state, create_time, run_time, revision,
+                    expire_at, unique_held, due_at, queued_time, finish_time, failed_at, purge_time)
   SELECT n.id, n.queue, n.kind, n.priority, n.max_attempts, n.backoff_initial, n.backoff_max, n.backoff_factor,
          n.timeout, n.retention, n.labels::jsonb, n.headers::jsonb, n.fingerprint, n.payload_type, n.payload_is_text,
-         n.payload, n.idempotency_key, CASE WHEN r.run_time > c.now THEN 1 ELSE 2 END, c.now, r.run_time,
-         CASE WHEN r.run_time > c.now THEN r.run_time END, CASE WHEN r.run_time > c.now THEN NULL ELSE c.now END
+         n.payload, n.idempotency_key, r.expire_time, n.unique_key, n.replaced_by, n.copied_from, s.state, c.now, r.run_time,
+         CASE WHEN s.state = 6 THEN 2 ELSE 1 END,
+         CASE WHEN s.state <> 6 THEN r.expire_time END, CASE WHEN s.state <> 6 THEN n.unique_key END,
+         CASE WHEN s.state = 1 THEN r.run_time END, CASE WHEN s.state = 2 THEN c.now END,
+         CASE WHEN s.state = 6 THEN c.now END, CASE WHEN s.state = 6 THEN c.now END,
+         CASE WHEN s.state = 6 THEN c.now + greatest(n.retention, $29) END
     FROM clock c
    CROSS JOIN unnest($1::uuid[], $2::text[], $3::text[], $4::int2[], $5::int4[], $6::int8[], $7::int8[], $8::float8[],
                      $9::int8[], $10::int8[], $11::text[], $12::text[], $13::bytea[], $14::text[], $15::bool[],
-                     $16::bytea[], $17::int8[], $18::int8[], $19::int8[], $23::text[])
+                     $16::bytea[], $17::int8[], $18::int8[], $19::int8[], $23::text[], $24::int8[], $25::int8[],
+                     $26::text[], $27::uuid[], $30::uuid[])
       AS n (id, queue, kind, priority, max_attempts, backoff_initial, backoff_max, backoff_factor, timeout, retention,
             labels, headers, fingerprint, payload_type, payload_is_text, payload, delay, start_at, id_time,
-            idempotency_key)
-   CROSS JOIN LATERAL (SELECT greatest(coalesce(n.start_at, c.now + n.delay), c.now) AS run_time) AS r
+            idempotency_key, expire_in, expires_at, unique_key, replaced_by, copied_from)
+   CROSS JOIN LATERAL (SELECT greatest(coalesce(n.start_at, c.now + n.delay), c.now) AS run_time,
+                              coalesce(n.expires_at, c.now + n.expire_in) AS expire_time) AS r
+   CROSS JOIN LATERAL (SELECT CASE WHEN n.replaced_by IS NOT NULL THEN 6
+                                   WHEN r.run_time > c.now THEN 1 ELSE 2 END AS state) AS s
    WHERE n.id_time >= c.now - $20 AND n.id_time <= c.now + $21 AND coalesce(n.start_at, 0) <= c.now + $22
+     AND (r.expire_time > r.run_time) IS NOT FALSE
   ON CONFLICT DO NOTHING
-  RETURNING id, queue, priority, state),
+  RETURNING id, queue, priority, state, purge_time),
 segment AS (
   INSERT INTO backlog (queue, priority, created_at, check_at, jobs)
   SELECT d.queue, d.priority, min(c.now), min(c.now) + 5000000, array_agg(d.id ORDER BY d.id)
     FROM created d CROSS JOIN clock c WHERE d.state = 2 GROUP BY d.queue, d.priority
   RETURNING id, queue, priority, jobs),
 counted AS (
-  INSERT INTO queue_counts (queue, scheduled, queued)
-  SELECT queue, count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state = 2) FROM created GROUP BY queue)
+  INSERT INTO queue_counts (queue, scheduled, queued, cancelled)
+  SELECT queue, count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state = 2), count(*) FILTER (WHERE state = 6)
+    FROM created GROUP BY queue),
+ended AS (
+  INSERT INTO finished (bucket, check_at, size, jobs)
+  SELECT purge_time / 3600000000, min(purge_time), count(*), array_agg(id)
+    FROM created WHERE state = 6 GROUP BY purge_time / 3600000000)
 SELECT now, NULL::uuid AS id,
        NULL::bigint AS segment, NULL::text AS queue, NULL::int2 AS priority, NULL::uuid[] AS jobs FROM clock
 UNION ALL SELECT NULL, NULL, id, queue, priority, jobs FROM segment
@@ -68,8 +86,21 @@ const KEYED: &str = concat!(
       JOIN jobs ON queue = n.of_queue AND idempotency_key = n.key AND idempotency_key IS NOT NULL"
 );
 
+/// The same for those whose unique key is held by another job.
+const HELD: &str = concat!(
+    "SELECT fingerprint, ",
+    job_columns!(),
+    " FROM unnest($1::text[], $2::text[]) AS n (of_queue, key)
+      JOIN jobs ON queue = n.of_queue AND unique_held = n.key AND unique_held IS NOT NULL"
+);
+
+/// A node of an earlier version, during an upgrade, ends a job and leaves it its key.
+const LET_GO: &str = "
+UPDATE jobs SET unique_held = NULL
+ WHERE id = ANY (ARRAY(SELECT id FROM jobs WHERE id = ANY ($1) ORDER BY id FOR UPDATE)) AND state IN (4, 5, 6)";
+
 /// A job that was in the way and is gone at the second look is tried again; so often.
-const ROUNDS_MAX: u32 = 3;
+const ROUNDS_MAX: u32 = 5;
 
 /// Accepts those that nothing is said against.
 pub(super) async fn each(pool: &Pool, jobs: &[NewJob]) -> Result<EnqueueAnswer> {
@@ -92,7 +123,7 @@ pub(super) async fn all(pool: &Pool, jobs: &[NewJob]) -> Result<EnqueueAnswer> {
 }
 
 /// Runs something on a connection, within the time that all of it may take.
-async fn on(
+pub(super) async fn on(
     pool: &Pool,
     work: impl AsyncFnOnce(&mut PgConnection) -> Result<EnqueueAnswer, Broke>,
 ) -> Result<EnqueueAnswer> {
@@ -124,7 +155,7 @@ async fn unit(conn: &mut PgConnection, jobs: &[NewJob]) -> Result<EnqueueAnswer,
 }
 
 /// Nothing was accepted: what was not refused itself was not tried.
-fn refused(answer: EnqueueAnswer) -> EnqueueAnswer {
+pub(super) fn refused(answer: EnqueueAnswer) -> EnqueueAnswer {
     let jobs = answer
         .jobs
         .into_iter()
@@ -139,7 +170,7 @@ fn refused(answer: EnqueueAnswer) -> EnqueueAnswer {
 }
 
 /// What went wrong inside: ours, or the driver's.
-enum Broke {
+pub(super) enum Broke {
     Driver(sqlx::Error),
     Ours(Error),
 }
@@ -172,7 +203,10 @@ async fn attempt(
         firsts.sort_by_key(place);
         let mut run = 1;
         let rows = loop {
-            match statement(&firsts)?.fetch_all(&mut *conn).await {
+            match statement(&firsts, &HashMap::new(), None)?
+                .fetch_all(&mut *conn)
+                .await
+            {
                 Err(e) if run < runs && gave_way(&e) => run += 1,
                 rows => break rows?,
             }
@@ -187,7 +221,7 @@ async fn attempt(
         if open.is_empty() {
             break;
         }
-        look(conn, &open, &mut known).await?;
+        look(conn, &open, HELD, &mut known).await?;
         open.retain(|new| !known.has(new) && out_of_bounds(new, now).is_none());
         if open.is_empty() {
             break;
@@ -199,30 +233,67 @@ async fn attempt(
     })
 }
 
-/// Looks at what is there under the ids, and under the keys, of jobs that were not created.
-async fn look(conn: &mut PgConnection, open: &[&NewJob], known: &mut Known) -> Result<(), Broke> {
+/// Looks at what is there under the ids, and under the keys, of jobs that were not created. `held` is the statement by which
+/// it looks for who holds their unique keys.
+pub(super) async fn look(
+    conn: &mut PgConnection,
+    open: &[&NewJob],
+    held: &'static str,
+    known: &mut Known,
+) -> Result<(), Broke> {
     let ids: Vec<Uuid> = open.iter().map(|new| new.id.uuid()).collect();
     let mut rows = sqlx::query(EXISTING)
         .bind(&ids)
         .fetch_all(&mut *conn)
         .await?;
-    let (queues, keys): (Vec<&str>, Vec<&str>) = open
-        .iter()
-        .filter_map(|new| new.key())
+    let keys = open.iter().filter_map(|new| new.key());
+    let (queues, keys): (Vec<&str>, Vec<&str>) = keys
         .map(|(queue, key)| (queue.as_str(), key.as_str()))
         .unzip();
     if !keys.is_empty() {
         let keyed = sqlx::query(KEYED).bind(&queues).bind(&keys);
         rows.extend(keyed.fetch_all(&mut *conn).await?);
     }
+    // Last, as who holds a key is what changes most.
+    let (queues, keys) = unique_keys(open);
+    if !keys.is_empty() {
+        let held = sqlx::query(held).bind(&queues).bind(&keys);
+        let held = held.fetch_all(&mut *conn).await?;
+        let_go(conn, &held).await?;
+        rows.extend(held);
+    }
     for row in &rows {
+        if column::<i16>(row, "state")? == DELETED {
+            known.add_deleted(JobId::from_store(column(row, "id")?));
+            continue;
+        }
         known.add(row::job(row, View::Basic)?, column(row, "fingerprint")?);
     }
     Ok(())
 }
 
+/// Lets go of keys for jobs that are final and hold them nevertheless.
+async fn let_go(conn: &mut PgConnection, held: &[PgRow]) -> Result<(), Broke> {
+    let mut ended: Vec<Uuid> = Vec::new();
+    for row in held {
+        if state(column(row, "state")?)?.is_final() {
+            ended.push(column(row, "id")?);
+        }
+    }
+    if !ended.is_empty() {
+        sqlx::query(LET_GO).bind(&ended).execute(conn).await?;
+    }
+    Ok(())
+}
+
+fn unique_keys<'a>(jobs: &[&'a NewJob]) -> (Vec<&'a str>, Vec<&'a str>) {
+    let keys = jobs.iter().filter_map(|new| new.unique());
+    keys.map(|(queue, key)| (queue.as_str(), key.as_str()))
+        .unzip()
+}
+
 /// The time by which the ids were judged, and those that were new.
-fn inserted(rows: &[PgRow]) -> Result<(Timestamp, HashSet<JobId>)> {
+pub(super) fn inserted(rows: &[PgRow]) -> Result<(Timestamp, HashSet<JobId>)> {
     let mut clock = None;
     let mut created = HashSet::new();
     for row in rows {
@@ -235,7 +306,12 @@ fn inserted(rows: &[PgRow]) -> Result<(Timestamp, HashSet<JobId>)> {
     Ok((clock.ok_or_else(|| broken("clock"))?, created))
 }
 
-fn statement<'q>(jobs: &[&NewJob]) -> Result<Statement<'q>> {
+/// `replaced`: those of them that are replaced by others, and by which. `now`: the time, if it is not to be looked at.
+pub(super) fn statement<'q>(
+    jobs: &[&NewJob],
+    replaced: &HashMap<JobId, JobId>,
+    now: Option<Timestamp>,
+) -> Result<Statement<'q>> {
     let mut labels = Vec::with_capacity(jobs.len());
     let mut headers = Vec::with_capacity(jobs.len());
     for job in jobs {
@@ -299,5 +375,20 @@ fn statement<'q>(jobs: &[&NewJob]) -> Result<Statement<'q>> {
         .bind(micros(ID_AGE_MAX))
         .bind(micros(ID_AHEAD_MAX))
         .bind(micros(SPAN_MAX))
-        .bind(jobs.iter().map(key).collect::<Vec<_>>()))
+        .bind(jobs.iter().map(key).collect::<Vec<_>>())
+        .bind(jobs.iter().map(expire_in).collect::<Vec<_>>())
+        .bind(jobs.iter().map(expire_time).collect::<Vec<_>>())
+        .bind(jobs.iter().map(unique_key).collect::<Vec<_>>())
+        .bind(
+            jobs.iter()
+                .map(|job| replaced.get(&job.id).map(|by| by.uuid()))
+                .collect::<Vec<_>>(),
+        )
+        .bind(now.map(|now| now.0))
+        .bind(micros(ROW_AGE_MIN))
+        .bind(
+            jobs.iter()
+                .map(|job| job.copied_from.map(|of| of.uuid()))
+                .collect::<Vec<_>>(),
+        ))
 }
