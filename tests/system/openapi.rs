@@ -12,6 +12,8 @@ async fn schemathesis_finds_no_fault() {
     let document = format!("http://{}/openapi.json", dev.node.address);
     let report = tokio::task::spawn_blocking(move || {
         let mut schemathesis = Command::new(python().with_file_name("schemathesis"));
+        // It leaves what it has tried in the folder where it runs.
+        schemathesis.current_dir(env!("CARGO_TARGET_TMPDIR"));
         run(schemathesis.arg("run").arg(document).args([
             "--max-examples=20",
             "--seed=7",
