@@ -9,7 +9,7 @@ use super::{Engine, sessions};
 use crate::error::{Error, Result};
 use crate::job::draft::DraftCopy;
 use crate::job::limits::SPAN_MAX;
-use crate::job::{By, Job, JobId, JobState, NewJob, Priority, Start, View};
+use crate::job::{Actor, By, Job, JobId, JobState, NewJob, Priority, Start, View};
 use crate::store::{Cancelled, Deleted, JobFilter, JobPage, Rescheduled, Retried};
 
 /// A job that is durable.
@@ -150,24 +150,32 @@ impl Engine {
     ///
     /// # Errors
     /// `JobNotFound`, `WrongState`, `InvalidArgument` (a time too far ahead, or past the job's expire time), and the store's.
-    pub async fn reschedule(&self, id: JobId, start: Start) -> Result<Job> {
-        let steered = self.core.store.reschedule(id, start).await?;
-        self.steered(id, "reschedule", steered)
+    pub async fn reschedule(&self, id: JobId, start: Start, by: By) -> Result<Job> {
+        let actor = by.actor.clone();
+        let steered = self.core.store.reschedule(id, start, by).await?;
+        self.steered(id, "reschedule", &actor, steered)
     }
 
     /// Gives a job that waits another priority.
     ///
     /// # Errors
     /// `JobNotFound`, `WrongState`, and the store's.
-    pub async fn set_priority(&self, id: JobId, priority: Priority) -> Result<Job> {
-        let steered = self.core.store.set_priority(id, priority).await?;
-        self.steered(id, "prioritize", steered)
+    pub async fn set_priority(&self, id: JobId, priority: Priority, by: By) -> Result<Job> {
+        let actor = by.actor.clone();
+        let steered = self.core.store.set_priority(id, priority, by).await?;
+        self.steered(id, "prioritize", &actor, steered)
     }
 
-    fn steered(&self, id: JobId, verb: &'static str, steered: Rescheduled) -> Result<Job> {
+    fn steered(
+        &self,
+        id: JobId,
+        verb: &'static str,
+        actor: &Actor,
+        steered: Rescheduled,
+    ) -> Result<Job> {
         match steered {
             Rescheduled::Done(job, segments) => {
-                info!(job_id = %id, queue = %job.spec.queue, verb, "job steered by hand");
+                info!(job_id = %id, queue = %job.spec.queue, actor = actor.as_str(), verb, "job steered by hand");
                 self.core.watches.changed([id]);
                 self.offers.offer(segments);
                 Ok(job)
@@ -189,10 +197,11 @@ impl Engine {
     ///
     /// # Errors
     /// `JobNotFound`, `WrongState`, and the store's.
-    pub async fn delete(&self, id: JobId) -> Result<()> {
-        match self.core.store.delete(id).await? {
+    pub async fn delete(&self, id: JobId, by: By) -> Result<()> {
+        let actor = by.actor.clone();
+        match self.core.store.delete(id, by).await? {
             Deleted::Done => {
-                info!(job_id = %id, "job deleted");
+                info!(job_id = %id, actor = actor.as_str(), "job deleted");
                 self.core.watches.changed([id]);
                 Ok(())
             }

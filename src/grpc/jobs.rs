@@ -88,21 +88,24 @@ impl pb::job_service_server::JobService for Jobs {
         &self,
         request: Request<pb::RescheduleJobRequest>,
     ) -> Result<Response<pb::RescheduleJobResponse>, Status> {
-        self.answer(self.reschedule(request.into_inner()).await)
+        let actor = actor(request.metadata());
+        self.answer(self.reschedule(actor, request.into_inner()).await)
     }
 
     async fn set_job_priority(
         &self,
         request: Request<pb::SetJobPriorityRequest>,
     ) -> Result<Response<pb::SetJobPriorityResponse>, Status> {
-        self.answer(self.set_priority(request.into_inner()).await)
+        let actor = actor(request.metadata());
+        self.answer(self.set_priority(actor, request.into_inner()).await)
     }
 
     async fn delete_job(
         &self,
         request: Request<pb::DeleteJobRequest>,
     ) -> Result<Response<pb::DeleteJobResponse>, Status> {
-        self.answer(self.delete(request.into_inner()).await)
+        let actor = actor(request.metadata());
+        self.answer(self.delete(actor, request.into_inner()).await)
     }
 }
 
@@ -282,6 +285,7 @@ impl Jobs {
 
     async fn reschedule(
         &self,
+        actor: Result<Actor>,
         request: pb::RescheduleJobRequest,
     ) -> Result<pb::RescheduleJobResponse> {
         use pb::reschedule_job_request::Start::{Delay, RunTime};
@@ -292,7 +296,8 @@ impl Jobs {
             Some(RunTime(at)) => RawStart::At(convert::raw_time(at)),
         };
         let start = start(raw).map_err(|(field, why)| Error::field(field, why))?;
-        let job = self.0.reschedule(id, start).await?;
+        let by = by(actor?, String::new())?;
+        let job = self.0.reschedule(id, start, by).await?;
         Ok(pb::RescheduleJobResponse {
             job: Some(convert::job(job)),
         })
@@ -300,20 +305,27 @@ impl Jobs {
 
     async fn set_priority(
         &self,
+        actor: Result<Actor>,
         request: pb::SetJobPriorityRequest,
     ) -> Result<pb::SetJobPriorityResponse> {
         let id = job_id(&request.job_id)?;
         let level = i16::try_from(request.priority).ok();
         let level = level.and_then(Priority::from_number);
         let level = level.ok_or_else(|| Error::field("priority", "must be LOW, NORMAL or HIGH"))?;
-        let job = self.0.set_priority(id, level).await?;
+        let by = by(actor?, String::new())?;
+        let job = self.0.set_priority(id, level, by).await?;
         Ok(pb::SetJobPriorityResponse {
             job: Some(convert::job(job)),
         })
     }
 
-    async fn delete(&self, request: pb::DeleteJobRequest) -> Result<pb::DeleteJobResponse> {
-        self.0.delete(job_id(&request.job_id)?).await?;
+    async fn delete(
+        &self,
+        actor: Result<Actor>,
+        request: pb::DeleteJobRequest,
+    ) -> Result<pb::DeleteJobResponse> {
+        let by = by(actor?, String::new())?;
+        self.0.delete(job_id(&request.job_id)?, by).await?;
         Ok(pb::DeleteJobResponse {})
     }
 }

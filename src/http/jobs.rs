@@ -20,7 +20,7 @@ use crate::engine::{Accepted, Engine, Ids};
 use crate::error::{Error, Result, Violation};
 use crate::job::draft::{DraftCopy, span, start};
 use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, BODY_BYTES_MAX, SPAN_MAX};
-use crate::job::{By, JobId, NewJob, Start};
+use crate::job::{Actor, By, JobId, NewJob, Start};
 
 /// What a call gives.
 pub type Answer = std::result::Result<Response, Problem>;
@@ -148,6 +148,7 @@ pub async fn reschedule(
 ) -> Answer {
     query::none(&asked.unwrap_or_default())?;
     let id = job_id(&id)?;
+    let actor = actor(request.headers())?;
     let text = body::read(request, Need::Optional, SMALL_BODY_BYTES).await?;
     let mut members = Members::of(body::document(&text)?, "");
     let start = start(asked_for::start(&mut members)).unwrap_or_else(|(field, why)| {
@@ -155,7 +156,7 @@ pub async fn reschedule(
         Start::Now
     });
     body::end(members)?;
-    let job = engine.reschedule(id, start).await?;
+    let job = engine.reschedule(id, start, unsaid(actor)).await?;
     json(StatusCode::OK, &JobJson::of(&job))
 }
 
@@ -168,12 +169,13 @@ pub async fn set_priority(
 ) -> Answer {
     query::none(&asked.unwrap_or_default())?;
     let id = job_id(&id)?;
+    let actor = actor(request.headers())?;
     let text = body::read(request, Need::Required, SMALL_BODY_BYTES).await?;
     let mut members = Members::of(body::document(&text)?, "");
     let asked = asked_for::priority(&mut members, "priority").and_then(Result::ok);
     body::end(members)?;
     let level = asked.ok_or_else(|| Error::field("priority", "must be LOW, NORMAL or HIGH"))?;
-    let job = engine.set_priority(id, level).await?;
+    let job = engine.set_priority(id, level, unsaid(actor)).await?;
     json(StatusCode::OK, &JobJson::of(&job))
 }
 
@@ -182,9 +184,11 @@ pub async fn delete(
     State(engine): Shared,
     Path(id): Path<String>,
     RawQuery(asked): RawQuery,
+    headers: HeaderMap,
 ) -> Answer {
     query::none(&asked.unwrap_or_default())?;
-    engine.delete(job_id(&id)?).await?;
+    let by = unsaid(actor(&headers)?);
+    engine.delete(job_id(&id)?, by).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -214,10 +218,7 @@ pub async fn retry(
     }
     body::end(members)?;
     let Some(payload) = payload else {
-        let by = By {
-            actor,
-            ..By::default()
-        };
+        let by = unsaid(actor);
         let job = engine.retry(id, delay, by).await?;
         return json(StatusCode::OK, &JobJson::of(&job));
     };
@@ -286,6 +287,14 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>> {
             KEY_HEADER,
             "must be given once, in visible ASCII",
         )),
+    }
+}
+
+/// Somebody who does not say why.
+fn unsaid(actor: Actor) -> By {
+    By {
+        actor,
+        ..By::default()
     }
 }
 

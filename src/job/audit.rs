@@ -95,15 +95,24 @@ pub enum AuditAction {
     CancelJob = 4,
     /// A job was brought back.
     RetryJob = 5,
+    /// A job was given another time.
+    RescheduleJob = 6,
+    /// A job was given another priority.
+    SetJobPriority = 7,
+    /// A job was deleted.
+    DeleteJob = 8,
 }
 
 impl AuditAction {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 8] = [
         Self::PauseQueue,
         Self::ResumeQueue,
         Self::UpdateQueue,
         Self::CancelJob,
         Self::RetryJob,
+        Self::RescheduleJob,
+        Self::SetJobPriority,
+        Self::DeleteJob,
     ];
 
     /// The number that rows and the wire use.
@@ -124,6 +133,9 @@ impl AuditAction {
             Self::UpdateQueue => "UPDATE_QUEUE",
             Self::CancelJob => "CANCEL_JOB",
             Self::RetryJob => "RETRY_JOB",
+            Self::RescheduleJob => "RESCHEDULE_JOB",
+            Self::SetJobPriority => "SET_JOB_PRIORITY",
+            Self::DeleteJob => "DELETE_JOB",
         }
     }
 }

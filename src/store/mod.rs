@@ -374,13 +374,13 @@ pub trait Store: Send + Sync + 'static {
     async fn retry(&self, job: JobId, delay: Duration, by: By) -> Result<Retried>;
 
     /// Gives a SCHEDULED or QUEUED job another time. One that is QUEUED and due at once keeps its place.
-    async fn reschedule(&self, job: JobId, start: Start) -> Result<Rescheduled>;
+    async fn reschedule(&self, job: JobId, start: Start, by: By) -> Result<Rescheduled>;
     /// Gives a SCHEDULED or QUEUED job another priority. One that is QUEUED goes to the end of that line; the hint in its old
     /// line is worth no less than before, and may still hand it out.
-    async fn set_priority(&self, job: JobId, priority: Priority) -> Result<Rescheduled>;
+    async fn set_priority(&self, job: JobId, priority: Priority, by: By) -> Result<Rescheduled>;
     /// Deletes a final job: with all that it holds, its keys too. Its id stays taken for as long as it could be sent once
     /// more; [`Store::retain`] frees it then.
-    async fn delete(&self, job: JobId) -> Result<Deleted>;
+    async fn delete(&self, job: JobId, by: By) -> Result<Deleted>;
 
     /// Makes a session, alive for its TTL from now, attached once.
     async fn open_session(&self, session: NewSession) -> Result<()>;

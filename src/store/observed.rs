@@ -252,19 +252,20 @@ impl Store for Observed {
         self.run(write("retry", 1), work).await
     }
 
-    async fn reschedule(&self, job: JobId, start: Start) -> Result<Rescheduled> {
-        let work = move |store: Arc<dyn Store>| async move { store.reschedule(job, start).await };
+    async fn reschedule(&self, job: JobId, start: Start, by: By) -> Result<Rescheduled> {
+        let work =
+            move |store: Arc<dyn Store>| async move { store.reschedule(job, start, by).await };
         self.run(write("reschedule", 1), work).await
     }
 
-    async fn set_priority(&self, job: JobId, priority: Priority) -> Result<Rescheduled> {
+    async fn set_priority(&self, job: JobId, priority: Priority, by: By) -> Result<Rescheduled> {
         let work =
-            move |store: Arc<dyn Store>| async move { store.set_priority(job, priority).await };
+            move |store: Arc<dyn Store>| async move { store.set_priority(job, priority, by).await };
         self.run(write("set_priority", 1), work).await
     }
 
-    async fn delete(&self, job: JobId) -> Result<Deleted> {
-        let work = move |store: Arc<dyn Store>| async move { store.delete(job).await };
+    async fn delete(&self, job: JobId, by: By) -> Result<Deleted> {
+        let work = move |store: Arc<dyn Store>| async move { store.delete(job, by).await };
         self.run(write("delete", 1), work).await
     }
 

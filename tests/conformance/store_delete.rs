@@ -15,7 +15,10 @@ fn with_keys(d: &mut Draft) {
 
 impl World {
     async fn delete(&self, id: JobId) -> Deleted {
-        self.store.delete(id).await.expect("delete answers")
+        self.store
+            .delete(id, "".into())
+            .await
+            .expect("delete answers")
     }
 }
 

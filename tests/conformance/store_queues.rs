@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use leasehold::job::{
     Actor, AuditAction, AuditEvent, Backoff, By, Defaultable, JobState, Priority, QueueChange,
-    QueueDefaults, QueueSettings,
+    QueueDefaults, QueueSettings, Start,
 };
 use leasehold::store::{QueueView, Steer, Steered};
 
@@ -342,9 +342,32 @@ async fn what_somebody_does_to_a_job_is_told_and_what_nobody_does_is_not(world: 
     for _ in 0..2 {
         back().await.expect("retry answers");
     }
+    let store = &world.store;
+    // What changes nothing is not told: it is QUEUED, and of that priority.
+    for (start, priority) in [
+        (Start::Now, Priority::Normal),
+        (Start::After(Duration::from_secs(60)), Priority::High),
+    ] {
+        let moved = store.reschedule(job, start, ada()).await;
+        moved.expect("reschedule answers");
+        let moved = store.set_priority(job, priority, ada()).await;
+        moved.expect("set_priority answers");
+    }
+    world.cancel(job).await;
+    for _ in 0..2 {
+        let deleted = store.delete(job, ada()).await;
+        deleted.expect("delete answers");
+    }
     let told = audit(&world).await;
     let actions: Vec<_> = told.iter().map(|event| event.action).collect();
-    assert_eq!(actions, [AuditAction::RetryJob, AuditAction::CancelJob]);
+    let newest_first = [
+        AuditAction::DeleteJob,
+        AuditAction::SetJobPriority,
+        AuditAction::RescheduleJob,
+        AuditAction::RetryJob,
+        AuditAction::CancelJob,
+    ];
+    assert_eq!(actions, newest_first);
     for event in told {
         assert_eq!((event.subject, event.by), (job.to_string(), ada()));
     }

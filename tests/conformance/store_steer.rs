@@ -14,7 +14,7 @@ use crate::world::World;
 
 impl World {
     async fn reschedule(&self, id: JobId, start: Start) -> Rescheduled {
-        let told = self.store.reschedule(id, start).await;
+        let told = self.store.reschedule(id, start, "".into()).await;
         told.expect("reschedule answers")
     }
 
@@ -30,7 +30,7 @@ impl World {
     }
 
     async fn set_priority(&self, id: JobId, priority: Priority) -> Rescheduled {
-        let told = self.store.set_priority(id, priority).await;
+        let told = self.store.set_priority(id, priority, "".into()).await;
         told.expect("set_priority answers")
     }
 

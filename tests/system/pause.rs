@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use prost_types::Timestamp;
 use tempfile::TempDir;
-use worker_sdk::{AuditAction, Client, Job, JobState, NewJob, Queue};
+use worker_sdk::{AuditAction, Client, Job, JobState, NewJob, Priority, Queue};
 
 use crate::stack::{Dev, Stack, client};
 use crate::support::http::request;
@@ -221,6 +221,12 @@ async fn who_cancelled_a_job_is_told_if_he_says_who_he_is() {
     ada.cancel(&id, "not wanted").await.unwrap();
     let (code, _) = typed(&dev, &["jobs", "retry", &id]);
     assert_eq!(code, Some(0));
+    ada.reschedule(&id, Duration::from_secs(60)).await.unwrap();
+    ada.set_priority(&id, Priority::High).await.unwrap();
+    // Nothing changes by it.
+    ada.set_priority(&id, Priority::High).await.unwrap();
+    nobody.cancel(&id, "").await.unwrap();
+    ada.delete(&id).await.unwrap();
     let told = nobody.audit_events(0, "").await.unwrap().events;
     let told: Vec<_> = told
         .iter()
@@ -229,6 +235,9 @@ async fn who_cancelled_a_job_is_told_if_he_says_who_he_is() {
     assert_eq!(
         told,
         [
+            (AuditAction::DeleteJob, "ada", ""),
+            (AuditAction::SetJobPriority, "ada", ""),
+            (AuditAction::RescheduleJob, "ada", ""),
             (AuditAction::RetryJob, "ada", ""),
             (AuditAction::CancelJob, "ada", "not wanted")
         ]

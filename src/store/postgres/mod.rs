@@ -141,14 +141,14 @@ impl Store for PostgresStore {
     async fn retry(&self, job: JobId, delay: Duration, by: By) -> Result<Retried> {
         admin::retry(&self.reads, job, delay, &by).await
     }
-    async fn reschedule(&self, job: JobId, start: Start) -> Result<Rescheduled> {
-        steer::reschedule(&self.reads, job, start).await
+    async fn reschedule(&self, job: JobId, start: Start, by: By) -> Result<Rescheduled> {
+        steer::reschedule(&self.reads, job, start, &by).await
     }
-    async fn set_priority(&self, job: JobId, priority: Priority) -> Result<Rescheduled> {
-        steer::set_priority(&self.reads, job, priority).await
+    async fn set_priority(&self, job: JobId, priority: Priority, by: By) -> Result<Rescheduled> {
+        steer::set_priority(&self.reads, job, priority, &by).await
     }
-    async fn delete(&self, job: JobId) -> Result<Deleted> {
-        steer::delete(&self.reads, job).await
+    async fn delete(&self, job: JobId, by: By) -> Result<Deleted> {
+        steer::delete(&self.reads, job, &by).await
     }
     async fn open_session(&self, session: NewSession) -> Result<()> {
         session::open(&self.hot, &session).await

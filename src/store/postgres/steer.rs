@@ -6,7 +6,7 @@ use super::row::{column, segments};
 use crate::error::{Error, Result};
 use crate::job::limits::{ROW_AGE_MIN, SPAN_MAX};
 use crate::job::time::micros;
-use crate::job::{JobId, JobState, Priority, Start, View};
+use crate::job::{AuditAction, By, JobId, JobState, Priority, Start, View};
 use crate::store::{Deleted, Rescheduled};
 
 /// `fault`: 1 for a time that is too far ahead, 2 for one past the time at which the job expires. A session that is in the
@@ -34,7 +34,10 @@ segmented AS (
   RETURNING id, queue, priority, jobs),
 counted AS (
   INSERT INTO queue_counts (queue, scheduled, queued)
-  SELECT queue, (state = 1)::int - (was = 1)::int, (state = 2)::int - (was = 2)::int FROM done WHERE state <> was)
+  SELECT queue, (state = 1)::int - (was = 1)::int, (state = 2)::int - (was = 2)::int FROM done WHERE state <> was),
+audited AS (
+  INSERT INTO audit (create_time, count, action, subject, actor, reason)
+  SELECT now, 1, $5, id::text, $6, $7 FROM done WHERE $6 <> '')
 SELECT w.fault, s.id AS segment, s.queue, s.priority, s.jobs FROM judged w LEFT JOIN segmented s ON true";
 
 const SET_PRIORITY: &str = "
@@ -49,7 +52,10 @@ done AS (
 segmented AS (
   INSERT INTO backlog (queue, priority, created_at, check_at, jobs)
   SELECT queue, priority, now, now + 5000000, ARRAY[id] FROM done WHERE state = 2
-  RETURNING id, queue, priority, jobs)
+  RETURNING id, queue, priority, jobs),
+audited AS (
+  INSERT INTO audit (create_time, count, action, subject, actor, reason)
+  SELECT now, 1, $3, id::text, $4, $5 FROM done WHERE $4 <> '')
 SELECT 0 AS fault, s.id AS segment, s.queue, s.priority, s.jobs FROM locked l LEFT JOIN segmented s ON true";
 
 /// All that the job held goes at once. Its row stays, empty and in a state that nothing looks for, by which its id is known
@@ -65,7 +71,7 @@ gone AS (
          unique_held = NULL,
          failed_at = NULL, expire_at = NULL, has_progress = false, purge_time = greatest(c.now, j.create_time + $2)
     FROM clock c, locked l WHERE j.id = l.id AND j.state = l.was
-  RETURNING j.id, j.purge_time, l.queue, l.was),
+  RETURNING j.id, j.purge_time, l.queue, l.was, c.now),
 history AS (
   DELETE FROM attempts a USING gone g WHERE a.job = g.id),
 progressed AS (
@@ -75,14 +81,22 @@ ended AS (
   SELECT purge_time / 3600000000, purge_time, 1, ARRAY[id] FROM gone),
 counted AS (
   INSERT INTO queue_counts (queue, succeeded, failed, cancelled)
-  SELECT queue, -(was = 4)::int, -(was = 5)::int, -(was = 6)::int FROM gone)
+  SELECT queue, -(was = 4)::int, -(was = 5)::int, -(was = 6)::int FROM gone),
+audited AS (
+  INSERT INTO audit (create_time, count, action, subject, actor, reason)
+  SELECT now, 1, $3, id::text, $4, $5 FROM gone WHERE $4 <> '')
 SELECT id FROM gone";
 
 /// A job that is seen to move between two looks is looked at again; so often.
 const ROUNDS_MAX: u32 = 3;
 
 /// Gives a job that waits another time.
-pub(super) async fn reschedule(pool: &Pool, id: JobId, start: Start) -> Result<Rescheduled> {
+pub(super) async fn reschedule(
+    pool: &Pool,
+    id: JobId,
+    start: Start,
+    by: &By,
+) -> Result<Rescheduled> {
     let (delay, at) = match start {
         Start::Now => (0, None),
         Start::After(delay) => (micros(delay), None),
@@ -94,6 +108,9 @@ pub(super) async fn reschedule(pool: &Pool, id: JobId, start: Start) -> Result<R
             .bind(delay)
             .bind(at)
             .bind(micros(SPAN_MAX))
+            .bind(AuditAction::RescheduleJob.number())
+            .bind(by.actor.as_str().to_owned())
+            .bind(by.reason.clone())
     })
     .await
 }
@@ -103,11 +120,15 @@ pub(super) async fn set_priority(
     pool: &Pool,
     id: JobId,
     priority: Priority,
+    by: &By,
 ) -> Result<Rescheduled> {
     steer(pool, id, || {
         sqlx::query(SET_PRIORITY)
             .bind(id.uuid())
             .bind(priority.number())
+            .bind(AuditAction::SetJobPriority.number())
+            .bind(by.actor.as_str().to_owned())
+            .bind(by.reason.clone())
     })
     .await
 }
@@ -141,12 +162,15 @@ async fn steer<'q>(
 }
 
 /// Deletes a final job.
-pub(super) async fn delete(pool: &Pool, id: JobId) -> Result<Deleted> {
+pub(super) async fn delete(pool: &Pool, id: JobId, by: &By) -> Result<Deleted> {
     for _ in 0..ROUNDS_MAX {
         let delete = || {
             sqlx::query(DELETE)
                 .bind(id.uuid())
                 .bind(micros(ROW_AGE_MIN))
+                .bind(AuditAction::DeleteJob.number())
+                .bind(by.actor.as_str().to_owned())
+                .bind(by.reason.clone())
         };
         if !pool.write(delete).await?.is_empty() {
             return Ok(Deleted::Done);

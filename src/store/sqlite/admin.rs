@@ -294,8 +294,8 @@ pub(super) async fn retry(
     Ok(Retried::Done(job, segments))
 }
 
-/// Only of somebody who says who he is.
-async fn note(
+/// Writes down what was done to a job, but only of somebody who says who he is.
+pub(super) async fn note(
     connection: &mut SqliteConnection,
     now: Timestamp,
     action: AuditAction,

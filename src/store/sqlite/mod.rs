@@ -205,16 +205,16 @@ impl Store for SqliteStore {
         admin::retry(self, job, delay, &by).await
     }
 
-    async fn reschedule(&self, job: JobId, start: Start) -> Result<Rescheduled> {
-        steer::reschedule(self, job, start).await
+    async fn reschedule(&self, job: JobId, start: Start, by: By) -> Result<Rescheduled> {
+        steer::reschedule(self, job, start, &by).await
     }
 
-    async fn set_priority(&self, job: JobId, priority: Priority) -> Result<Rescheduled> {
-        steer::set_priority(self, job, priority).await
+    async fn set_priority(&self, job: JobId, priority: Priority, by: By) -> Result<Rescheduled> {
+        steer::set_priority(self, job, priority, &by).await
     }
 
-    async fn delete(&self, job: JobId) -> Result<Deleted> {
-        steer::delete(self, job).await
+    async fn delete(&self, job: JobId, by: By) -> Result<Deleted> {
+        steer::delete(self, job, &by).await
     }
 
     async fn open_session(&self, session: NewSession) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use sqlx::SqliteConnection;
 
-use super::admin::known;
+use super::admin::{known, note};
 use super::change::{Change, Current, apply, current};
 use super::fault::fault;
 use super::row::id_list;
@@ -10,7 +10,7 @@ use super::sweep::PURGE;
 use super::{SqliteStore, backlog, commit};
 use crate::error::Result;
 use crate::job::limits::{ROW_AGE_MIN, SPAN_MAX};
-use crate::job::{JobId, JobState, Priority, Start};
+use crate::job::{AuditAction, By, JobId, JobState, Priority, Start};
 use crate::store::{Deleted, Line, Rescheduled};
 
 const SET_PRIORITY: &str = "
@@ -23,6 +23,7 @@ pub(super) async fn reschedule(
     store: &SqliteStore,
     id: JobId,
     start: Start,
+    by: &By,
 ) -> Result<Rescheduled> {
     let (mut tx, now) = store.write().await?;
     let row = match waiting(&mut tx, id).await? {
@@ -45,6 +46,9 @@ pub(super) async fn reschedule(
     };
     let changes: Vec<Change> = change.into_iter().collect();
     let segments = apply(&mut tx, now, &changes).await?;
+    if !changes.is_empty() {
+        note(&mut tx, now, AuditAction::RescheduleJob, id, by).await?;
+    }
     let job = known(&mut tx, id).await?;
     commit(tx).await?;
     Ok(Rescheduled::Done(job, segments))
@@ -55,6 +59,7 @@ pub(super) async fn set_priority(
     store: &SqliteStore,
     id: JobId,
     priority: Priority,
+    by: &By,
 ) -> Result<Rescheduled> {
     let (mut tx, now) = store.write().await?;
     let row = match waiting(&mut tx, id).await? {
@@ -76,6 +81,7 @@ pub(super) async fn set_priority(
         };
         let queued = (row.state == JobState::Queued).then_some((&line, id));
         segments = backlog::append(&mut tx, now, queued.into_iter()).await?;
+        note(&mut tx, now, AuditAction::SetJobPriority, id, by).await?;
     }
     let job = known(&mut tx, id).await?;
     commit(tx).await?;
@@ -95,7 +101,7 @@ async fn waiting(
 }
 
 /// Deletes a final job. Its id is kept until that is too old to be sent again: so no id comes to life twice.
-pub(super) async fn delete(store: &SqliteStore, id: JobId) -> Result<Deleted> {
+pub(super) async fn delete(store: &SqliteStore, id: JobId, by: &By) -> Result<Deleted> {
     let (mut tx, now) = store.write().await?;
     let Some(row) = current(&mut tx, &[id]).await?.remove(&id) else {
         return Ok(Deleted::NotFound);
@@ -117,6 +123,7 @@ pub(super) async fn delete(store: &SqliteStore, id: JobId) -> Result<Deleted> {
         .execute(&mut *tx)
         .await
         .map_err(fault)?;
+    note(&mut tx, now, AuditAction::DeleteJob, id, by).await?;
     commit(tx).await?;
     Ok(Deleted::Done)
 }

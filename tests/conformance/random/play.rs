@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use leasehold::job::draft::{RawExpiry, RawStart};
 use leasehold::job::{
-    Ending, JobId, JobState, Lease, NewJob, Outcome, Priority, Progress, Start, UniqueConflict,
+    By, Ending, JobId, JobState, Lease, NewJob, Outcome, Priority, Progress, Start, UniqueConflict,
     UniqueKey, Verdict, View,
 };
 use leasehold::store::{
@@ -147,14 +147,22 @@ impl Play {
             Op::Cancel(job) => self.cancel(*job).await,
             Op::Delete(job) => {
                 if let Some(no) = self.some_job(*job) {
-                    let told = self.world.store.delete(self.jobs[no].id).await;
+                    let told = self
+                        .world
+                        .store
+                        .delete(self.jobs[no].id, By::default())
+                        .await;
                     assert_eq!(told.expect("delete answers"), self.model.delete(no));
                 }
             }
             Op::Reschedule(job, delay) => {
                 if let Some(no) = self.some_job(*job) {
                     let start = Start::After(span(*delay));
-                    let told = self.world.store.reschedule(self.jobs[no].id, start).await;
+                    let told = self
+                        .world
+                        .store
+                        .reschedule(self.jobs[no].id, start, By::default())
+                        .await;
                     let expected = self.model.reschedule(no, *delay);
                     steered(told.expect("reschedule answers"), expected);
                 }
@@ -163,7 +171,11 @@ impl Play {
                 if let Some(no) = self.some_job(*job) {
                     let level = [Priority::Normal, Priority::High][usize::from(*is_high)];
                     let id = self.jobs[no].id;
-                    let told = self.world.store.set_priority(id, level).await;
+                    let told = self
+                        .world
+                        .store
+                        .set_priority(id, level, By::default())
+                        .await;
                     let expected = self.model.set_priority(no, level);
                     steered(told.expect("set_priority answers"), expected);
                 }
