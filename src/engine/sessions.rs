@@ -128,12 +128,10 @@ impl Live {
     /// Tells the registry which slots are free. Under the session's lock, so that the last word is the last state.
     fn count(self: &Arc<Self>, session: &Session) {
         let now = self.now();
-        let queues = match self.is_behind() {
-            true => [].iter(),
-            false => session.hello().queues.iter(),
+        let free = match self.is_behind() {
+            true => Vec::new(),
+            false => session.free_slots(now),
         };
-        let of = |queue: &QueueName| (queue.clone(), session.free(now, queue));
-        let free = queues.map(|subscription| of(&subscription.queue)).collect();
         self.core
             .sessions
             .count_slots(self, free, session.in_flight());

@@ -62,6 +62,7 @@ impl<T: Clone> Slots<T> {
         }
         let before = self.places.remove(&id).unwrap_or_default();
         self.all -= most(&before);
+        let mut before = Before::new(before);
         let mut places = Vec::with_capacity(free.len());
         for (queue, free) in free.into_iter().filter(|(_, free)| *free > 0) {
             let of = self.queues.entry(queue.clone()).or_insert(Queue {
@@ -72,8 +73,12 @@ impl<T: Clone> Slots<T> {
             let room = room(free);
             of.free += free as usize;
             of.room += room as usize;
-            let turn = match before.iter().find(|place| place.queue == queue) {
-                Some(place) => place.turn,
+            let turn = match before.take(&queue) {
+                Some(place) => {
+                    of.free -= place.free as usize;
+                    of.room -= place.room as usize;
+                    place.turn
+                }
                 None => {
                     self.turn += 1;
                     of.line.insert(self.turn, (id, taker.clone()));
@@ -87,13 +92,11 @@ impl<T: Clone> Slots<T> {
                 turn,
             });
         }
-        for place in before {
+        for place in before.left() {
             if let Some(of) = self.queues.get_mut(&place.queue) {
                 of.free -= place.free as usize;
                 of.room -= place.room as usize;
-                if places.iter().all(|now| now.turn != place.turn) {
-                    of.line.remove(&place.turn);
-                }
+                of.line.remove(&place.turn);
                 if of.line.is_empty() {
                     self.queues.remove(&place.queue);
                 }
@@ -126,7 +129,7 @@ impl<T: Clone> Slots<T> {
                 of.line.insert(self.turn, (id, taker.clone()));
             } else {
                 of.room -= place.room as usize;
-                places.swap_remove(at);
+                places.remove(at);
             }
         }
         self.all = self.all + most(places) - before;
@@ -153,6 +156,38 @@ impl<T: Clone> Slots<T> {
             room: each(|of| of.room),
             all: self.all,
         }
+    }
+}
+
+/// Where a session stood, to be taken out one by one. They stand in the order of its queues, as what they are looked up
+/// by does: so each is found where the last one was.
+struct Before {
+    places: Vec<Option<Place>>,
+    at: usize,
+}
+
+impl Before {
+    fn new(places: Vec<Place>) -> Self {
+        Self {
+            places: places.into_iter().map(Some).collect(),
+            at: 0,
+        }
+    }
+
+    fn take(&mut self, queue: &QueueName) -> Option<Place> {
+        let is_it = |place: &Option<Place>| place.as_ref().is_some_and(|p| p.queue == *queue);
+        let (past, next) = self.places.split_at(self.at);
+        let found = match next.iter().position(is_it) {
+            Some(n) => self.at + n,
+            None => past.iter().position(is_it)?,
+        };
+        self.at = found + 1;
+        self.places.get_mut(found)?.take()
+    }
+
+    /// Those that nobody has asked for.
+    fn left(self) -> impl Iterator<Item = Place> {
+        self.places.into_iter().flatten()
     }
 }
 

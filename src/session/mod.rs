@@ -27,6 +27,7 @@ pub mod message;
 mod progress;
 mod push;
 mod reading;
+mod reserved;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may")]
 mod tests;
@@ -43,6 +44,7 @@ use held::{Ended, Held};
 use message::{ClientMessage, Hello, ServerMessage, Subscription, Welcome, check_subscriptions};
 use progress::Reporting;
 use reading::Reading;
+use reserved::Reserved;
 
 /// What the store could not do for the session is asked again after this.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -141,8 +143,8 @@ pub struct Session {
     ttl: Duration,
     phase: SessionPhase,
     held: Held,
-    /// Slots that are promised to grants under way, by queue.
-    reserved: Vec<QueueName>,
+    /// Slots that are promised to grants under way.
+    reserved: Reserved,
     window: u32,
     next_frame: u64,
     reading: Reading,
@@ -185,7 +187,7 @@ impl Session {
             window: hello.max_in_flight,
             phase: SessionPhase::Opening,
             held: Held::default(),
-            reserved: Vec::new(),
+            reserved: Reserved::default(),
             next_frame: 1,
             reading: Reading::default(),
             heard: now,
@@ -256,32 +258,42 @@ impl Session {
     /// How many jobs of `queue` it can take now. None when the worker was not heard from within two heartbeats, or has
     /// read nothing of what it was sent for so long: it may be gone already.
     pub fn free(&self, now: Duration, queue: &QueueName) -> u32 {
-        let open = self.phase == SessionPhase::Live
+        let subscription = self.hello.queues.iter().find(|s| s.queue == *queue);
+        subscription.map_or(0, |subscription| {
+            self.free_of(subscription, self.free_of_all(now))
+        })
+    }
+
+    /// The same of each queue that it takes jobs of.
+    pub fn free_slots(&self, now: Duration) -> Vec<(QueueName, u32)> {
+        let all = self.free_of_all(now);
+        let queues = self.hello.queues.iter();
+        queues
+            .map(|subscription| (subscription.queue.clone(), self.free_of(subscription, all)))
+            .collect()
+    }
+
+    /// How many jobs it can take, whatever their queue.
+    fn free_of_all(&self, now: Duration) -> u32 {
+        let is_open = self.phase == SessionPhase::Live
             && self.drain_at.is_none()
             && !self.unconfirmed
-            && !self.lapsed;
-        let lively = self.is_lively(now) && self.reads(now);
-        let Some(subscription) = self
-            .hello
-            .queues
-            .iter()
-            .find(|s| s.queue == *queue)
-            .filter(|_| open && lively)
-        else {
+            && !self.lapsed
+            && self.is_lively(now)
+            && self.reads(now);
+        if !is_open {
             return 0;
-        };
-        let count = |reserved: usize| u32::try_from(reserved).unwrap_or(u32::MAX);
-        let free = self
-            .window
-            .saturating_sub(self.held.in_flight())
-            .saturating_sub(count(self.reserved.len()));
-        match subscription.max_in_flight {
-            None => free,
-            Some(max) => free.min(
-                max.saturating_sub(self.held.in_flight_of(queue))
-                    .saturating_sub(count(self.reserved.iter().filter(|q| *q == queue).count())),
-            ),
         }
+        let free = self.window.saturating_sub(self.held.in_flight());
+        free.saturating_sub(self.reserved.all())
+    }
+
+    fn free_of(&self, subscription: &Subscription, all: u32) -> u32 {
+        let queue = &subscription.queue;
+        subscription.max_in_flight.map_or(all, |max| {
+            let free = max.saturating_sub(self.held.in_flight_of(queue));
+            all.min(free.saturating_sub(self.reserved.of(queue)))
+        })
     }
 
     /// The worker was heard of within two heartbeats.
@@ -293,7 +305,7 @@ impl Session {
     pub fn reserve(&mut self, now: Duration, queue: &QueueName) -> bool {
         let free = self.free(now, queue) > 0;
         if free {
-            self.reserved.push(queue.clone());
+            self.reserved.add(queue);
         }
         free
     }

@@ -16,9 +16,7 @@ impl Session {
         out: &mut Vec<Action>,
     ) {
         for queue in missed.iter().chain(jobs.iter().map(|job| &job.queue)) {
-            if let Some(at) = self.reserved.iter().position(|reserved| reserved == queue) {
-                self.reserved.swap_remove(at);
-            }
+            self.reserved.remove(queue);
         }
         let leases: Vec<Lease> = jobs.iter().map(|job| job.lease).collect();
         self.push(now, jobs, out);
@@ -62,7 +60,8 @@ impl Session {
                 let cancels = vec![(lease, CancelReason::Requested)];
                 out.push(Action::Send(ServerMessage::Cancels(cancels)));
             }
-        } else if self.held.phase(lease).is_none() && self.early_cancels.len() < self.reserved.len()
+        } else if self.held.phase(lease).is_none()
+            && self.early_cancels.len() < self.reserved.all() as usize
         {
             // Its grant may be under way: no Cancels comes before its Jobs frame.
             self.early_cancels.insert(lease);

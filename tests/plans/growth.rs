@@ -259,7 +259,7 @@ impl Stage {
         self.forget().await;
         let reports = self.sessions.iter().map(|session| report(*session));
         let written = self.verbs.store.describe(reports.collect()).await;
-        assert_eq!(written.expect("describe answers"), vec![true; BATCH]);
+        assert_eq!(written.expect("describe answers"), vec![true; self.batch]);
         self.by_id(when, "describe").await;
         for of in [None, Some(queue(QUEUE)), Some(queue(RARE))] {
             let page = self.verbs.store.sessions(of, None, 50).await;
