@@ -246,7 +246,7 @@ fn described(ours: &Descriptors, one: &Operation) -> Value {
         parameters.push(json!({
             "name": "leasehold-actor", "in": "header", "required": false,
             "description": "Who changes this, for the audit. Nobody checks it.",
-            "schema": { "type": "string", "maxLength": 255, "pattern": "^[!-~]+$" },
+            "schema": { "type": "string", "maxLength": 255 },
         }));
     }
     if one.rpc == "Enqueue" {
@@ -345,6 +345,9 @@ fn object(fields: &[Field], ours: &Descriptors) -> Value {
             properties.extend(payload(field));
         } else {
             let mut schema = schema(field, ours);
+            if !field.is_answer {
+                or_number(&mut schema, field);
+            }
             if !field.is_answer && !field.is_required() {
                 or_null(&mut schema);
             }
@@ -367,10 +370,25 @@ fn object(fields: &[Field], ours: &Descriptors) -> Value {
     object
 }
 
+/// A value of an enum may be given by its number, as proto3 JSON has it.
+fn or_number(schema: &mut Value, field: &Field) {
+    if let (Kind::Enum(names), false) = (&field.kind, field.repeated) {
+        let numbers = (0..=names.len()).map(Value::from);
+        let values: Vec<Value> = names
+            .iter()
+            .map(|name| json!(name))
+            .chain(numbers)
+            .collect();
+        *schema = json!({ "type": ["string", "integer"], "enum": values });
+    }
+}
+
 /// What is told as null is left out, as proto3 JSON has it.
 fn or_null(schema: &mut Value) {
-    if let Some(kind) = schema.get_mut("type") {
-        *kind = json!([kind.take(), "null"]);
+    match schema.get_mut("type") {
+        Some(Value::Array(kinds)) => kinds.push("null".into()),
+        Some(kind) => *kind = json!([kind.take(), "null"]),
+        None => {}
     }
     if let Some(values) = schema.get_mut("enum").and_then(Value::as_array_mut) {
         values.push(Value::Null);

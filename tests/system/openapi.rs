@@ -10,24 +10,38 @@ use crate::support::{python, run};
 async fn schemathesis_finds_no_fault() {
     let dev = Dev::start().await;
     let document = format!("http://{}/openapi.json", dev.node.address);
-    let report = tokio::task::spawn_blocking(move || {
-        let mut schemathesis = Command::new(python().with_file_name("schemathesis"));
-        // It leaves what it has tried in the folder where it runs.
-        schemathesis.current_dir(env!("CARGO_TARGET_TMPDIR"));
-        run(schemathesis.arg("run").arg(document).args([
-            "--max-examples=20",
-            "--seed=7",
-            "--no-color",
-            // A call may wait for a minute by itself. Following what answers point at would do that again and again.
-            "--request-timeout=70",
-            "--phases=examples,coverage,fuzzing",
-            // It ends when the job does, and nobody runs these.
-            "--exclude-operation-id=WatchJob",
-            // Which values fit together is more than a schema can say: a backoff's max below its initial, two forms of a
-            // payload, an id of yesterday.
-            "--exclude-checks=positive_data_acceptance",
-        ]))
+    let reports = tokio::task::spawn_blocking(move || {
+        [
+            // A watch ends when its job does, and nobody runs these; a look at one may wait for a minute.
+            &[
+                "--phases=examples,coverage,fuzzing",
+                "--exclude-operation-id=WatchJob",
+                "--exclude-operation-id=GetJob",
+            ][..],
+            // Alone it has no jobs to wait for.
+            &[
+                "--phases=examples,coverage",
+                "--include-operation-id=GetJob",
+            ],
+        ]
+        .map(|which| schemathesis(&document, which))
     });
-    let report = report.await.unwrap();
-    assert!(report.contains(" passed"), "{report}");
+    for report in reports.await.unwrap() {
+        assert!(report.contains(" passed"), "{report}");
+    }
+}
+
+fn schemathesis(document: &str, which: &[&str]) -> String {
+    let mut schemathesis = Command::new(python().with_file_name("schemathesis"));
+    // It leaves what it has tried in the folder where it runs.
+    schemathesis.current_dir(env!("CARGO_TARGET_TMPDIR"));
+    schemathesis.arg("run").arg(document).args(which);
+    run(schemathesis.args([
+        "--max-examples=20",
+        "--seed=7",
+        "--no-color",
+        // Which values fit together is more than a schema can say: a backoff's max below its initial, two forms of a
+        // payload, an id of yesterday.
+        "--exclude-checks=positive_data_acceptance",
+    ]))
 }

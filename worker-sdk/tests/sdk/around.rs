@@ -9,6 +9,7 @@ use worker_sdk::proto::result::Outcome;
 use worker_sdk::proto::{CancelAttempt, Cancels, Lease, lease_jobs_response::Message as Heard};
 use worker_sdk::{Client, JobError, NewJob, TypedJob, Worker};
 
+use crate::batches::outcomes;
 use crate::peer::{Peer, soon};
 use crate::workers::{TTL, failure, spawn, text};
 
@@ -143,9 +144,8 @@ async fn a_kind_has_at_most_its_own_number_of_handlers_at_once() {
     stream.say(Heard::Cancels(Cancels { cancels })).await;
     assert!(matches!(stream.outcome().await, Outcome::Stopped(_)));
     go.add_permits(2);
-    for _ in 0..2 {
-        assert!(matches!(stream.outcome().await, Outcome::Success(_)));
-    }
+    let ended = outcomes(&mut stream, 2).await;
+    assert!(ended.values().all(|end| matches!(end, Outcome::Success(_))));
     assert!(soon("the second", begun.recv()).await.is_some());
 }
 

@@ -17,7 +17,7 @@ use crate::workers::{TTL, failure, spawn, text};
 const LONG: Duration = Duration::from_secs(600);
 
 /// The outcomes of so many jobs, however they come.
-async fn outcomes(stream: &mut Stream, count: usize) -> BTreeMap<String, Outcome> {
+pub async fn outcomes(stream: &mut Stream, count: usize) -> BTreeMap<String, Outcome> {
     let mut all = BTreeMap::new();
     while all.len() < count {
         let results = stream.results().await;
