@@ -9,7 +9,6 @@ use crate::error::Result;
 use crate::job::limits::PLACE_MAX;
 use crate::job::{Job, JobId, JobState, View};
 use crate::store::Whereabouts;
-pub(super) use workers::Taker;
 use workers::Workers;
 
 /// Something that explains a job.

@@ -10,7 +10,6 @@ use tokio::time::Instant;
 use tracing::{debug, info};
 
 use super::attach::Attaches;
-use super::explain::Taker;
 use super::heal;
 use super::outbox::Outbox;
 use super::progress::Reports;
@@ -20,7 +19,7 @@ use super::results::{RecordRequest, Results};
 use super::{Core, Options};
 use crate::error::{Error, Limit, Result};
 use crate::job::limits::{HEARTBEATS_PER_TTL, STREAMS_MAX, STREAMS_SPARE};
-use crate::job::{HeldLease, Kind, Lease, QueueName, SessionId};
+use crate::job::{HeldLease, Lease, QueueName, SessionId};
 use crate::session::message::{Hello, ServerMessage, Subscription, Welcome};
 use crate::session::{Action, Event, Session};
 use crate::store::{Attached, NewSession, QueueSlots, SessionProfile, SessionSlots};
@@ -151,17 +150,16 @@ impl Live {
     /// What it takes, and how much of it is free.
     pub(super) fn slots(&self) -> SessionSlots {
         let session = self.lock();
-        let (now, is_behind) = (self.now(), self.is_behind());
-        let of = |subscription: &Subscription| QueueSlots {
-            queue: subscription.queue.clone(),
+        let is_behind = self.is_behind();
+        let free = session.free_slots(self.now());
+        let of = |(subscription, (queue, free)): (&Subscription, (QueueName, u32))| QueueSlots {
+            queue,
             max_in_flight: subscription.max_in_flight,
-            free: match is_behind {
-                true => 0,
-                false => session.free(now, &subscription.queue),
-            },
+            free: if is_behind { 0 } else { free },
         };
+        let subscriptions = session.hello().queues.iter();
         SessionSlots {
-            queues: session.hello().queues.iter().map(of).collect(),
+            queues: subscriptions.zip(free).map(of).collect(),
             max_in_flight: session.window(),
             in_flight: session.in_flight(),
             draining: session.is_leaving(),
@@ -256,21 +254,9 @@ impl Live {
 }
 
 impl Live {
-    /// What it has for jobs of this queue and kind; `None`: it takes none.
-    pub(super) fn takes(&self, queue: &QueueName, kind: &Kind) -> Option<Taker> {
-        let session = self.lock();
-        let hello = session.hello();
-        let subscription = hello.queues.iter().find(|s| s.queue == *queue)?;
-        let is_known = |known: &String| known == kind.as_str();
-        let own = subscription.max_in_flight.unwrap_or(hello.max_in_flight);
-        Some(Taker {
-            knows_kind: hello.kinds.is_empty() || hello.kinds.iter().any(is_known),
-            slots: own.min(hello.max_in_flight),
-            free: match self.is_behind() {
-                true => 0,
-                false => session.free(self.now(), queue),
-            },
-        })
+    /// What its worker can run, as it says; empty: it does not.
+    pub(super) fn kinds(&self) -> Vec<String> {
+        self.lock().hello().kinds.clone()
     }
 
     /// The queues that it takes jobs of.

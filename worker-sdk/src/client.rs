@@ -139,13 +139,9 @@ impl Client {
     /// `STORE_UNAVAILABLE`.
     pub async fn enqueue(&self, job: NewJob) -> Result<Enqueued, Error> {
         let request = self.sealed(job)?;
-        let answer = self.call(
-            Repeat::Yes,
-            self.deadline,
-            TRY_TIMEOUT,
-            request,
-            |mut jobs, request| async move { jobs.enqueue(request).await },
-        );
+        let answer = self.call(Repeat::Yes, request, |mut jobs, request| async move {
+            jobs.enqueue(request).await
+        });
         self.enqueued(answer.await?)
     }
 
@@ -163,13 +159,9 @@ impl Client {
             .map(|job| self.sealed(job))
             .collect::<Result<_, _>>()?;
         let request = proto::EnqueueBatchRequest { requests };
-        let answer = self.call(
-            Repeat::Yes,
-            self.deadline,
-            TRY_TIMEOUT,
-            request,
-            |mut jobs, request| async move { jobs.enqueue_batch(request).await },
-        );
+        let answer = self.call(Repeat::Yes, request, |mut jobs, request| async move {
+            jobs.enqueue_batch(request).await
+        });
         let answers = answer.await?.responses.into_iter();
         answers.map(|answer| self.enqueued(answer)).collect()
     }
@@ -218,7 +210,7 @@ impl Client {
                 .ok()
                 .filter(|_| !wait.is_zero()),
         };
-        let answer = self.call(
+        let answer = self.call_within(
             Repeat::Yes,
             deadline,
             wait + TRY_TIMEOUT,
@@ -237,13 +229,9 @@ impl Client {
         let request = proto::ExplainJobRequest {
             job_id: id.to_owned(),
         };
-        let answer = self.call(
-            Repeat::Yes,
-            self.deadline,
-            TRY_TIMEOUT,
-            request,
-            |mut jobs, request| async move { jobs.explain_job(request).await },
-        );
+        let answer = self.call(Repeat::Yes, request, |mut jobs, request| async move {
+            jobs.explain_job(request).await
+        });
         Ok(answer.await?.findings)
     }
 
@@ -256,13 +244,9 @@ impl Client {
         &self,
         request: proto::ListJobsRequest,
     ) -> Result<proto::ListJobsResponse, Error> {
-        let answer = self.call(
-            Repeat::Yes,
-            self.deadline,
-            TRY_TIMEOUT,
-            request,
-            |mut jobs, request| async move { jobs.list_jobs(request).await },
-        );
+        let answer = self.call(Repeat::Yes, request, |mut jobs, request| async move {
+            jobs.list_jobs(request).await
+        });
         let mut page = answer.await?;
         for job in &mut page.jobs {
             self.sealer.open_job(job)?;
@@ -281,13 +265,9 @@ impl Client {
             job_id: id.to_owned(),
             reason: reason.to_owned(),
         };
-        let answer = self.call(
-            Repeat::Yes,
-            self.deadline,
-            TRY_TIMEOUT,
-            request,
-            |mut jobs, request| async move { jobs.cancel_job(request).await },
-        );
+        let answer = self.call(Repeat::Yes, request, |mut jobs, request| async move {
+            jobs.cancel_job(request).await
+        });
         self.opened(answer.await?.job)
     }
 
@@ -304,13 +284,9 @@ impl Client {
             delay,
             ..Default::default()
         };
-        let answer = self.call(
-            Repeat::IfRefused,
-            self.deadline,
-            TRY_TIMEOUT,
-            request,
-            |mut jobs, request| async move { jobs.retry_job(request).await },
-        );
+        let answer = self.call(Repeat::IfRefused, request, |mut jobs, request| async move {
+            jobs.retry_job(request).await
+        });
         self.opened(answer.await?.job)
     }
 
@@ -355,13 +331,9 @@ impl Client {
             // Made here, so that the call can be repeated.
             new_job_id: Uuid::now_v7().to_string(),
         };
-        let answer = self.call(
-            Repeat::Yes,
-            self.deadline,
-            TRY_TIMEOUT,
-            request,
-            |mut jobs, request| async move { jobs.retry_job(request).await },
-        );
+        let answer = self.call(Repeat::Yes, request, |mut jobs, request| async move {
+            jobs.retry_job(request).await
+        });
         self.opened(answer.await?.job)
     }
 
@@ -395,13 +367,9 @@ impl Client {
             job_id: id.to_owned(),
             start: Some(start),
         };
-        let answer = self.call(
-            Repeat::IfRefused,
-            self.deadline,
-            TRY_TIMEOUT,
-            request,
-            |mut jobs, request| async move { jobs.reschedule_job(request).await },
-        );
+        let answer = self.call(Repeat::IfRefused, request, |mut jobs, request| async move {
+            jobs.reschedule_job(request).await
+        });
         self.opened(answer.await?.job)
     }
 
@@ -414,13 +382,9 @@ impl Client {
             job_id: id.to_owned(),
             priority: priority.into(),
         };
-        let answer = self.call(
-            Repeat::Yes,
-            self.deadline,
-            TRY_TIMEOUT,
-            request,
-            |mut jobs, request| async move { jobs.set_job_priority(request).await },
-        );
+        let answer = self.call(Repeat::Yes, request, |mut jobs, request| async move {
+            jobs.set_job_priority(request).await
+        });
         self.opened(answer.await?.job)
     }
 
@@ -433,18 +397,25 @@ impl Client {
         let request = proto::DeleteJobRequest {
             job_id: id.to_owned(),
         };
-        let answer = self.call(
-            Repeat::IfRefused,
-            self.deadline,
-            TRY_TIMEOUT,
-            request,
-            |mut jobs, request| async move { jobs.delete_job(request).await },
-        );
+        let answer = self.call(Repeat::IfRefused, request, |mut jobs, request| async move {
+            jobs.delete_job(request).await
+        });
         answer.await.map(drop)
     }
 
-    /// One call with its tries, until it is answered, refused or out of time.
-    async fn call<Q, A, F, Fut>(
+    /// One call with its tries, until it is answered, refused or out of the client's time.
+    async fn call<Q, A, F, Fut>(&self, repeat: Repeat, request: Q, ask: F) -> Result<A, Error>
+    where
+        Q: Clone,
+        F: Fn(JobServiceClient<Channel>, Request<Q>) -> Fut,
+        Fut: Future<Output = Result<tonic::Response<A>, Status>>,
+    {
+        self.call_within(repeat, self.deadline, TRY_TIMEOUT, request, ask)
+            .await
+    }
+
+    /// The same in another time.
+    async fn call_within<Q, A, F, Fut>(
         &self,
         repeat: Repeat,
         deadline: Duration,

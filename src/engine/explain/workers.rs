@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use crate::engine::Core;
 use crate::error::Result;
 use crate::job::{Kind, QueueName};
-use crate::store::SessionView;
+use crate::store::SessionSlots;
 
 /// Sessions of other nodes that are looked at.
 const SESSIONS_MAX: usize = 1_000;
@@ -23,24 +23,19 @@ pub struct Workers {
     pub free: u32,
 }
 
-/// What one of them has for it.
-#[derive(Debug, Clone, Copy)]
-pub struct Taker {
-    /// It can run them, or does not say what it can run.
-    pub knows_kind: bool,
-    /// How many at once.
-    pub slots: u32,
-    /// How many more, now.
-    pub free: u32,
-}
-
 impl Workers {
-    fn count(&mut self, taker: Taker) {
+    /// Counts one that knows these kinds and has these slots, if it takes jobs of the queue.
+    fn count(&mut self, kinds: &[String], slots: &SessionSlots, queue: &QueueName, kind: &Kind) {
+        let Some(takes) = slots.queues.iter().find(|slots| slots.queue == *queue) else {
+            return;
+        };
         self.all += 1;
-        if taker.knows_kind {
+        if kinds.is_empty() || kinds.iter().any(|known| known == kind.as_str()) {
+            let own = takes.max_in_flight.unwrap_or(slots.max_in_flight);
+            let free = if slots.draining { 0 } else { takes.free };
             self.with_kind += 1;
-            self.slots = self.slots.saturating_add(taker.slots);
-            self.free = self.free.saturating_add(taker.free);
+            self.slots = self.slots.saturating_add(own.min(slots.max_in_flight));
+            self.free = self.free.saturating_add(free);
         }
     }
 }
@@ -55,28 +50,12 @@ pub async fn workers(core: &Core, queue: &QueueName, kind: &Kind) -> Result<Work
     let mut ours = HashSet::new();
     for live in core.sessions.all() {
         ours.insert(live.attached().session);
-        if let Some(taker) = live.takes(queue, kind) {
-            found.count(taker);
-        }
+        found.count(&live.kinds(), &live.slots(), queue, kind);
     }
     let page = core.store.sessions(Some(queue.clone()), None, SESSIONS_MAX);
     let others = page.await?.sessions;
     for session in others.iter().filter(|session| !ours.contains(&session.id)) {
-        if let Some(taker) = taker(session, queue, kind) {
-            found.count(taker);
-        }
+        found.count(&session.profile.kinds, &session.slots, queue, kind);
     }
     Ok(found)
-}
-
-fn taker(session: &SessionView, queue: &QueueName, kind: &Kind) -> Option<Taker> {
-    let (profile, slots) = (&session.profile, &session.slots);
-    let takes = slots.queues.iter().find(|slots| slots.queue == *queue)?;
-    let is_known = |known: &String| known == kind.as_str();
-    let own = takes.max_in_flight.unwrap_or(slots.max_in_flight);
-    Some(Taker {
-        knows_kind: profile.kinds.is_empty() || profile.kinds.iter().any(is_known),
-        slots: own.min(slots.max_in_flight),
-        free: if slots.draining { 0 } else { takes.free },
-    })
 }
