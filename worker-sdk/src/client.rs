@@ -327,7 +327,7 @@ impl Client {
         let request = proto::RetryJobRequest {
             job_id: id.to_owned(),
             delay,
-            payload: Some(payload),
+            payload: Some(self.sealer.seal(payload)?),
             // Made here, so that the call can be repeated.
             new_job_id: Uuid::now_v7().to_string(),
         };

@@ -7,11 +7,12 @@
     reason = "tests"
 )]
 
+use std::error::Error as StdError;
 use std::time::{Duration, Instant};
 
 use leasehold_testing::{Error, TestServer};
 use serde::{Deserialize, Serialize};
-use worker_sdk::{JobError, JobState, NewJob, Permanent, TypedJob, WorkerBuilder};
+use worker_sdk::{Codec, JobError, JobState, NewJob, Permanent, TypedJob, WorkerBuilder};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -125,6 +126,42 @@ async fn what_a_handler_enqueues_is_run_as_well() {
     let ran = server.work_off(worker).await.unwrap();
     assert_eq!(ran.len(), 1 + 2 + 4 + 8);
     assert!(ran.iter().all(|job| job.state() == JobState::Succeeded));
+}
+
+/// Hides what it is given from nobody but this test.
+struct Flip;
+
+impl Codec for Flip {
+    fn content_type(&self) -> &str {
+        "application/vnd.test.flipped"
+    }
+
+    fn seal(&self, plain: &[u8]) -> Result<Vec<u8>, Box<dyn StdError + Send + Sync>> {
+        Ok(plain.iter().map(|byte| !byte).collect())
+    }
+
+    fn open(&self, sealed: &[u8]) -> Result<Vec<u8>, Box<dyn StdError + Send + Sync>> {
+        self.seal(sealed)
+    }
+}
+
+#[tokio::test]
+async fn the_server_reads_no_payload_of_a_client_that_seals() {
+    let server = TestServer::start().await.unwrap();
+    let client = server.client().unwrap().codec(Flip);
+    let job = NewJob::new("greet", "Ada").unwrap();
+    let id = client.enqueue(job).await.unwrap().job.id;
+    client.cancel(&id, "").await.unwrap();
+    let payload = client.get(&id).await.unwrap().spec.unwrap().payload;
+    let copy = client.retry_copy(&id, None, payload.unwrap()).await;
+    let copy = client.get(&copy.unwrap().id).await.unwrap();
+    assert_eq!(copy.payload_as::<String>().unwrap(), "Ada");
+    let kept = server.jobs_of("greet").await.unwrap();
+    assert_eq!(kept.len(), 2);
+    for job in kept {
+        let payload = job.spec.unwrap().payload.unwrap();
+        assert_eq!(payload.content_type, Flip.content_type());
+    }
 }
 
 #[tokio::test]
