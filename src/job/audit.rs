@@ -101,10 +101,14 @@ pub enum AuditAction {
     SetJobPriority = 7,
     /// A job was deleted.
     DeleteJob = 8,
+    /// A session was asked to leave.
+    DrainSession = 20,
+    /// A node was asked to leave.
+    DrainNode = 21,
 }
 
 impl AuditAction {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::PauseQueue,
         Self::ResumeQueue,
         Self::UpdateQueue,
@@ -113,6 +117,8 @@ impl AuditAction {
         Self::RescheduleJob,
         Self::SetJobPriority,
         Self::DeleteJob,
+        Self::DrainSession,
+        Self::DrainNode,
     ];
 
     /// The number that rows and the wire use.
@@ -136,6 +142,8 @@ impl AuditAction {
             Self::RescheduleJob => "RESCHEDULE_JOB",
             Self::SetJobPriority => "SET_JOB_PRIORITY",
             Self::DeleteJob => "DELETE_JOB",
+            Self::DrainSession => "DRAIN_SESSION",
+            Self::DrainNode => "DRAIN_NODE",
         }
     }
 }
@@ -149,7 +157,7 @@ pub struct AuditEvent {
     pub time: Timestamp,
     /// What was done.
     pub action: AuditAction,
-    /// To what: the name of a queue, or the id of a job.
+    /// To what: the name of a queue, or the id of a job, a session or a node.
     pub subject: String,
     /// How many things were changed.
     pub count: u64,

@@ -74,6 +74,11 @@ impl SessionId {
         Self(Uuid::from_bytes(half))
     }
 
+    /// Reads the form in which it is shown; anything else is `None`.
+    pub fn parse(text: &str) -> Option<Self> {
+        simple(text).map(Self)
+    }
+
     /// Takes an id that the store gives back.
     pub fn from_store(id: Uuid) -> Self {
         Self(id)
@@ -95,10 +100,22 @@ impl fmt::Display for SessionId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub Uuid);
 
+impl NodeId {
+    /// Reads the form in which it is shown; anything else is `None`.
+    pub fn parse(text: &str) -> Option<Self> {
+        simple(text).map(Self)
+    }
+}
+
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.simple().fmt(f)
     }
+}
+
+/// A UUID of 32 hexadecimal digits.
+fn simple(text: &str) -> Option<Uuid> {
+    (text.len() == 32).then(|| Uuid::try_parse(text).ok())?
 }
 
 macro_rules! name {

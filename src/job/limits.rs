@@ -65,6 +65,8 @@ pub const PLACE_MAX: usize = 5_000;
 pub const QUEUES_SET_MAX: usize = 10_000;
 /// Records of changes by hand that are kept, the newest ones.
 pub const AUDIT_KEPT: usize = 10_000;
+/// A node that has told nothing for so long is gone, and is forgotten.
+pub const NODE_KEPT: Duration = Duration::from_secs(60 * 60);
 /// Attempts that a full view shows, the newest ones.
 pub const ATTEMPTS_SHOWN: usize = 50;
 

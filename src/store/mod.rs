@@ -7,6 +7,7 @@
 
 mod known;
 mod list;
+mod node;
 pub mod observed;
 mod place;
 pub mod postgres;
@@ -16,6 +17,7 @@ pub mod sqlite;
 mod worker;
 
 pub use list::{JobFilter, JobPage};
+pub use node::{Draining, Drains, NodeReport, NodeView};
 pub use queue::{AllSettings, QueueView, Steer, Steered};
 pub use session::{Attach, Attached, Attaching, NewSession, SessionState};
 pub use worker::{
@@ -453,7 +455,7 @@ pub trait Store: Send + Sync + 'static {
     /// Removes final jobs whose purge time is past.
     async fn retain(&self, limit: usize) -> Result<Swept>;
     /// Drops log rows (backlog, grants, finished, signals, sessions' remains) that point at nothing any more, what is set
-    /// of queues but says nothing, and the oldest of the audit, and sums up the deltas of the counters.
+    /// of queues but says nothing, nodes that are gone and the oldest of the audit, and sums up the deltas of the counters.
     async fn tidy(&self, limit: usize) -> Result<Swept>;
 
     /// Signals of the last `window`, at most `limit`, for sessions attached to `node`.
@@ -480,6 +482,16 @@ pub trait Store: Send + Sync + 'static {
         after: Option<SessionId>,
         size: usize,
     ) -> Result<SessionPage>;
+    /// Tells of a node that is there, and asks what it is to let go: again and again, for as long as it is there.
+    async fn present(&self, node: NodeReport) -> Result<Drains>;
+    /// Forgets a node that has left.
+    async fn gone(&self, node: NodeId) -> Result<()>;
+    /// Nodes by id, those `after` one, at most `size`. One that has told nothing for [`crate::job::limits::NODE_KEPT`] goes.
+    async fn nodes(&self, after: Option<NodeId>, size: usize) -> Result<Vec<NodeView>>;
+    /// Asks a session to leave: the node that has its stream, now or later, is told by [`Store::present`].
+    async fn drain_session(&self, session: SessionId, by: By) -> Result<Draining>;
+    /// Asks a node to leave.
+    async fn drain_node(&self, node: NodeId, by: By) -> Result<Draining>;
     /// What was changed by hand, newest first: the changes below a number, at most `size`. The newest
     /// [`crate::job::limits::AUDIT_KEPT`] are kept.
     async fn audit(&self, before: Option<i64>, size: usize) -> Result<Vec<AuditEvent>>;

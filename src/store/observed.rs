@@ -12,10 +12,11 @@ use tokio::sync::Semaphore;
 use tracing::{Instrument, debug, debug_span, error};
 
 use super::{
-    AllSettings, Ask, Attach, Attached, Attaching, Cancelled, Deleted, EnqueueAnswer, EntryId,
-    Epoch, Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport,
-    NewSession, Offer, QueueStats, QueueView, Report, Rescheduled, Retried, Segment, SessionPage,
-    SessionReport, SessionState, Signal, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
+    AllSettings, Ask, Attach, Attached, Attaching, Cancelled, Deleted, Draining, Drains,
+    EnqueueAnswer, EntryId, Epoch, Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line,
+    MigrationReport, NewSession, NodeReport, NodeView, Offer, QueueStats, QueueView, Report,
+    Rescheduled, Retried, Segment, SessionPage, SessionReport, SessionState, Signal, Steer,
+    Steered, Store, Swept, Unit, Version, Whereabouts,
 };
 use crate::error::{Error, Result};
 use crate::job::{
@@ -447,6 +448,32 @@ impl Store for Observed {
         let work =
             move |store: Arc<dyn Store>| async move { store.sessions(queue, after, size).await };
         self.run(read("sessions", size), work).await
+    }
+
+    async fn present(&self, node: NodeReport) -> Result<Drains> {
+        let work = move |store: Arc<dyn Store>| async move { store.present(node).await };
+        self.run(step("present", 1), work).await
+    }
+
+    async fn gone(&self, node: NodeId) -> Result<()> {
+        let work = move |store: Arc<dyn Store>| async move { store.gone(node).await };
+        self.run(step("gone", 1), work).await
+    }
+
+    async fn nodes(&self, after: Option<NodeId>, size: usize) -> Result<Vec<NodeView>> {
+        let work = move |store: Arc<dyn Store>| async move { store.nodes(after, size).await };
+        self.run(read("nodes", size), work).await
+    }
+
+    async fn drain_session(&self, session: SessionId, by: By) -> Result<Draining> {
+        let work =
+            move |store: Arc<dyn Store>| async move { store.drain_session(session, by).await };
+        self.run(write("drain_session", 1), work).await
+    }
+
+    async fn drain_node(&self, node: NodeId, by: By) -> Result<Draining> {
+        let work = move |store: Arc<dyn Store>| async move { store.drain_node(node, by).await };
+        self.run(write("drain_node", 1), work).await
     }
 
     async fn audit(&self, before: Option<i64>, size: usize) -> Result<Vec<AuditEvent>> {

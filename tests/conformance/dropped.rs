@@ -13,8 +13,8 @@ use leasehold::error::Result;
 use leasehold::job::{By, JobId, JobState, Lease, Progress, QueueChange, View};
 use leasehold::store::observed::{Observed, StoreMetrics};
 use leasehold::store::{
-    Ask, Attach, Attached, Enqueued, EntryId, Epoch, Granted, JobFilter, NewSession, Offer, Report,
-    Steer, Store, Unit,
+    Ask, Attach, Attached, Enqueued, EntryId, Epoch, Granted, JobFilter, NewSession, NodeReport,
+    Offer, Report, Steer, Store, Unit,
 };
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -98,7 +98,7 @@ fn one<T: Copy>(of: &Mutex<Vec<T>>) -> Option<T> {
 }
 
 /// Verbs there are, as `Crowd::verb` numbers them.
-const VERBS: usize = 35;
+const VERBS: usize = 37;
 
 impl Crowd {
     fn verb(&self, number: usize) -> Verb {
@@ -214,6 +214,17 @@ impl Crowd {
             }
             32 => Box::pin(async move { store.settings(None).await.map(drop) }),
             33 => Box::pin(async move { store.queues(None, 5).await.map(drop) }),
+            34 => {
+                let report = NodeReport {
+                    id: node,
+                    name: "n".into(),
+                    version: "v".into(),
+                    sessions: 1,
+                    draining: false,
+                };
+                Box::pin(async move { store.present(report).await.map(drop) })
+            }
+            35 => Box::pin(async move { store.drain_node(node, By::default()).await.map(drop) }),
             _ => Box::pin(async move { store.ping().await.map(drop) }),
         }
     }

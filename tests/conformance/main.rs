@@ -69,6 +69,7 @@ mod store_keys;
 mod store_lease;
 mod store_list;
 mod store_migrate;
+mod store_nodes;
 mod store_progress;
 mod store_queues;
 mod store_races;

@@ -43,6 +43,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "unique keys",
         include_str!("migrations/0007_unique_keys.sql"),
     ),
+    (
+        11,
+        "nodes and what is to leave",
+        include_str!("migrations/0011_nodes.sql"),
+    ),
 ];
 
 /// Any number that nobody else locks.

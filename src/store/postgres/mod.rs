@@ -15,6 +15,7 @@ mod enqueue;
 mod fault;
 mod lease;
 mod migrate;
+mod nodes;
 mod pool;
 mod progress;
 mod queues;
@@ -39,10 +40,11 @@ use crate::job::{
     SessionId, Start, Timestamp, Verdict, View,
 };
 use crate::store::{
-    AllSettings, Ask, Attach, Attached, Attaching, Cancelled, Deleted, EnqueueAnswer, EntryId,
-    Epoch, Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport,
-    NewSession, Offer, QueueStats, QueueView, Report, Rescheduled, Retried, Segment, SessionPage,
-    SessionReport, SessionState, Signal, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
+    AllSettings, Ask, Attach, Attached, Attaching, Cancelled, Deleted, Draining, Drains,
+    EnqueueAnswer, EntryId, Epoch, Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line,
+    MigrationReport, NewSession, NodeReport, NodeView, Offer, QueueStats, QueueView, Report,
+    Rescheduled, Retried, Segment, SessionPage, SessionReport, SessionState, Signal, Steer,
+    Steered, Store, Swept, Unit, Version, Whereabouts,
 };
 use pool::{Pool, Transactions};
 
@@ -256,6 +258,21 @@ impl Store for PostgresStore {
         size: usize,
     ) -> Result<SessionPage> {
         workers::sessions(&self.reads, queue.as_ref(), after, size).await
+    }
+    async fn present(&self, node: NodeReport) -> Result<Drains> {
+        nodes::present(&self.loops, &node).await
+    }
+    async fn gone(&self, node: NodeId) -> Result<()> {
+        nodes::gone(&self.loops, node).await
+    }
+    async fn nodes(&self, after: Option<NodeId>, size: usize) -> Result<Vec<NodeView>> {
+        nodes::nodes(&self.reads, after, size).await
+    }
+    async fn drain_session(&self, session: SessionId, by: By) -> Result<Draining> {
+        nodes::drain_session(&self.reads, session, &by).await
+    }
+    async fn drain_node(&self, node: NodeId, by: By) -> Result<Draining> {
+        nodes::drain_node(&self.reads, node, &by).await
     }
     async fn audit(&self, before: Option<i64>, size: usize) -> Result<Vec<AuditEvent>> {
         audit::events(&self.reads, before, size).await

@@ -4,7 +4,7 @@ use super::pool::{Pool, Statement};
 use super::row::{bound, column, segments};
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::job::limits::{AUDIT_KEPT, ROW_AGE_MIN};
+use crate::job::limits::{AUDIT_KEPT, NODE_KEPT, ROW_AGE_MIN};
 use crate::job::time::micros;
 use crate::store::Swept;
 
@@ -195,6 +195,13 @@ WITH old AS MATERIALIZED (
 gone AS (DELETE FROM queues q USING old o WHERE q.queue = o.queue RETURNING q.queue)
 SELECT count(*) AS changed, count(*) >= $1 AS more FROM gone";
 
+/// It will not come back: a restart is another node.
+const DROP_NODES: &str = "
+WITH old AS MATERIALIZED (
+  SELECT id FROM nodes WHERE seen_time < (SELECT lh_us() - $2) ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED),
+gone AS (DELETE FROM nodes n USING old o WHERE n.id = o.id RETURNING n.id)
+SELECT count(*) AS changed, count(*) >= $1 AS more FROM gone";
+
 /// By number: those that were given to no row only make it keep fewer.
 const DROP_AUDIT: &str = "
 WITH old AS MATERIALIZED (
@@ -257,13 +264,14 @@ pub(super) async fn retain(pool: &Pool, limit: usize) -> Result<Swept> {
 /// Drops log rows that point at nothing, sums up counts.
 pub(super) async fn tidy(pool: &Pool, limit: usize) -> Result<Swept> {
     let mut swept = Swept::default();
-    let steps: [fn(i64) -> Statement<'static>; 7] = [
+    let steps: [fn(i64) -> Statement<'static>; 8] = [
         |limit| sqlx::query(DROP_BACKLOG).bind(limit),
         |limit| sqlx::query(DROP_GRANTS).bind(limit),
         |limit| sqlx::query(MERGE_FINISHED).bind(limit),
         |limit| sqlx::query(DROP_SIGNALS).bind(limit),
         |limit| sqlx::query(SUM_COUNTS).bind(limit),
         |limit| sqlx::query(DROP_SETTINGS).bind(limit),
+        |limit| sqlx::query(DROP_NODES).bind(limit).bind(micros(NODE_KEPT)),
         |limit| sqlx::query(DROP_AUDIT).bind(limit).bind(bound(AUDIT_KEPT)),
     ];
     for step in steps {

@@ -43,7 +43,7 @@ SELECT ARRAY(SELECT id FROM picked ORDER BY id) AS ids, (SELECT count(*) FROM sc
        (SELECT id FROM scanned ORDER BY id DESC LIMIT 1) AS last";
 const SESSIONS: &str = "
 SELECT id, worker, sdk, node_name, kinds, labels::text AS labels, queues, queue_max, queue_free, max_in_flight, in_flight,
-       draining, expires_at - (SELECT lh_us()) AS ttl_left
+       draining IS TRUE OR drain_time IS NOT NULL AS draining, expires_at - (SELECT lh_us()) AS ttl_left
   FROM sessions WHERE id = ANY ($1) AND dead_at IS NULL ORDER BY id";
 
 /// Tells of sessions.
@@ -129,7 +129,7 @@ fn view(row: &PgRow) -> Result<SessionView> {
             queues: queues.collect(),
             max_in_flight: number("max_in_flight")?,
             in_flight: number("in_flight")?,
-            draining: column::<Option<_>>(row, "draining")?.unwrap_or_default(),
+            draining: column(row, "draining")?,
         },
         ttl_left: span(column(row, "ttl_left")?),
     })

@@ -17,10 +17,11 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions, Connection, Executor, Sqlite, Transaction};
 
 use super::{
-    AllSettings, Ask, Attach, Attached, Attaching, Cancelled, Deleted, EnqueueAnswer, Epoch,
-    Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession,
-    Offer, QueueStats, QueueView, Report, Rescheduled, Retried, Segment, SessionPage,
-    SessionReport, SessionState, Signal, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
+    AllSettings, Ask, Attach, Attached, Attaching, Cancelled, Deleted, Draining, Drains,
+    EnqueueAnswer, Epoch, Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line,
+    MigrationReport, NewSession, NodeReport, NodeView, Offer, QueueStats, QueueView, Report,
+    Rescheduled, Retried, Segment, SessionPage, SessionReport, SessionState, Signal, Steer,
+    Steered, Store, Swept, Unit, Version, Whereabouts,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::error::Result;
@@ -40,6 +41,7 @@ mod enqueue;
 mod fault;
 mod lease;
 mod migrate;
+mod nodes;
 mod progress;
 mod queues;
 mod result;
@@ -349,6 +351,26 @@ impl Store for SqliteStore {
         size: usize,
     ) -> Result<SessionPage> {
         workers::sessions(self, queue.as_ref(), after, size).await
+    }
+
+    async fn present(&self, node: NodeReport) -> Result<Drains> {
+        nodes::present(self, &node).await
+    }
+
+    async fn gone(&self, node: NodeId) -> Result<()> {
+        nodes::gone(self, node).await
+    }
+
+    async fn nodes(&self, after: Option<NodeId>, size: usize) -> Result<Vec<NodeView>> {
+        nodes::nodes(self, after, size).await
+    }
+
+    async fn drain_session(&self, session: SessionId, by: By) -> Result<Draining> {
+        nodes::drain_session(self, session, &by).await
+    }
+
+    async fn drain_node(&self, node: NodeId, by: By) -> Result<Draining> {
+        nodes::drain_node(self, node, &by).await
     }
 
     async fn audit(&self, before: Option<i64>, size: usize) -> Result<Vec<AuditEvent>> {

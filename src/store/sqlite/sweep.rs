@@ -12,7 +12,7 @@ use super::fault::{broken, fault};
 use super::row::{id_list, priority, rows_max};
 use super::{SqliteStore, commit};
 use crate::error::Result;
-use crate::job::limits::{AUDIT_KEPT, LEASE_TTL_DEFAULT};
+use crate::job::limits::{AUDIT_KEPT, LEASE_TTL_DEFAULT, NODE_KEPT};
 use crate::job::time::micros;
 use crate::job::{AttemptOutcome, JobId, JobState, QueueName};
 use crate::store::{Expired, Line, Swept};
@@ -70,6 +70,9 @@ DELETE FROM queues WHERE queue IN (
    WHERE paused = 0 AND change_time < ?1
      AND coalesce(priority, max_attempts, backoff_initial, timeout, retention) IS NULL
    LIMIT ?2)";
+// It will not come back: a restart is another node.
+const DROP_NODES: &str = "
+DELETE FROM nodes WHERE id IN (SELECT id FROM nodes WHERE seen_time < ?1 LIMIT ?2)";
 // By number: those that were given to no row only make it keep fewer.
 const DROP_AUDIT: &str = "
 DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE id <= (SELECT max(id) FROM audit) - ?1 ORDER BY id LIMIT ?2)";
@@ -252,7 +255,7 @@ pub(super) async fn retain(store: &SqliteStore, limit: usize) -> Result<Swept> {
     })
 }
 
-/// Drops segments without QUEUED jobs, sessions that nothing names any more, old signals, settings and audit.
+/// Drops segments without QUEUED jobs, sessions that nothing names any more, old signals, settings, nodes and audit.
 pub(super) async fn tidy(store: &SqliteStore, limit: usize) -> Result<Swept> {
     let (mut tx, now) = store.write().await?;
     let rows: Vec<SegmentRow> = sqlx::query_as(OLD_SEGMENTS)
@@ -287,6 +290,13 @@ pub(super) async fn tidy(store: &SqliteStore, limit: usize) -> Result<Swept> {
         .await
         .map_err(fault)?
         .rows_affected();
+    let nodes = sqlx::query(DROP_NODES)
+        .bind(now.0.saturating_sub(micros(NODE_KEPT)))
+        .bind(rows_max(limit))
+        .execute(&mut *tx)
+        .await
+        .map_err(fault)?
+        .rows_affected();
     let audit = sqlx::query(DROP_AUDIT)
         .bind(rows_max(AUDIT_KEPT))
         .bind(rows_max(limit))
@@ -298,9 +308,9 @@ pub(super) async fn tidy(store: &SqliteStore, limit: usize) -> Result<Swept> {
     store.tidied.store(next, Ordering::Relaxed);
     let all = count(limit);
     Ok(Swept {
-        changed: count(spent.len()) + signals + sessions + settings + audit,
+        changed: count(spent.len()) + signals + sessions + settings + nodes + audit,
         more: !is_round
-            || [signals, sessions, settings, audit]
+            || [signals, sessions, settings, nodes, audit]
                 .iter()
                 .any(|n| *n >= all),
         segments: Vec::new(),

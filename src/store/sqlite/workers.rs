@@ -25,7 +25,8 @@ UPDATE sessions
  WHERE sessions.id = unhex(n.value->>'$[0]') AND sessions.attach = n.value->>'$[1]' AND dead = 0
 RETURNING sessions.id";
 const SESSIONS: &str = "
-SELECT id, dead, worker, sdk, node_name, kinds, labels, queues, max_in_flight, in_flight, draining, expire_time
+SELECT id, dead, worker, sdk, node_name, kinds, labels, queues, max_in_flight, in_flight,
+       draining IS TRUE OR drain_time IS NOT NULL AS draining, expire_time
   FROM sessions WHERE id > ?1 ORDER BY id LIMIT ?2";
 
 /// A queue as its column has it.
@@ -123,7 +124,7 @@ struct SessionRow {
     queues: Option<String>,
     max_in_flight: Option<u32>,
     in_flight: Option<u32>,
-    draining: Option<bool>,
+    draining: bool,
     expire_time: i64,
 }
 
@@ -157,7 +158,7 @@ impl SessionRow {
                 queues: queues.collect(),
                 max_in_flight: self.max_in_flight.unwrap_or(0),
                 in_flight: self.in_flight.unwrap_or(0),
-                draining: self.draining.unwrap_or(false),
+                draining: self.draining,
             },
             ttl_left: span(self.expire_time.saturating_sub(now.0)),
         })
