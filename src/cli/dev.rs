@@ -53,6 +53,7 @@ pub(super) async fn run(args: Args, given: Given) -> Result<Exit, Failure> {
     }
     line(format_args!("# listening on http://{address}"));
 
+    serve::leave_when_asked(engine.clone(), shutdown.clone());
     let closing = CancellationToken::new();
     let mut server = tokio::spawn(server::serve(
         listener,

@@ -1,6 +1,6 @@
 //! `leasehold drain`: a node on this machine leaves in order, and the command ends when it has. For the stop hooks of
 //! supervisors, and for hands that want to see it go. It asks by SIGTERM, which needs no right but that of the node's
-//! own user; a call over the network could not be told from anybody's, as there is no authentication yet.
+//! own user, and no server that answers; `leasehold nodes drain` asks from elsewhere.
 
 use std::path::PathBuf;
 use std::time::Duration;

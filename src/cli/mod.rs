@@ -21,6 +21,7 @@ mod exit;
 mod folder;
 mod jobs;
 mod migrate;
+mod nodes;
 mod queues;
 mod remote;
 mod serve;
@@ -70,8 +71,10 @@ enum Verb {
     Jobs(jobs::Args),
     /// Looks after queues: their numbers, and whether they are handed out
     Queues(queues::Args),
-    /// Lists the sessions of workers
+    /// Lists the sessions of workers, and asks one to leave
     Sessions(sessions::Args),
+    /// Lists nodes, and asks one to leave
+    Nodes(nodes::Args),
     /// Brings the database's schema up to date
     Migrate(migrate::Args),
     /// Prints the configuration in force and where each value is from, without secrets
@@ -138,6 +141,7 @@ async fn run(cli: Cli, options: &ArgMatches) -> Result<Exit, Failure> {
         Verb::Jobs(args) => jobs::run(args).await,
         Verb::Queues(args) => queues::run(args).await,
         Verb::Sessions(args) => sessions::run(args).await,
+        Verb::Nodes(args) => nodes::run(args).await,
         Verb::Migrate(args) => migrate::run(args, given).await,
         Verb::Config => settings::show(given),
         Verb::Doctor(args) => doctor::run(args, given).await,

@@ -1,6 +1,9 @@
 //! `leasehold queues`: see queues and steer them.
 
 mod defaults;
+mod drain;
+
+use std::time::Duration;
 
 use serde::Serialize;
 use worker_sdk::{Client, Queue};
@@ -43,6 +46,17 @@ enum Verb {
         /// Why; kept in the server's audit
         #[arg(long, value_name = "TEXT", default_value = "")]
         reason: String,
+    },
+    /// Pauses a queue and waits until none of its jobs runs; it stays paused
+    Drain {
+        /// Name of the queue
+        queue: String,
+        /// Why; kept in the server's audit
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        reason: String,
+        /// How long to wait
+        #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration)]
+        within: Duration,
     },
     /// Sets what jobs get whose requests leave it out; those that are there keep what they have
     Set {
@@ -96,6 +110,14 @@ async fn act(client: Client, verb: Verb, output: Output) -> Result<Exit, Failure
                 show(&paused.map_err(failure_of)?, output)?;
             }
         }
+        Verb::Drain {
+            queue,
+            reason,
+            within,
+        } => show(
+            &drain::drain(&client, &queue, &reason, within).await?,
+            output,
+        )?,
         Verb::Set {
             queue,
             defaults,

@@ -65,8 +65,18 @@ pub(super) async fn run(args: Args, given: Given) -> Result<Exit, Failure> {
     let engine = backends.engine(Arc::new(store), ready, &config);
     let listener = door.open()?;
     info!("listening on http://{}", address(&listener)?);
+    leave_when_asked(engine.clone(), shutdown.clone());
     server::serve(listener, engine, options(&config), shutdown).await?;
     Ok(Exit::Done)
+}
+
+/// Ends the server as by SIGTERM when somebody asks by a call that this node leaves.
+pub(super) fn leave_when_asked(engine: Arc<Engine>, shutdown: CancellationToken) {
+    // Ends with the process: whoever is not asked stays.
+    tokio::spawn(async move {
+        engine.asked_to_leave().await;
+        shutdown.cancel();
+    });
 }
 
 /// How the configured node serves.

@@ -1,4 +1,4 @@
-//! `leasehold sessions`: the workers that are there.
+//! `leasehold sessions`: the workers that are there, and one that is to leave.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use worker_sdk::proto::Session;
 use super::exit::{Exit, Failure};
 use super::queues::json;
 use super::remote::{Output, Remote, failure_of};
-use super::terminal::{line, plain, table};
+use super::terminal::{line, note, plain, table};
 
 /// Sessions of one page.
 const PAGE: u32 = 500;
@@ -19,6 +19,8 @@ const PAGE: u32 = 500;
 pub(super) struct Args {
     #[command(flatten)]
     remote: Remote,
+    #[command(subcommand)]
+    verb: Option<Verb>,
     /// Only those that take jobs of this queue
     #[arg(long, value_name = "NAME")]
     queue: Option<String>,
@@ -27,15 +29,37 @@ pub(super) struct Args {
     limit: u32,
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Asks the worker of a session to leave as by SIGTERM: it gets no more jobs
+    Drain {
+        /// Id of the session
+        session: String,
+        /// Why; kept in the server's audit
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        reason: String,
+    },
+}
+
 /// `leasehold sessions`.
 pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
     let Args {
         remote,
+        verb,
         queue,
         limit,
     } = args;
     remote
         .ask(async |client, output| {
+            if let Some(Verb::Drain { session, reason }) = verb {
+                if queue.is_some() {
+                    return Err(Failure::usage("--queue is for the list alone"));
+                }
+                let asked = client.drain_session(&session, &reason).await;
+                asked.map_err(failure_of)?;
+                note(format_args!("session {session} is asked to leave"));
+                return Ok(Exit::Done);
+            }
             let found = list(&client, queue.as_deref(), limit).await?;
             match output {
                 Output::Json => {

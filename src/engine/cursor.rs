@@ -44,6 +44,11 @@ impl Listed<'_> {
         name: "queues",
         filter: "",
     };
+    /// All nodes.
+    pub const NODES: Listed<'static> = Listed {
+        name: "nodes",
+        filter: "",
+    };
     /// All that was changed by hand.
     pub const AUDIT: Listed<'static> = Listed {
         name: "audit",

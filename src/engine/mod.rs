@@ -21,6 +21,7 @@ mod hunger;
 mod ids;
 mod jobs;
 mod loops;
+mod nodes;
 mod offer;
 mod outbox;
 pub mod page;
@@ -152,6 +153,8 @@ pub(crate) struct Core {
     /// It does not take new hints; full, perhaps.
     ready_refuses: AtomicBool,
     draining: CancellationToken,
+    /// Somebody wants this node to leave.
+    asked_to_leave: CancellationToken,
 }
 
 impl std::fmt::Debug for Core {
@@ -198,6 +201,7 @@ impl Engine {
             ready_away: AtomicBool::new(false),
             ready_refuses: AtomicBool::new(false),
             draining: CancellationToken::new(),
+            asked_to_leave: CancellationToken::new(),
         });
         let tasks = Tasks::default();
         let offers = Offers::start(&tasks, core.clone());
@@ -210,7 +214,8 @@ impl Engine {
         loops::start(&tasks, core.clone(), &offers);
         tasks.spawn(watch::look(tasks.clone(), core.clone()));
         let name = options.node_name.clone();
-        tasks.spawn(describe::follow(tasks.clone(), core.clone(), name));
+        tasks.spawn(describe::follow(tasks.clone(), core.clone(), name.clone()));
+        tasks.spawn(nodes::tell(tasks.clone(), core.clone(), name));
         info!(node = %node, name = options.node_name, "node starts");
         Arc::new(Self {
             core,
@@ -325,6 +330,9 @@ impl Engine {
     pub async fn stop(&self) {
         if !self.tasks.stop(STOP_WITHIN).await {
             warn!("some tasks did not end in time");
+        }
+        if let Err(error) = self.core.store.gone(self.core.node).await {
+            debug!(%error, "the store was not told; it forgets this node by itself");
         }
         if let Err(error) = self.core.ready.close().await {
             debug!(%error, "the ready-list was not told; it forgets this node by itself");

@@ -239,6 +239,7 @@ pub(super) fn response(message: ServerMessage) -> pb::LeaseJobsResponse {
             last_frame,
             goodbye,
         }),
+        ServerMessage::Leave => Out::Leave(pb::Leave {}),
         ServerMessage::Draining {
             close_after,
             reason,

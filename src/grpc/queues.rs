@@ -17,7 +17,7 @@ use crate::job::limits::REASON_BYTES_MAX;
 use crate::job::queue::RawDefaults;
 use crate::job::{Actor, AuditEvent, By, Defaultable, QueueChange, QueueName};
 use crate::proto as pb;
-use crate::store::{QueueView, SessionView};
+use crate::store::{NodeView, QueueView, SessionView};
 
 /// What a mask must be, for messages.
 const MASK_SHAPE: &str = "must name some of default_priority, default_max_attempts, default_backoff, default_timeout \
@@ -72,6 +72,29 @@ impl pb::queue_service_server::QueueService for Queues {
         request: Request<pb::ListSessionsRequest>,
     ) -> Result<Response<pb::ListSessionsResponse>, Status> {
         self.answer(self.sessions(request.into_inner()).await)
+    }
+
+    async fn drain_session(
+        &self,
+        request: Request<pb::DrainSessionRequest>,
+    ) -> Result<Response<pb::DrainSessionResponse>, Status> {
+        let actor = actor(request.metadata());
+        self.answer(self.drain_session(actor, request.into_inner()).await)
+    }
+
+    async fn list_nodes(
+        &self,
+        request: Request<pb::ListNodesRequest>,
+    ) -> Result<Response<pb::ListNodesResponse>, Status> {
+        self.answer(self.nodes(request.into_inner()).await)
+    }
+
+    async fn drain_node(
+        &self,
+        request: Request<pb::DrainNodeRequest>,
+    ) -> Result<Response<pb::DrainNodeResponse>, Status> {
+        let actor = actor(request.metadata());
+        self.answer(self.drain_node(actor, request.into_inner()).await)
     }
 
     async fn list_audit_events(
@@ -175,6 +198,40 @@ impl Queues {
             sessions: page.items.into_iter().map(session).collect(),
             next_page_token: page.next_page_token,
         })
+    }
+
+    async fn drain_session(
+        &self,
+        actor: Result<Actor>,
+        request: pb::DrainSessionRequest,
+    ) -> Result<pb::DrainSessionResponse> {
+        let by = by(actor?, request.reason)?;
+        self.0.drain_session(&request.session_id, by).await?;
+        Ok(pb::DrainSessionResponse {})
+    }
+
+    async fn nodes(&self, request: pb::ListNodesRequest) -> Result<pb::ListNodesResponse> {
+        let page = self
+            .0
+            .nodes(&RawCursor {
+                size: request.page_size,
+                token: request.page_token,
+            })
+            .await?;
+        Ok(pb::ListNodesResponse {
+            nodes: page.items.into_iter().map(node).collect(),
+            next_page_token: page.next_page_token,
+        })
+    }
+
+    async fn drain_node(
+        &self,
+        actor: Result<Actor>,
+        request: pb::DrainNodeRequest,
+    ) -> Result<pb::DrainNodeResponse> {
+        let by = by(actor?, request.reason)?;
+        self.0.drain_node(&request.node_id, by).await?;
+        Ok(pb::DrainNodeResponse {})
     }
 
     async fn audit(
@@ -309,6 +366,23 @@ fn session(view: SessionView) -> pb::Session {
         ttl_left: Some(duration(ttl_left)),
         draining: slots.draining,
         labels: profile.labels.into_iter().collect(),
+    }
+}
+
+fn node(view: NodeView) -> pb::Node {
+    let NodeView {
+        report,
+        start,
+        seen,
+    } = view;
+    pb::Node {
+        id: report.id.to_string(),
+        name: report.name,
+        version: report.version,
+        sessions: report.sessions,
+        draining: report.draining,
+        start_time: Some(timestamp(start)),
+        seen_time: Some(timestamp(seen)),
     }
 }
 

@@ -37,6 +37,12 @@ pub fn status(failed: Error) -> Status {
         Error::QueueNotFound(name) => {
             details.set_resource_info("queue", cut(name), "", "");
         }
+        Error::SessionNotFound(id) => {
+            details.set_resource_info("session", cut(id), "", "");
+        }
+        Error::NodeNotFound(id) => {
+            details.set_resource_info("node", cut(id), "", "");
+        }
         Error::IdConflict(id) | Error::KeyConflict(id) | Error::UniqueConflict(id) => {
             details.set_resource_info("job", id.to_string(), "", "");
         }

@@ -29,6 +29,7 @@ mod health;
 mod job;
 mod jobs;
 mod members;
+mod nodes;
 mod openapi;
 mod problem;
 mod query;
@@ -69,6 +70,9 @@ pub fn router(engine: Arc<Engine>) -> Router {
         .route("/queues/{queue}/pause", post(queues::pause))
         .route("/queues/{queue}/resume", post(queues::resume))
         .route("/sessions", get(sessions::list))
+        .route("/sessions/{id}/drain", post(sessions::drain))
+        .route("/nodes", get(nodes::list))
+        .route("/nodes/{id}/drain", post(nodes::drain))
         .route("/audit", get(queues::audit))
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))

@@ -63,6 +63,14 @@ const fn of_queues(
     }
 }
 
+const fn drain(path: &'static str, rpc: &'static str) -> Operation {
+    let bad = &[404, 408, 413, 415];
+    Operation {
+        good: &[204],
+        ..of_queues("post", path, rpc, bad)
+    }
+}
+
 const OPERATIONS: &[Operation] = &[
     operation(
         "post",
@@ -132,6 +140,9 @@ const OPERATIONS: &[Operation] = &[
         &[404, 408, 409, 413, 415],
     ),
     of_queues("get", "/sessions", "ListSessions", &[]),
+    drain("/sessions/{id}/drain", "DrainSession"),
+    of_queues("get", "/nodes", "ListNodes", &[]),
+    drain("/nodes/{id}/drain", "DrainNode"),
     of_queues("get", "/audit", "ListAuditEvents", &[]),
 ];
 

@@ -11,6 +11,7 @@ use super::enqueue::{backoff, priority};
 use super::job::BackoffJson;
 use super::jobs::{Answer, SMALL_BODY_BYTES, Shared, json};
 use super::members::Members;
+use super::nodes;
 use super::query;
 use super::time::{write_span, write_time};
 use crate::engine::Engine;
@@ -123,14 +124,8 @@ async fn steer(
     asked: Option<String>,
     request: Request,
 ) -> Answer {
-    query::none(&asked.unwrap_or_default())?;
     let queue = queue_name(name)?;
-    let actor = actor(request.headers())?;
-    let text = body::read(request, Need::Optional, SMALL_BODY_BYTES).await?;
-    let mut members = Members::of(body::document(&text)?, "");
-    let reason = reason(&mut members);
-    body::end(members)?;
-    let by = By { actor, reason };
+    let by = nodes::by(asked, request).await?;
     let found = engine.steer(queue, change, None, by).await?;
     json(StatusCode::OK, &QueueJson::of(&found))
 }

@@ -1,12 +1,14 @@
-//! The call about sessions.
+//! The calls about sessions.
 
 use std::collections::BTreeMap;
 
-use axum::extract::{RawQuery, State};
+use axum::extract::{Path, RawQuery, Request, State};
+use axum::response::IntoResponse;
 use http::StatusCode;
 use serde::Serialize;
 
 use super::jobs::{Answer, Shared, json};
+use super::nodes;
 use super::query;
 use super::queues::queue_name;
 use super::time::write_span;
@@ -22,6 +24,18 @@ pub async fn list(State(engine): Shared, RawQuery(asked): RawQuery) -> Answer {
         next_page_token: &found.next_page_token,
     };
     json(StatusCode::OK, &page)
+}
+
+/// `POST /sessions/{id}/drain`
+pub async fn drain(
+    State(engine): Shared,
+    Path(id): Path<String>,
+    RawQuery(asked): RawQuery,
+    request: Request,
+) -> Answer {
+    let by = nodes::by(asked, request).await?;
+    engine.drain_session(&id, by).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 #[derive(Serialize)]

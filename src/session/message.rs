@@ -244,6 +244,8 @@ pub enum ServerMessage {
         /// It answers a Goodbye: no more jobs at all.
         goodbye: bool,
     },
+    /// Somebody wants the worker to leave: it gets no more jobs.
+    Leave,
     /// This node is leaving.
     Draining {
         /// The stream is closed then.

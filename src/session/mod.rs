@@ -103,6 +103,8 @@ pub enum Event {
     ProgressFailed(Vec<Lease>),
     /// The job of this lease was cancelled.
     Cancel(Lease),
+    /// Somebody wants this worker to leave. It may be said many times.
+    Leave,
     /// This node is leaving; the stream will be closed after this time.
     Drain(Duration),
     /// The worker has closed its side in order.
@@ -150,6 +152,8 @@ pub struct Session {
     reading: Reading,
     heard: Duration,
     drain_at: Option<Duration>,
+    /// The worker was asked to leave: it gets nothing more, on this stream or the next.
+    asked_to_leave: bool,
     /// A new window or a Goodbye, to be confirmed when the grants under way have come.
     unconfirmed: bool,
     renewing: Option<u64>,
@@ -192,6 +196,7 @@ impl Session {
             reading: Reading::default(),
             heard: now,
             drain_at: None,
+            asked_to_leave: false,
             unconfirmed: false,
             renewing: None,
             renew_next: None,
@@ -239,7 +244,7 @@ impl Session {
 
     /// It gets no more jobs, since its worker or its node is leaving.
     pub fn is_leaving(&self) -> bool {
-        self.phase == SessionPhase::Leaving || self.drain_at.is_some()
+        self.phase == SessionPhase::Leaving || self.drain_at.is_some() || self.asked_to_leave
     }
 
     /// When [`Event::Tick`] is wanted at the latest.
@@ -277,6 +282,7 @@ impl Session {
     fn free_of_all(&self, now: Duration) -> u32 {
         let is_open = self.phase == SessionPhase::Live
             && self.drain_at.is_none()
+            && !self.asked_to_leave
             && !self.unconfirmed
             && !self.lapsed
             && self.is_lively(now)
@@ -337,6 +343,7 @@ impl Session {
             Event::ProgressRecorded(verdicts) => self.progress_recorded(verdicts, out),
             Event::ProgressFailed(leases) => self.progress_failed(&leases),
             Event::Cancel(lease) => self.cancel(lease, out),
+            Event::Leave => self.ask_to_leave(out),
             Event::Drain(close_after) => self.drain(now, close_after, out),
             Event::HalfClosed => self.half_closed = true,
             Event::Tick => self.tick(now, out),
@@ -432,6 +439,14 @@ impl Session {
         self.renew_again(now, out);
         self.time_passed(now, out);
         self.find(now, out);
+    }
+
+    /// Before Welcome it is early: it is said again.
+    fn ask_to_leave(&mut self, out: &mut Vec<Action>) {
+        if self.phase == SessionPhase::Live && !self.asked_to_leave {
+            self.asked_to_leave = true;
+            out.push(Action::Send(ServerMessage::Leave));
+        }
     }
 
     fn drain(&mut self, now: Duration, close_after: Duration, out: &mut Vec<Action>) {

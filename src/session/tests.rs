@@ -377,6 +377,42 @@ fn a_drain_stops_hand_out_and_closes_in_its_time() {
 }
 
 #[test]
+fn a_worker_that_is_asked_to_leave_gets_nothing_more_and_keeps_what_it_has() {
+    let mut session = running();
+    let actions = session.handle(s(1), Event::Leave);
+    assert!(matches!(sent(&actions)[..], [ServerMessage::Leave]));
+    assert!(session.handle(s(1), Event::Leave).is_empty(), "once");
+    assert_eq!(session.free(s(1), &queue()), 0);
+    assert!(session.is_leaving());
+    // A new window changes nothing of it.
+    let window = ClientMessage::SetCapacity {
+        max_in_flight: 9,
+        queues: Vec::new(),
+    };
+    session.handle(s(1), frame(window));
+    assert_eq!(session.free(s(1), &queue()), 0);
+    session.handle(s(1), result(1, success()));
+    let verdict = Verdict::Recorded(JobState::Succeeded);
+    let actions = session.handle(s(1), Event::Verdicts(vec![(job(1).lease, verdict)]));
+    assert!(
+        !actions.iter().any(|a| matches!(a, Action::Close(_))),
+        "it is for the worker to end it"
+    );
+    session.handle(s(1), frame(ClientMessage::Goodbye));
+    let actions = session.handle(s(1), Event::HalfClosed);
+    assert!(matches!(
+        actions[..],
+        [Action::EndSession, Action::Close(None)]
+    ));
+}
+
+#[test]
+fn nobody_is_asked_to_leave_before_welcome() {
+    let mut session = Session::open(s(0), hello(), LEASE_TTL_DEFAULT).unwrap();
+    assert!(session.handle(s(0), Event::Leave).is_empty());
+}
+
+#[test]
 fn a_second_hello_ends_the_stream() {
     let actions = live().handle(s(0), frame(ClientMessage::Hello(Box::default())));
     assert!(matches!(

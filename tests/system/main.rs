@@ -20,6 +20,7 @@ mod clients;
 mod crash;
 mod defaults;
 mod doctor;
+mod drain;
 mod errors;
 mod explain;
 mod failover;

@@ -417,6 +417,9 @@ fn log(note: Note) {
             tracing::warn!(why, ?pause, "opening another stream")
         }
         Note::Draining => tracing::info!("the node drains"),
+        Note::AskedToLeave => {
+            tracing::info!("somebody has asked that this worker leaves, shutting down")
+        }
         Note::SessionOver => tracing::warn!("the server has ended the session"),
         Note::Copied => tracing::warn!(
             "another process goes on with this session: is this one a copy? beginning anew"

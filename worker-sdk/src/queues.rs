@@ -126,6 +126,58 @@ impl Client {
         .await
     }
 
+    /// Asks that the worker of a session leaves: it gets no more jobs from within
+    /// three seconds on, and a worker of this SDK ends as by SIGTERM. Asking again is
+    /// fine.
+    ///
+    /// # Errors
+    /// [`Error::Call`] with reason `SESSION_NOT_FOUND` for one that is over.
+    pub async fn drain_session(&self, id: &str, reason: &str) -> Result<(), Error> {
+        let request = proto::DrainSessionRequest {
+            session_id: id.into(),
+            reason: reason.into(),
+        };
+        let answer = self.ask(request, |request| async move {
+            self.queues.clone().drain_session(request).await
+        });
+        answer.await.map(drop)
+    }
+
+    /// One page of the server's nodes, by id; as for [`queues`](Self::queues).
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn nodes(
+        &self,
+        page_size: u32,
+        page_token: &str,
+    ) -> Result<proto::ListNodesResponse, Error> {
+        let request = proto::ListNodesRequest {
+            page_size,
+            page_token: page_token.into(),
+        };
+        self.ask(request, |request| async move {
+            self.queues.clone().list_nodes(request).await
+        })
+        .await
+    }
+
+    /// Asks that a node leaves as by SIGTERM, within three seconds: its workers go
+    /// on by other nodes. Asking again is fine.
+    ///
+    /// # Errors
+    /// [`Error::Call`] with reason `NODE_NOT_FOUND`.
+    pub async fn drain_node(&self, id: &str, reason: &str) -> Result<(), Error> {
+        let request = proto::DrainNodeRequest {
+            node_id: id.into(),
+            reason: reason.into(),
+        };
+        let answer = self.ask(request, |request| async move {
+            self.queues.clone().drain_node(request).await
+        });
+        answer.await.map(drop)
+    }
+
     /// One page of what was changed by hand, newest first, with the token of the
     /// next page; as for [`queues`](Self::queues).
     ///

@@ -160,6 +160,8 @@ pub enum Note {
     },
     /// The node will leave; a new stream is opened elsewhere.
     Draining,
+    /// Somebody has asked the server that this worker leaves: it ends, as by SIGTERM.
+    AskedToLeave,
     /// The server has ended a session: of its leases none is left.
     SessionOver,
     /// Another process has gone on with the session of this one, and so has its

@@ -59,6 +59,11 @@ impl Sessions {
                 }
             }
             Response::Draining(_) => self.draining(),
+            Response::Leave(_) if !self.leaving => {
+                self.note(Note::AskedToLeave);
+                self.leave(self.config.grace);
+            }
+            Response::Leave(_) => {}
         }
     }
 

@@ -225,6 +225,30 @@ fn a_shutdown_finishes_within_grace_releases_the_rest_and_ends_well() {
 }
 
 #[test]
+fn a_worker_that_is_asked_to_leave_does_so_as_by_a_shutdown() {
+    let mut bench = Bench::connected(4);
+    bench.pushed(1, 1, &["a"]);
+    for _ in 0..2 {
+        bench.hears(1, Response::Leave(proto::Leave {}));
+    }
+    let asked = |note: &&Note| **note == Note::AskedToLeave;
+    assert_eq!(bench.notes.iter().filter(asked).count(), 1);
+    assert!(bench.stopped.is_empty(), "it may finish");
+    bench.hears(
+        1,
+        Response::CapacityApplied(proto::CapacityApplied {
+            goodbye: true,
+            ..Default::default()
+        }),
+    );
+    bench.finish("a", output(1));
+    bench.receipts(1, vec![receipt("a", 1, proto::ReceiptStatus::Recorded)]);
+    assert_eq!(bench.half_closed, vec![StreamNo(1)]);
+    bench.event(Event::Ended(StreamNo(1), End::default()));
+    assert_eq!(bench.end, Some(None));
+}
+
+#[test]
 fn a_shutdown_ends_within_its_bound_when_nobody_answers() {
     let mut bench = Bench::connected(4);
     bench.pushed(1, 1, &["a"]);

@@ -1,0 +1,89 @@
+//! The calls about nodes.
+
+use axum::extract::{Path, RawQuery, Request, State};
+use axum::response::IntoResponse;
+use http::StatusCode;
+use serde::Serialize;
+
+use super::body::{self, Need};
+use super::jobs::{Answer, SMALL_BODY_BYTES, Shared, json};
+use super::members::Members;
+use super::problem::Problem;
+use super::query;
+use super::queues::{actor, reason};
+use super::time::write_time;
+use crate::job::By;
+use crate::store::NodeView;
+
+/// `GET /nodes`
+pub async fn list(State(engine): Shared, RawQuery(asked): RawQuery) -> Answer {
+    let page = query::page(&asked.unwrap_or_default())?;
+    let found = engine.nodes(&page).await?;
+    let page = NodesJson {
+        nodes: found.items.iter().map(NodeJson::of).collect(),
+        next_page_token: &found.next_page_token,
+    };
+    json(StatusCode::OK, &page)
+}
+
+/// `POST /nodes/{id}/drain`
+pub async fn drain(
+    State(engine): Shared,
+    Path(id): Path<String>,
+    RawQuery(asked): RawQuery,
+    request: Request,
+) -> Answer {
+    let by = by(asked, request).await?;
+    engine.drain_node(&id, by).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Who asks for a change that has nothing but its reason in its body, and why.
+///
+/// # Errors
+/// `InvalidArgument` and what a body can have wrong.
+pub async fn by(asked: Option<String>, request: Request) -> Result<By, Problem> {
+    query::none(&asked.unwrap_or_default())?;
+    let actor = actor(request.headers())?;
+    let text = body::read(request, Need::Optional, SMALL_BODY_BYTES).await?;
+    let mut members = Members::of(body::document(&text)?, "");
+    let reason = reason(&mut members);
+    body::end(members)?;
+    Ok(By { actor, reason })
+}
+
+#[derive(Serialize)]
+struct NodesJson<'a> {
+    nodes: Vec<NodeJson<'a>>,
+    next_page_token: &'a str,
+}
+
+#[derive(Serialize)]
+struct NodeJson<'a> {
+    id: String,
+    name: &'a str,
+    version: &'a str,
+    sessions: u32,
+    draining: bool,
+    start_time: String,
+    seen_time: String,
+}
+
+impl<'a> NodeJson<'a> {
+    fn of(view: &'a NodeView) -> Self {
+        let NodeView {
+            report,
+            start,
+            seen,
+        } = view;
+        Self {
+            id: report.id.to_string(),
+            name: &report.name,
+            version: &report.version,
+            sessions: report.sessions,
+            draining: report.draining,
+            start_time: write_time(*start),
+            seen_time: write_time(*seen),
+        }
+    }
+}
