@@ -14,6 +14,7 @@ mod backlog;
 mod enqueue;
 mod fault;
 mod lease;
+mod list;
 mod migrate;
 mod nodes;
 mod pool;
@@ -135,7 +136,7 @@ impl Store for PostgresStore {
         size: usize,
         view: View,
     ) -> Result<JobPage> {
-        admin::list(&self.reads, &filter, before, size, view).await
+        list::list(&self.reads, &filter, before, size, view).await
     }
     async fn cancel(&self, job: JobId, by: By) -> Result<Cancelled> {
         signals::cancel(&self.reads, job, &by).await
