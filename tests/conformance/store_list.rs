@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use leasehold::job::limits::{LOST_LEASES_MAX, PAGE_MAX, PAGE_ROWS_MAX};
-use leasehold::job::{Failure, Job, JobId, JobState, Kind, NewJob, Outcome, Timestamp, View};
-use leasehold::store::{Ask, JobFilter, JobPage};
+use leasehold::job::{By, Failure, Job, JobId, JobState, Kind, NewJob, Outcome, Timestamp, View};
+use leasehold::store::{Ask, Deleted, JobFilter, JobPage};
 
 use crate::steps::{
     assert_recorded, ending, failure, jobs_of, leased, minutes, queue, raw, secs, success,
@@ -448,4 +448,83 @@ async fn each_way_to_the_dead_letter_is_listed_there_until_it_is_brought_back(wo
     }
     world.advance(minutes(2)).await;
     assert_eq!(jobs_of(&world.promote().await.segments).len(), 1);
+}
+
+// Far more jobs than a page looks at have the one label, a few the other; and one is final, deleted or purged in the end.
+on_each_store!(a_rare_label_leads_to_its_jobs_at_once);
+async fn a_rare_label_leads_to_its_jobs_at_once(world: World) {
+    let labelled = |labels: &[(&str, String)]| {
+        let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), v.clone()));
+        let labels: std::collections::BTreeMap<_, _> = labels.collect();
+        world.job_with(|draft| draft.labels = labels)
+    };
+    let long = "x".repeat(10_000);
+    let mut rare = Vec::new();
+    for n in 0..3 {
+        let labels = [
+            ("env", "prod".into()),
+            ("run", "7".into()),
+            ("long", long.clone()),
+        ];
+        rare.push(world.accept(labelled(&labels)).await);
+        let other = [
+            ("env", "prod".into()),
+            ("run", format!("{n}0")),
+            ("n", "7".into()),
+        ];
+        world.accept(labelled(&other)).await;
+    }
+    for _ in 0..11 {
+        let jobs = (0..1_000).map(|_| labelled(&[("env", "prod".into())]));
+        world.accept_all(jobs.collect()).await;
+    }
+    let of = |labels: &[(&str, &str)]| JobFilter {
+        labels: labels
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect(),
+        ..JobFilter::default()
+    };
+    let first = async |filter: JobFilter| {
+        let page = world.store.list(filter, None, 10, View::Basic).await;
+        let page = page.expect("list answers");
+        let ids: Vec<_> = page.jobs.iter().map(|job| job.id).collect();
+        (ids, page.next.is_some())
+    };
+    let newest: Vec<_> = rare.iter().rev().copied().collect();
+    for labels in [
+        &[("run", "7")][..],
+        &[("env", "prod"), ("run", "7")],
+        &[("long", &long)],
+    ] {
+        assert_eq!(
+            first(of(labels)).await,
+            (newest.clone(), false),
+            "{labels:?}"
+        );
+    }
+    let nobody = of(&[("run", "7"), ("n", "7")]);
+    assert_eq!(first(nobody).await, (vec![], false));
+    let elsewhere = JobFilter {
+        queues: vec![queue("elsewhere")],
+        ..of(&[("run", "7")])
+    };
+    assert_eq!(first(elsewhere).await, (vec![], false));
+    let (all, is_more) = first(of(&[("env", "prod")])).await;
+    assert_eq!((all.len(), is_more), (10, true));
+
+    for id in &rare[..2] {
+        world.succeed(*id).await;
+    }
+    let done = JobFilter {
+        states: vec![JobState::Succeeded],
+        ..of(&[("run", "7")])
+    };
+    assert_eq!(first(done.clone()).await, (newest[1..].to_vec(), false));
+    let deleted = world.store.delete(rare[0], By::default()).await;
+    assert_eq!(deleted.ok(), Some(Deleted::Done));
+    assert_eq!(first(done).await, (vec![rare[1]], false));
+    world.advance(minutes(60 * 24 * 30)).await;
+    while world.retain().await > 0 {}
+    assert_eq!(first(of(&[("run", "7")])).await, (vec![rare[2]], false));
 }

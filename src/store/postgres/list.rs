@@ -37,7 +37,7 @@ macro_rules! list {
             ORDER BY attempt DESC LIMIT 1) END)
    ORDER BY id DESC LIMIT $5)
 SELECT ARRAY(SELECT id FROM picked ORDER BY id DESC) AS ids, (SELECT count(*) FROM scanned) AS scanned,
-       (SELECT id FROM scanned ORDER BY id LIMIT 1) AS last"
+       (SELECT id FROM scanned ORDER BY id LIMIT 1) AS last, $12::int8 AS label"
         )
     };
 }
@@ -73,6 +73,22 @@ const LIST_FAILED_QUEUES: &str = list!(concat!(
      ORDER BY s.id DESC LIMIT $6"
 ));
 
+/// Those that have a label, of whatever queue.
+const LIST_LABELLED: &str = list!(
+    "SELECT s.* FROM (
+       SELECT job FROM job_labels WHERE label = $12 AND job < $1 AND job >= $7 ORDER BY job DESC LIMIT $6) AS l
+     CROSS JOIN LATERAL (
+       SELECT id, kind, state, create_time, state = 5 AND attempt = 0 AS is_expired,
+              coalesce(labels @> $8::text::jsonb, false) AND (cardinality($2::text[]) = 0 OR queue = ANY ($2)) AS is_labelled
+         FROM jobs WHERE id = l.job OFFSET 0) AS s"
+);
+/// How many jobs have each label of the filter, up to a bound: the rarest in front.
+const RAREST: &str = "
+SELECT l.label, (SELECT count(*) FROM (
+         SELECT FROM job_labels WHERE label = l.label AND job < $3 AND job >= $4 ORDER BY job DESC LIMIT $5) AS n) AS jobs
+  FROM (SELECT lh_label(key, value) AS label FROM unnest($1::text[], $2::text[]) AS a (key, value)) AS l
+ ORDER BY jobs LIMIT 1";
+
 /// Lists jobs, newest first.
 pub(super) async fn list(
     pool: &Pool,
@@ -86,7 +102,17 @@ pub(super) async fn list(
             .states
             .iter()
             .all(|s| matches!(s, JobState::Failed | JobState::Cancelled));
+    let (first, end) = filter.ids();
+    let below = before.into_iter().chain(end).min();
+    let below = below.map_or(Uuid::max(), JobId::uuid);
+    // A label that few have leads to them at once. One that many have is left to a narrower walk, if there is one.
+    let (label, having) = rarest(pool, filter, below, first.uuid()).await?.unzip();
+    let is_rare = having.is_some_and(|jobs| jobs < bound(PAGE_ROWS_MAX));
+    let is_label_alone =
+        filter.labels.len() == 1 && filter.queues.is_empty() && filter.states.is_empty();
     let sql = match (filter.queues.is_empty(), is_dead_letter) {
+        _ if is_rare => LIST_LABELLED,
+        (true, false) if label.is_some() => LIST_LABELLED,
         (true, false) => LIST_ALL,
         (false, false) => LIST_QUEUES,
         (true, true) => LIST_FAILED,
@@ -100,7 +126,7 @@ pub(super) async fn list(
     let labels = json(&filter.labels)?;
     let is_by_index = kinds.is_empty()
         && (states.is_empty() || is_dead_letter && states.len() == 2)
-        && labels.is_none()
+        && (labels.is_none() || is_label_alone)
         && filter.failure_type.is_none()
         && filter.created_after.is_none()
         && filter.created_before.is_none();
@@ -109,12 +135,10 @@ pub(super) async fn list(
         true => PAGE_ROWS_MAX.min(size.saturating_add(1)),
         false => PAGE_ROWS_MAX,
     };
-    let (first, end) = filter.ids();
-    let below = before.into_iter().chain(end).min();
     let rows = pool
         .read(|| {
             sqlx::query(sql)
-                .bind(below.map_or(Uuid::max(), JobId::uuid))
+                .bind(below)
                 .bind(&queues)
                 .bind(&kinds)
                 .bind(&states)
@@ -125,6 +149,7 @@ pub(super) async fn list(
                 .bind(filter.created_after.map_or(i64::MIN, |time| time.0))
                 .bind(filter.created_before.map_or(i64::MAX, |time| time.0 - 1))
                 .bind(&filter.failure_type)
+                .bind(label)
         })
         .await?;
     let Some(row) = rows.first() else {
@@ -151,6 +176,36 @@ pub(super) async fn list(
         .filter(|job| filter.states.is_empty() || filter.states.contains(&job.state))
         .collect();
     Ok(JobPage { jobs, next })
+}
+
+/// The label of the filter that the fewest jobs between these ids have, and how many that are.
+async fn rarest(
+    pool: &Pool,
+    filter: &JobFilter,
+    below: Uuid,
+    first: Uuid,
+) -> Result<Option<(i64, i64)>> {
+    if filter.labels.is_empty() {
+        return Ok(None);
+    }
+    let (keys, values): (Vec<&str>, Vec<&str>) = filter
+        .labels
+        .iter()
+        .map(|(key, value)| (key.as_str(), value.as_str()))
+        .unzip();
+    let rows = pool
+        .read(|| {
+            sqlx::query(RAREST)
+                .bind(&keys)
+                .bind(&values)
+                .bind(below)
+                .bind(first)
+                .bind(bound(PAGE_ROWS_MAX))
+        })
+        .await?;
+    let row = rows.first();
+    row.map(|row| Ok((column(row, "label")?, column(row, "jobs")?)))
+        .transpose()
 }
 
 async fn sizes(pool: &Pool, ids: &[JobId], view: View) -> Result<HashMap<JobId, usize>> {

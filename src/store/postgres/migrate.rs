@@ -48,6 +48,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "nodes and what is to leave",
         include_str!("migrations/0011_nodes.sql"),
     ),
+    (
+        12,
+        "labels of jobs",
+        include_str!("migrations/0012_job_labels.sql"),
+    ),
 ];
 
 /// Any number that nobody else locks.

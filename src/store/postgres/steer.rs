@@ -62,7 +62,7 @@ SELECT 0 AS fault, s.id AS segment, s.queue, s.priority, s.jobs FROM locked l LE
 /// until that is too old to be sent again: so no id comes to life twice.
 const DELETE: &str = "
 WITH locked AS MATERIALIZED (
-  SELECT id, queue, state AS was FROM jobs WHERE id = $1 AND state IN (4, 5, 6) FOR UPDATE),
+  SELECT id, queue, labels, state AS was FROM jobs WHERE id = $1 AND state IN (4, 5, 6) FOR UPDATE),
 clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM locked) AS l),
 gone AS (
   UPDATE jobs j
@@ -71,11 +71,16 @@ gone AS (
          unique_held = NULL,
          failed_at = NULL, expire_at = NULL, has_progress = false, purge_time = greatest(c.now, j.create_time + $2)
     FROM clock c, locked l WHERE j.id = l.id AND j.state = l.was
-  RETURNING j.id, j.purge_time, l.queue, l.was, c.now),
+  RETURNING j.id, j.purge_time, l.queue, l.labels, l.was, c.now),
 history AS (
   DELETE FROM attempts a USING gone g WHERE a.job = g.id),
 progressed AS (
   DELETE FROM progress p USING gone g WHERE p.job = g.id),
+unlabelled AS (
+  DELETE FROM job_labels WHERE ctid = ANY (ARRAY(
+    SELECT x.ctid FROM gone k CROSS JOIN LATERAL jsonb_each_text(k.labels) AS e
+     CROSS JOIN LATERAL (
+       SELECT l.ctid FROM job_labels l WHERE l.label = lh_label(e.key, e.value) AND l.job = k.id OFFSET 0) AS x))),
 ended AS (
   INSERT INTO finished (bucket, check_at, size, jobs)
   SELECT purge_time / 3600000000, purge_time, 1, ARRAY[id] FROM gone),

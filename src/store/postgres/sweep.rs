@@ -58,7 +58,8 @@ counted AS (
 SELECT (SELECT count(*) FROM done) + (SELECT count(*) FROM forgotten) AS changed";
 
 /// The row that points at a job is a pointer only: the job's own purge time decides, since it may have been brought back
-/// and have ended anew. The ids of deleted jobs are among them (7). Rows are taken up to `limit` jobs together, at least one.
+/// and have ended anew. The ids of deleted jobs are among them (7). Labels are looked up
+/// one by one, whatever the planner knows of their number (OFFSET 0 holds it to that). Rows are taken up to `limit` jobs together, at least one.
 const PURGE: &str = "
 WITH clock AS MATERIALIZED (SELECT lh_us() AS now),
 ready AS MATERIALIZED (
@@ -70,7 +71,7 @@ taken AS MATERIALIZED (
 named AS MATERIALIZED (
   SELECT DISTINCT u.job FROM taken t JOIN finished f ON f.id = t.id, unnest(f.jobs) AS u (job)),
 locked AS MATERIALIZED (
-  SELECT j.id, j.has_progress FROM jobs j, clock c
+  SELECT j.id, j.has_progress, j.labels FROM jobs j, clock c
    WHERE j.id = ANY (ARRAY(SELECT job FROM named)) AND j.state IN (4, 5, 6, 7) AND j.purge_time <= c.now
    ORDER BY j.id FOR UPDATE OF j SKIP LOCKED),
 gone AS (
@@ -79,6 +80,11 @@ history AS (
   DELETE FROM attempts a USING locked l WHERE a.job = l.id),
 progressed AS (
   DELETE FROM progress p USING locked l WHERE l.has_progress AND p.job = l.id),
+unlabelled AS (
+  DELETE FROM job_labels WHERE ctid = ANY (ARRAY(
+    SELECT x.ctid FROM locked k CROSS JOIN LATERAL jsonb_each_text(k.labels) AS e
+     CROSS JOIN LATERAL (
+       SELECT l.ctid FROM job_labels l WHERE l.label = lh_label(e.key, e.value) AND l.job = k.id OFFSET 0) AS x))),
 counted AS (
   INSERT INTO queue_counts (queue, succeeded, failed, cancelled)
   SELECT queue, -count(*) FILTER (WHERE state = 4), -count(*) FILTER (WHERE state = 5), -count(*) FILTER (WHERE state = 6)

@@ -25,6 +25,11 @@ SELECT id, queue, kind, state, create_time FROM jobs WHERE id < ?1 AND id >= ?2 
 const WALK_QUEUE: &str = "
 SELECT id, queue, kind, state, create_time FROM jobs
  WHERE queue = ?4 AND id < ?1 AND id >= ?2 ORDER BY id DESC LIMIT ?3";
+const WALK_LABEL: &str = "
+SELECT j.id, j.queue, j.kind, j.state, j.create_time FROM job_labels l CROSS JOIN jobs j ON j.id = l.id
+ WHERE l.key = ?4 AND l.value = ?5 AND l.id < ?1 AND l.id >= ?2 ORDER BY l.id DESC LIMIT ?3";
+const HAVING: &str = "
+SELECT count(*) FROM (SELECT 1 FROM job_labels WHERE key = ?1 AND value = ?2 AND id < ?3 AND id >= ?4 LIMIT ?5)";
 /// Only for filters that ask for them.
 const LABELS_AND_FAILURES: &str = "
 SELECT j.id, p.labels, CASE WHEN j.state = 5 AND j.attempt = 0 THEN 'EXPIRED' ELSE (
@@ -95,9 +100,10 @@ async fn walk(
     let below = before.into_iter().chain(end).min();
     let mut below = below.map_or(Uuid::max(), JobId::uuid);
     let mut kept = Vec::new();
+    let along = along(connection, filter, first.uuid()..below).await?;
     let mut looked_at = 0;
     while looked_at < PAGE_ROWS_MAX {
-        let rows = step(connection, filter, first.uuid()..below).await?;
+        let rows = step(connection, along, first.uuid()..below).await?;
         let is_end = rows.len() < STEP;
         let passed = passing(connection, filter, &rows).await?;
         for row in rows {
@@ -120,13 +126,62 @@ async fn walk(
     Ok((kept, Some(JobId::from_store(below))))
 }
 
+/// By which index a list is walked.
+#[derive(Clone, Copy)]
+enum Along<'a> {
+    All,
+    Queue(&'a QueueName),
+    Label(&'a str, &'a str),
+}
+
+/// A label that few have leads to them at once. One that many have is left to a narrower walk, if there is one.
+async fn along<'a>(
+    connection: &mut SqliteConnection,
+    filter: &'a JobFilter,
+    ids: Range<Uuid>,
+) -> Result<Along<'a>> {
+    let mut rarest: Option<(i64, &str, &str)> = None;
+    for (key, value) in &filter.labels {
+        let having: i64 = sqlx::query_scalar(HAVING)
+            .bind(key)
+            .bind(value)
+            .bind(ids.end)
+            .bind(ids.start)
+            .bind(rows_max(PAGE_ROWS_MAX))
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(fault)?;
+        if rarest.is_none_or(|(least, ..)| having < least) {
+            rarest = Some((having, key, value));
+        }
+    }
+    Ok(match (rarest, filter.queues.as_slice()) {
+        (Some((having, key, value)), _) if having < rows_max(PAGE_ROWS_MAX) => {
+            Along::Label(key, value)
+        }
+        (_, [queue]) => Along::Queue(queue),
+        (Some((_, key, value)), _) => Along::Label(key, value),
+        (None, _) => Along::All,
+    })
+}
+
 async fn step(
     connection: &mut SqliteConnection,
-    filter: &JobFilter,
+    along: Along<'_>,
     ids: Range<Uuid>,
 ) -> Result<Vec<WalkRow>> {
-    let rows = match filter.queues.as_slice() {
-        [queue] => {
+    let rows = match along {
+        Along::Label(key, value) => {
+            sqlx::query_as(WALK_LABEL)
+                .bind(ids.end)
+                .bind(ids.start)
+                .bind(rows_max(STEP))
+                .bind(key)
+                .bind(value)
+                .fetch_all(connection)
+                .await
+        }
+        Along::Queue(queue) => {
             sqlx::query_as(WALK_QUEUE)
                 .bind(ids.end)
                 .bind(ids.start)
@@ -135,7 +190,7 @@ async fn step(
                 .fetch_all(connection)
                 .await
         }
-        _ => {
+        Along::All => {
             sqlx::query_as(WALK)
                 .bind(ids.end)
                 .bind(ids.start)

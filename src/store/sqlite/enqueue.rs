@@ -61,6 +61,10 @@ SELECT substr(?3, 16 * n.key + 1, 16), s.labels, s.headers, s.content_type, s.is
                            CAST(substr(?5, 40 * n.key + 21, 20) AS INTEGER)), x'')
   FROM json_each(?1) AS n CROSS JOIN shapes s ON s.shape = n.value";
 
+const INSERT_LABELS: &str = "
+INSERT INTO job_labels (key, value, id)
+SELECT value->>'$[0]', value->>'$[1]', unhex(value->>'$[2]') FROM json_each(?1)";
+
 /// Accepts jobs, durably.
 pub(super) async fn enqueue(
     store: &SqliteStore,
@@ -232,7 +236,8 @@ async fn insert(
 ) -> Result<()> {
     let ids = packed(fresh.iter().map(|(new, _)| new.id.uuid()));
     insert_jobs(connection, now, fresh, &ids).await?;
-    insert_payloads(connection, fresh, &ids).await
+    insert_payloads(connection, fresh, &ids).await?;
+    insert_labels(connection, fresh).await
 }
 
 async fn insert_jobs(
@@ -284,6 +289,27 @@ async fn insert_payloads(
         .bind(ids)
         .bind(bodies.data)
         .bind(bodies.places)
+        .execute(connection)
+        .await
+        .map_err(fault)?;
+    Ok(())
+}
+
+async fn insert_labels(connection: &mut SqliteConnection, fresh: &[(&NewJob, Job)]) -> Result<()> {
+    let rows: Vec<_> = fresh
+        .iter()
+        .flat_map(|(new, _)| {
+            new.spec
+                .labels
+                .iter()
+                .map(|(k, v)| (k, v, hex(new.id.uuid())))
+        })
+        .collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(INSERT_LABELS)
+        .bind(batch(&rows)?)
         .execute(connection)
         .await
         .map_err(fault)?;

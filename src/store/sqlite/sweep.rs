@@ -45,7 +45,9 @@ SELECT j.id, s.expire_time <= (SELECT grace_until FROM pulse) AS in_outage
  WHERE s.dead = 1 LIMIT ?1";
 const PURGEABLE: &str = "
 SELECT id FROM jobs WHERE purge_time <= ?1 ORDER BY purge_time LIMIT ?2";
-pub(super) const PURGE: [&str; 5] = [
+pub(super) const PURGE: [&str; 6] = [
+    "DELETE FROM job_labels WHERE (key, value, id) IN (
+       SELECT e.key, e.value, p.id FROM json_each(?1) AS n CROSS JOIN payloads p ON p.id = unhex(n.value), json_each(p.labels) AS e)",
     "DELETE FROM progress WHERE id IN (SELECT unhex(value) FROM json_each(?1))",
     "DELETE FROM payloads WHERE id IN (SELECT unhex(value) FROM json_each(?1))",
     "DELETE FROM outputs WHERE id IN (SELECT unhex(value) FROM json_each(?1))",

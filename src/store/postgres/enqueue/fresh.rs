@@ -49,7 +49,12 @@ counted AS (
   INSERT INTO queue_counts (queue, scheduled, queued)
   SELECT q.queue, q.scheduled, q.queued
     FROM clock c CROSS JOIN unnest($24::text[], $25::int8[], $26::int8[]) AS q (queue, scheduled, queued)
-   WHERE c.is_time)
+   WHERE c.is_time),
+labelled AS (
+  INSERT INTO job_labels (label, job)
+  SELECT DISTINCT lh_label(e.key, e.value), ($1::uuid[])[n.place]
+    FROM clock c CROSS JOIN unnest($5::text[]) WITH ORDINALITY AS n (labels, place)
+   CROSS JOIN LATERAL jsonb_each_text(n.labels::jsonb) AS e WHERE c.is_time)
 SELECT now, is_time, NULL::bigint AS id, NULL::text AS queue, NULL::int2 AS priority FROM clock
 UNION ALL SELECT NULL, NULL, id, queue, priority FROM segment";
 

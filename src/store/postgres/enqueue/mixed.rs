@@ -53,7 +53,7 @@ created AS (
    WHERE n.id_time >= c.now - $20 AND n.id_time <= c.now + $21 AND coalesce(n.start_at, 0) <= c.now + $22
      AND (r.expire_time > r.run_time) IS NOT FALSE
   ON CONFLICT DO NOTHING
-  RETURNING id, queue, priority, state, purge_time),
+  RETURNING id, queue, priority, state, purge_time, labels),
 segment AS (
   INSERT INTO backlog (queue, priority, created_at, check_at, jobs)
   SELECT d.queue, d.priority, min(c.now), min(c.now) + 5000000, array_agg(d.id ORDER BY d.id)
@@ -63,6 +63,10 @@ counted AS (
   INSERT INTO queue_counts (queue, scheduled, queued, cancelled)
   SELECT queue, count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state = 2), count(*) FILTER (WHERE state = 6)
     FROM created GROUP BY queue),
+labelled AS (
+  INSERT INTO job_labels (label, job)
+  SELECT DISTINCT lh_label(e.key, e.value), d.id
+    FROM created d CROSS JOIN LATERAL jsonb_each_text(d.labels) AS e WHERE d.labels IS NOT NULL),
 ended AS (
   INSERT INTO finished (bucket, check_at, size, jobs)
   SELECT purge_time / 3600000000, min(purge_time), count(*), array_agg(id)
