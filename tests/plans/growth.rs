@@ -380,10 +380,15 @@ impl Stage {
             let what = format!("list of {queues:?} {states:?}");
             self.within(when, &what, bound).await;
         }
-        let labels = [("team".to_owned(), "blue".to_owned())].into();
-        let by_label = JobFilter {
-            labels,
+        let labelled = |key: &str, value: &str, queues: &[&str]| JobFilter {
+            labels: [(key.to_owned(), value.to_owned())].into(),
+            queues: queues.iter().map(|name| queue(name)).collect(),
             ..JobFilter::default()
+        };
+        // Who has a label is counted up to the rows of a page.
+        let counted = Bound {
+            rows: 2 * PAGE_ROWS + 300,
+            ..ids(PAGE_ROWS as usize)
         };
         let by_failure = JobFilter {
             failure_type: Some("Broken".into()),
@@ -401,7 +406,15 @@ impl Stage {
             ..ids(2 * PAGE_ROWS as usize)
         };
         for (what, filter, bound) in [
-            ("label", by_label, walk),
+            ("no label", labelled("team", "blue", &[]), page),
+            ("rare label", labelled("run", "1", &[]), page),
+            ("rare label and queue", labelled("run", "1", &[QUEUE]), page),
+            ("common label", labelled("env", "prod", &[]), counted),
+            (
+                "common label and queue",
+                labelled("env", "prod", &[RARE]),
+                counted,
+            ),
             ("failure", by_failure, failures),
             ("time", long_ago, page),
         ] {

@@ -16,11 +16,11 @@ CREATE FUNCTION test_id(i bigint) RETURNS uuid LANGUAGE sql STABLE AS $$
     FROM test_start $$";
 
 /// Of ten jobs, six are QUEUED, two SUCCEEDED (one of them past its purge time), one FAILED and one SCHEDULED (half of
-/// those are due, the others have expired).
+/// those are due, the others have expired). Those of one of the SUCCEEDED and of the FAILED have labels.
 const JOBS: &str = "
 INSERT INTO jobs (id, queue, kind, priority, max_attempts, backoff_initial, backoff_max, backoff_factor, retention,
                   fingerprint, payload_type, payload_is_text, payload, state, attempt, create_time, run_time, queued_time,
-                  start_time, finish_time, purge_time, failed_at, due_at, expire_at)
+                  start_time, finish_time, purge_time, failed_at, due_at, expire_at, labels)
 SELECT (lpad(to_hex(t.ms + i), 12, '0') || '7' || lpad(to_hex(i % 4096), 3, '0') || '8' || lpad(to_hex(i), 15, '0'))::uuid,
        CASE WHEN i % 1000 = 5 THEN 'rare' WHEN i % 10 = 5 THEN 'other' ELSE 'work' END, 'greet', 2, 25, 15000000,
        86400000000, 2, 604800000000, '\\x00', 'text/plain', true, '\\x78', s.state, (s.state > 3)::int, t.now, t.now,
@@ -28,7 +28,8 @@ SELECT (lpad(to_hex(t.ms + i), 12, '0') || '7' || lpad(to_hex(i % 4096), 3, '0')
        CASE WHEN s.state > 3 THEN t.now + CASE WHEN i % 10 = 6 THEN 0 ELSE 86400000000 END END,
        CASE WHEN s.state = 5 THEN t.now END,
        CASE WHEN s.state = 1 THEN t.now + CASE WHEN i % 20 = 9 THEN 0 ELSE 86400000000 END END,
-       CASE WHEN i % 20 = 19 THEN t.now END
+       CASE WHEN i % 20 = 19 THEN t.now END,
+       CASE WHEN i % 10 IN (6, 8) THEN jsonb_build_object('env', 'prod', 'run', (i / 100)::text) END
   FROM (SELECT ms, ms * 1000 AS now FROM test_start OFFSET 0) AS t, generate_series($1::bigint, $2::bigint) AS i,
        LATERAL (SELECT (CASE WHEN i % 10 <= 5 THEN 2 WHEN i % 10 <= 7 THEN 4 WHEN i % 10 = 8 THEN 5 ELSE 1 END)::int2 AS state) AS s";
 const BACKLOG: &str = "
@@ -43,6 +44,10 @@ SELECT purge_time / 3600000000, min(purge_time), count(*), array_agg(id)
   FROM (SELECT purge_time, id, row_number() OVER (PARTITION BY purge_time ORDER BY id) AS n
           FROM jobs WHERE state > 3 AND id >= test_id($1) AND id <= test_id($2)) AS j
  GROUP BY purge_time, n / 1000";
+const LABELS: &str = "
+INSERT INTO job_labels (label, job)
+SELECT lh_label(e.key, e.value), j.id FROM jobs j CROSS JOIN jsonb_each_text(j.labels) AS e
+ WHERE j.labels IS NOT NULL AND j.id >= test_id($1) AND j.id <= test_id($2)";
 const COUNTS: &str = "
 INSERT INTO queue_counts (queue, scheduled, queued, running, succeeded, failed, cancelled)
 SELECT queue, count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state = 2), 0,
@@ -73,7 +78,7 @@ impl Tables {
 
     /// Puts jobs there, with their logs, until so many were put there. The planner is not told.
     pub async fn grow(&mut self, rows: i64) {
-        for statement in [JOBS, BACKLOG, FINISHED, COUNTS] {
+        for statement in [JOBS, BACKLOG, FINISHED, LABELS, COUNTS] {
             sqlx::query(statement)
                 .bind(self.rows + 1)
                 .bind(rows)

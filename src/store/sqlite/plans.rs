@@ -10,13 +10,14 @@ use sqlx::{AssertSqlSafe, Row};
 use super::SqliteStore;
 use crate::store::Store;
 
-const SOURCES: [&str; 14] = [
+const SOURCES: [&str; 15] = [
     include_str!("admin.rs"),
     include_str!("audit.rs"),
     include_str!("backlog.rs"),
     include_str!("change.rs"),
     include_str!("enqueue.rs"),
     include_str!("lease.rs"),
+    include_str!("nodes.rs"),
     include_str!("queues.rs"),
     include_str!("result.rs"),
     include_str!("row.rs"),
@@ -27,7 +28,14 @@ const SOURCES: [&str; 14] = [
     include_str!("workers.rs"),
 ];
 /// Tables that grow with the jobs.
-const LARGE: [&str; 5] = ["jobs", "payloads", "outputs", "attempts", "backlog"];
+const LARGE: [&str; 6] = [
+    "jobs",
+    "payloads",
+    "outputs",
+    "attempts",
+    "backlog",
+    "job_labels",
+];
 
 /// Every statement that stands in the sources as a text.
 fn statements() -> Vec<&'static str> {
