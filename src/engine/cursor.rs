@@ -44,6 +44,11 @@ impl Listed<'_> {
         name: "queues",
         filter: "",
     };
+    /// All bulks.
+    pub const BULKS: Listed<'static> = Listed {
+        name: "bulks",
+        filter: "",
+    };
     /// All that was changed by hand.
     pub const AUDIT: Listed<'static> = Listed {
         name: "audit",

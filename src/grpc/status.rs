@@ -37,6 +37,12 @@ pub fn status(failed: Error) -> Status {
         Error::QueueNotFound(name) => {
             details.set_resource_info("queue", cut(name), "", "");
         }
+        Error::BulkNotFound(id) => {
+            details.set_resource_info("bulk", cut(id), "", "");
+        }
+        Error::BulkConflict(id) => {
+            details.set_resource_info("bulk", id.to_string(), "", "");
+        }
         Error::IdConflict(id) | Error::KeyConflict(id) | Error::UniqueConflict(id) => {
             details.set_resource_info("job", id.to_string(), "", "");
         }

@@ -101,10 +101,18 @@ pub enum AuditAction {
     SetJobPriority = 7,
     /// A job was deleted.
     DeleteJob = 8,
+    /// A bulk was started.
+    StartBulk = 20,
+    /// A bulk was aborted.
+    AbortBulk = 21,
+    /// A bulk has ended by itself.
+    EndBulk = 22,
+    /// A bulk was started that purges a queue.
+    PurgeQueue = 23,
 }
 
 impl AuditAction {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 12] = [
         Self::PauseQueue,
         Self::ResumeQueue,
         Self::UpdateQueue,
@@ -113,6 +121,10 @@ impl AuditAction {
         Self::RescheduleJob,
         Self::SetJobPriority,
         Self::DeleteJob,
+        Self::StartBulk,
+        Self::AbortBulk,
+        Self::EndBulk,
+        Self::PurgeQueue,
     ];
 
     /// The number that rows and the wire use.
@@ -136,6 +148,10 @@ impl AuditAction {
             Self::RescheduleJob => "RESCHEDULE_JOB",
             Self::SetJobPriority => "SET_JOB_PRIORITY",
             Self::DeleteJob => "DELETE_JOB",
+            Self::StartBulk => "START_BULK",
+            Self::AbortBulk => "ABORT_BULK",
+            Self::EndBulk => "END_BULK",
+            Self::PurgeQueue => "PURGE_QUEUE",
         }
     }
 }
@@ -149,7 +165,7 @@ pub struct AuditEvent {
     pub time: Timestamp,
     /// What was done.
     pub action: AuditAction,
-    /// To what: the name of a queue, or the id of a job.
+    /// To what: the name of a queue, or the id of a job or of a bulk.
     pub subject: String,
     /// How many things were changed.
     pub count: u64,

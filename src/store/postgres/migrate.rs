@@ -43,6 +43,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "unique keys",
         include_str!("migrations/0007_unique_keys.sql"),
     ),
+    (9, "bulks", include_str!("migrations/0009_bulks.sql")),
 ];
 
 /// Any number that nobody else locks.

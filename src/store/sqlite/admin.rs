@@ -21,9 +21,9 @@ use crate::store::{Cancelled, JobFilter, JobPage, QueueStats, Retried};
 
 const PING: &str = "SELECT sqlite_version()";
 const WALK: &str = "
-SELECT id, queue, kind, state, create_time FROM jobs WHERE id < ?1 AND id >= ?2 ORDER BY id DESC LIMIT ?3";
+SELECT id, revision, queue, kind, state, create_time, finish_time FROM jobs WHERE id < ?1 AND id >= ?2 ORDER BY id DESC LIMIT ?3";
 const WALK_QUEUE: &str = "
-SELECT id, queue, kind, state, create_time FROM jobs
+SELECT id, revision, queue, kind, state, create_time, finish_time FROM jobs
  WHERE queue = ?4 AND id < ?1 AND id >= ?2 ORDER BY id DESC LIMIT ?3";
 /// Only for filters that ask for them.
 const LABELS_AND_FAILURES: &str = "
@@ -70,7 +70,8 @@ pub(super) async fn list(
     view: View,
 ) -> Result<JobPage> {
     let mut snapshot = store.readers.begin().await.map_err(fault)?;
-    let (mut ids, mut next) = walk(&mut snapshot, filter, before, size).await?;
+    let (found, mut next) = walk(&mut snapshot, filter, before, size).await?;
+    let mut ids: Vec<JobId> = found.into_iter().map(|(id, _)| id).collect();
     let sizes = sizes(&mut snapshot, &ids, view).await?;
     JobPage::cut(&mut ids, &mut next, |id| {
         sizes.get(id).copied().unwrap_or_default()
@@ -84,13 +85,14 @@ pub(super) async fn list(
     Ok(JobPage { jobs, next })
 }
 
-/// Walks by id and keeps what the filter lets through; says from where the next page walks on.
-async fn walk(
+/// Walks by id and keeps what the filter lets through, with the revisions at which it does; says from where the next page
+/// walks on.
+pub(super) async fn walk(
     connection: &mut SqliteConnection,
     filter: &JobFilter,
     before: Option<JobId>,
     size: usize,
-) -> Result<(Vec<JobId>, Option<JobId>)> {
+) -> Result<(Vec<(JobId, i64)>, Option<JobId>)> {
     let (first, end) = filter.ids();
     let below = before.into_iter().chain(end).min();
     let mut below = below.map_or(Uuid::max(), JobId::uuid);
@@ -110,7 +112,7 @@ async fn walk(
                 return Ok((kept, Some(JobId::from_store(below))));
             }
             below = row.id;
-            kept.push(JobId::from_store(row.id));
+            kept.push((JobId::from_store(row.id), row.revision));
         }
         if is_end {
             return Ok((kept, None));
@@ -179,10 +181,12 @@ async fn passing(
 #[derive(FromRow)]
 struct WalkRow {
     id: Uuid,
+    revision: i64,
     queue: String,
     kind: String,
     state: i16,
     create_time: i64,
+    finish_time: Option<i64>,
 }
 
 impl WalkRow {
@@ -194,15 +198,20 @@ impl WalkRow {
             states,
             created_after,
             created_before,
+            finished_after,
+            finished_before,
             ..
         } = filter;
         let created = Timestamp(self.create_time);
+        let finished = self.finish_time.map(Timestamp);
         Ok(
             (queues.is_empty() || queues.iter().any(|q| q.as_str() == self.queue))
                 && (kinds.is_empty() || kinds.iter().any(|k| k.as_str() == self.kind))
                 && (states.is_empty() || states.contains(&state(self.state)?))
                 && created_after.is_none_or(|after| created >= after)
-                && created_before.is_none_or(|before| created < before),
+                && created_before.is_none_or(|before| created < before)
+                && finished_after.is_none_or(|after| finished.is_some_and(|at| at >= after))
+                && finished_before.is_none_or(|before| finished.is_some_and(|at| at < before)),
         )
     }
 }
