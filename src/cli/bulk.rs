@@ -15,6 +15,8 @@ use super::terminal::note;
 
 pub(super) use show::show;
 
+use crate::clock::{Clock, SystemClock};
+
 /// Bulks of one page.
 const PAGE: u32 = 500;
 /// Between two looks at a bulk that is waited for.
@@ -192,9 +194,11 @@ async fn act(client: Client, verb: Verb, output: Output) -> Result<Exit, Failure
 impl Start {
     fn read(mut self, action: BulkAction) -> Result<StartBulkRequest, Failure> {
         if let Some(since) = self.since {
-            let from = SystemTime::now()
+            let now = u64::try_from(SystemClock.now().0).unwrap_or_default();
+            let from = Duration::from_micros(now)
                 .checked_sub(since)
                 .ok_or_else(|| Failure::usage("--since is too long"))?;
+            let from = SystemTime::UNIX_EPOCH + from;
             match action {
                 BulkAction::Retry | BulkAction::Delete => self.filter.finished_after = Some(from),
                 _ => self.filter.created_after = Some(from),
