@@ -142,6 +142,8 @@ impl RawCanary {
         let within = match within {
             None => CANARY_WITHIN,
             Some(raw) => span(raw, CANARY_WITHIN_MIN, CANARY_WITHIN_MAX)
+                // As it is kept: the same request is the same bulk.
+                .map(|span| Duration::from_secs(span.as_secs()))
                 .map_err(|why| ("canary.within", why))?,
         };
         Ok(Canary {

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! COLLECTING ──> RUNNING ──────────────────────> DONE        at any time: ABORTED
+//!     │  ^──────────┤  of a purge, a million at a time
 //!     │             │ ^
 //!     │   stage out │ │ its jobs did well: twice as many
 //!     v             v │
@@ -139,6 +140,18 @@ impl BulkAction {
         }
     }
 
+    /// A job that has changed since it was collected is left alone. Else it is if it has left the states that were asked for:
+    /// what waits is moved on by the service itself.
+    pub const fn is_for_unchanged(self) -> bool {
+        matches!(self, Self::Retry | Self::Delete | Self::RunNow)
+    }
+
+    /// It may cover more than [`BULK_JOBS_MAX`] jobs: it collects as many, acts on them, and goes on. For a flood, of which
+    /// all is to go, nobody has another filter.
+    const fn has_rounds(self) -> bool {
+        matches!(self, Self::Purge)
+    }
+
     /// States of the jobs that it covers when nobody says: what somebody has cancelled does not come back unasked.
     pub const fn states_unsaid(self) -> &'static [JobState] {
         match self {
@@ -263,8 +276,12 @@ pub struct Stage {
 /// Where a bulk is, as far as its way depends on it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Progress {
+    /// What it does.
+    pub action: BulkAction,
     /// Its state.
     pub state: BulkState,
+    /// Once it has begun: it has walked through all that there is.
+    pub is_walked: bool,
     /// It only counts.
     pub dry_run: bool,
     /// Jobs per second; `None`: no limit.
@@ -324,6 +341,9 @@ impl Progress {
                 let until = Some(now.after(canary.within));
                 Next::Turn(self.turn(BulkState::Watching, Stage { until, ..stage }))
             }
+            _ if left == 0 && !self.is_walked => {
+                Next::Turn(self.turn(BulkState::Collecting, stage))
+            }
             _ if left == 0 => Next::Turn(self.turn(BulkState::Done, stage)),
             _ => self.act(),
         }
@@ -347,8 +367,11 @@ impl Progress {
 
     /// So many more jobs were found; `is_end`: there are no others.
     pub fn collected(&self, found: u64, is_end: bool) -> Turn {
-        let total = self.counts.total.saturating_add(found);
-        if total > BULK_JOBS_MAX {
+        let is_full = self.counts.left().saturating_add(found) > BULK_JOBS_MAX;
+        if is_full && self.action.has_rounds() && !self.dry_run {
+            return self.turn(BulkState::Running, self.stage);
+        }
+        if is_full && !self.action.has_rounds() {
             let error = format!("covers more than {BULK_JOBS_MAX} jobs; nothing was done to any");
             return Turn {
                 error,
@@ -426,7 +449,9 @@ mod tests {
 
     fn running(left: u64) -> Progress {
         Progress {
+            action: BulkAction::Retry,
             state: BulkState::Running,
+            is_walked: true,
             dry_run: false,
             rate: None,
             canary: None,
@@ -524,5 +549,34 @@ mod tests {
         };
         assert_eq!(collecting.collected(1, true).state, BulkState::Running);
         assert_eq!(collecting.collected(2, false).state, BulkState::Failed);
+    }
+
+    #[test]
+    fn a_purge_of_more_goes_on_in_rounds() {
+        let purge = Progress {
+            action: BulkAction::Purge,
+            state: BulkState::Collecting,
+            is_walked: false,
+            ..running(BULK_JOBS_MAX - 1)
+        };
+        assert_eq!(purge.collected(1, false).state, BulkState::Collecting);
+        assert_eq!(purge.collected(2, false).state, BulkState::Running);
+        let mut round = Progress {
+            state: BulkState::Running,
+            ..purge
+        };
+        round.counts.done = round.counts.total;
+        let state = |progress: &Progress| match progress.next(NOW) {
+            Next::Turn(turn) => turn.state,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(state(&round), BulkState::Collecting);
+        round.is_walked = true;
+        assert_eq!(state(&round), BulkState::Done);
+        let counting = Progress {
+            dry_run: true,
+            ..purge
+        };
+        assert_eq!(counting.collected(2, false).state, BulkState::Collecting);
     }
 }

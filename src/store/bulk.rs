@@ -67,10 +67,11 @@ pub struct Bulk {
 }
 
 impl Bulk {
-    /// Where it is, as far as its way depends on it.
-    pub fn progress(&self) -> Progress {
+    fn progress(&self, is_walked: bool) -> Progress {
         Progress {
+            action: self.action,
             state: self.state,
+            is_walked,
             dry_run: self.dry_run,
             rate: self.rate,
             canary: self.canary,
@@ -121,10 +122,17 @@ pub struct ClaimedBulk {
     pub bulk: Bulk,
     /// The fence: a step under an older one changes nothing.
     pub claim: i64,
-    /// Where its walk goes on: below this id. `None`: it has not begun.
+    /// Where its walk goes on: below this id. `None`: it has not begun, or has come to its end.
     pub before: Option<JobId>,
     /// When it was claimed.
     pub now: Timestamp,
+}
+
+impl ClaimedBulk {
+    /// Where it is, as far as its way depends on it.
+    pub(super) fn progress(&self) -> Progress {
+        self.bulk.progress(self.before.is_none())
+    }
 }
 
 /// What a step of a bulk did.

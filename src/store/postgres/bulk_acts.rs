@@ -16,10 +16,10 @@ use crate::job::time::micros;
 use crate::job::{BulkAction, JobId, Lease, SessionId};
 use crate::store::{BulkStep, ClaimedBulk};
 
-/// The next jobs of the chunk that is next, if the claim is still the newest, and of those the ones whose revision is the
-/// one at which they were collected. By then they passed the filter, so their state is one that the action is for.
+/// The next jobs of the chunk that is next, if the claim is still the newest, and of those the ones that are in the states
+/// that were asked for ($7) and `$unchanged`, if the action is for those alone.
 macro_rules! begin {
-    ($columns:literal, $states:literal) => {
+    ($columns:literal, $unchanged:expr) => {
         concat!(
             "WITH mine AS MATERIALIZED (
   SELECT id FROM bulks WHERE id = $1 AND claim = $2 AND state = 2 AND end_time IS NULL FOR UPDATE),
@@ -33,11 +33,18 @@ locked AS MATERIALIZED (
   SELECT j.id, j.queue, j.state AS was",
             $columns,
             " FROM asked a JOIN jobs j ON j.id = a.job
-   WHERE j.revision = a.revision AND j.state IN ",
-            $states,
+   WHERE j.state = ANY ($7::int2[])",
+            $unchanged,
             " ORDER BY j.id FOR UPDATE OF j),
 clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM locked) AS l),"
         )
+    };
+}
+
+/// Their revision is the one at which they were collected.
+macro_rules! unchanged {
+    () => {
+        " AND j.revision = a.revision"
     };
 }
 
@@ -86,7 +93,7 @@ macro_rules! segmented {
 
 /// Of jobs of the chunk that have the same unique key, the oldest gets it.
 const RETRY: &str = concat!(
-    begin!(", j.unique_key", "(5, 6)"),
+    begin!(", j.unique_key", unchanged!()),
     "judged AS MATERIALIZED (
   SELECT l.id, l.was, l.unique_key IS NULL
          OR row_number() OVER (PARTITION BY l.queue, l.unique_key ORDER BY l.id) = 1
@@ -112,17 +119,17 @@ done AS (
 );
 
 const CANCEL: &str = concat!(
-    begin!(", j.session AS had", "(1, 2, 3)"),
+    begin!(", j.session AS had", ""),
     "done AS (
   UPDATE jobs j
      SET state = 6, revision = j.revision + 1, session = NULL, due_at = NULL, expire_at = NULL, unique_held = NULL,
          timeout_time = NULL, released_in_row = 0,
-         finish_time = c.now, failed_at = c.now, purge_time = greatest(c.now + j.retention, j.create_time + $8)
+         finish_time = c.now, failed_at = c.now, purge_time = greatest(c.now + j.retention, j.create_time + $9)
     FROM clock c, locked l WHERE j.id = l.id AND j.state = l.was
   RETURNING j.id, j.queue, j.attempt, j.worker, j.start_time, j.purge_time, l.was, l.had, c.now),
 history AS (
   INSERT INTO attempts (job, attempt, session, outcome, worker, failure_type, message, detail, start_time, end_time)
-  SELECT id, attempt, had, 7, worker, '', $7, '', coalesce(start_time, now), now FROM done WHERE was = 3),
+  SELECT id, attempt, had, 7, worker, '', $8, '', coalesce(start_time, now), now FROM done WHERE was = 3),
 told_nodes AS (
   INSERT INTO signals (created_at, job, session, attempt) SELECT now, id, had, attempt FROM done WHERE was = 3),
 ended AS (
@@ -141,15 +148,15 @@ counted AS (
 
 /// As of one job: its row stays, empty, until its id is too old to be sent again.
 macro_rules! delete {
-    ($states:literal) => {
+    ($unchanged:expr) => {
         concat!(
-            begin!("", $states),
+            begin!("", $unchanged),
             "done AS (
   UPDATE jobs j
      SET state = 7, revision = j.revision + 1, session = NULL, queue = '', kind = '', worker = '', labels = NULL, headers = NULL,
          fingerprint = '', payload = '', payload_type = '', output = NULL, output_type = NULL, idempotency_key = NULL,
          unique_key = NULL, unique_held = NULL, due_at = NULL,
-         failed_at = NULL, expire_at = NULL, has_progress = false, purge_time = greatest(c.now, j.create_time + $7)
+         failed_at = NULL, expire_at = NULL, has_progress = false, purge_time = greatest(c.now, j.create_time + $8)
     FROM clock c, locked l WHERE j.id = l.id AND j.state = l.was
   RETURNING j.id, j.purge_time, l.queue, l.was),
 history AS (
@@ -168,13 +175,13 @@ counted AS (
         )
     };
 }
-const DELETE: &str = delete!("(4, 5, 6)");
-const PURGE: &str = delete!("(1, 2)");
+const DELETE: &str = delete!(unchanged!());
+const PURGE: &str = delete!("");
 
 const RUN_NOW: &str = concat!(
     begin!(
         ", CASE WHEN j.attempt = 0 THEN j.expire_time END AS expires",
-        "(1)"
+        unchanged!()
     ),
     "done AS (
   UPDATE jobs j
@@ -192,11 +199,11 @@ const RUN_NOW: &str = concat!(
 
 /// A job that has this priority keeps its place.
 const SET_PRIORITY: &str = concat!(
-    begin!("", "(1, 2)"),
+    begin!("", ""),
     "done AS (
   UPDATE jobs j
-     SET priority = $7, revision = j.revision + 1, queued_time = CASE WHEN l.was = 2 THEN c.now ELSE j.queued_time END
-    FROM clock c, locked l WHERE j.id = l.id AND j.state = l.was AND j.priority <> $7
+     SET priority = $8, revision = j.revision + 1, queued_time = CASE WHEN l.was = 2 THEN c.now ELSE j.queued_time END
+    FROM clock c, locked l WHERE j.id = l.id AND j.state = l.was AND j.priority <> $8
   RETURNING j.id, j.queue, j.priority, j.state, c.now),",
     segmented!(),
     end!(
@@ -217,6 +224,7 @@ pub(super) async fn act(
 ) -> Result<BulkStep> {
     let bulk = &claimed.bulk;
     let number = i64::try_from(bulk.counts.done).map_err(Error::internal)?;
+    let states: Vec<i16> = bulk.filter.states.iter().map(|s| s.number()).collect();
     let begin = |sql: &'static str| -> Statement<'static> {
         sqlx::query(sql)
             .bind(bulk.id.uuid())
@@ -225,6 +233,7 @@ pub(super) async fn act(
             .bind(micros(rest))
             .bind(bulk.canary.is_some())
             .bind(number)
+            .bind(states.clone())
     };
     let statement = || match bulk.action {
         BulkAction::Retry => begin(RETRY),

@@ -208,7 +208,11 @@ pub(super) async fn claim(pool: &Pool, for_span: Duration) -> Result<Option<Clai
 
 /// Goes one step on with a claimed bulk.
 pub(super) async fn step(pool: &Pool, claimed: &ClaimedBulk) -> Result<BulkStep> {
-    let progress = claimed.bulk.progress();
+    let progress = claimed.progress();
+    let nothing = Collected {
+        found: Vec::new(),
+        before: claimed.before,
+    };
     let turned = match progress.next(claimed.now) {
         Next::Act(jobs, rest) => return act(pool, claimed, jobs, rest).await,
         Next::Collect => {
@@ -235,9 +239,9 @@ pub(super) async fn step(pool: &Pool, claimed: &ClaimedBulk) -> Result<BulkStep>
             let row = rows.first().ok_or_else(|| Error::internal("no count"))?;
             let few = |name| u32::try_from(column::<i64>(row, name)?).map_err(Error::internal);
             let looked = progress.looked(few("settled")?, few("failed")?, claimed.now);
-            turn(pool, claimed, &looked, &Collected::default()).await?
+            turn(pool, claimed, &looked, &nothing).await?
         }
-        Next::Turn(to) => turn(pool, claimed, &to, &Collected::default()).await?,
+        Next::Turn(to) => turn(pool, claimed, &to, &nothing).await?,
         Next::Nothing => None,
     };
     Ok(BulkStep {
@@ -247,10 +251,10 @@ pub(super) async fn step(pool: &Pool, claimed: &ClaimedBulk) -> Result<BulkStep>
 }
 
 /// What a page of the walk gave.
-#[derive(Default)]
 struct Collected {
     /// Jobs with their revisions, the oldest first.
     found: Vec<(JobId, i64)>,
+    /// Where it goes on.
     before: Option<JobId>,
 }
 

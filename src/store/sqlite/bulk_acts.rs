@@ -14,6 +14,7 @@ use super::sweep::PURGE;
 use super::{SqliteStore, backlog, commit, signals};
 use crate::error::{Error, Result};
 use crate::job::limits::ROW_AGE_MIN;
+use crate::job::time::micros;
 use crate::job::{
     AttemptOutcome, BulkAction, By, Failure, JobId, JobState, Lease, Priority, SessionId, Timestamp,
 };
@@ -33,7 +34,7 @@ UPDATE bulks
    SET done = done + ?2, failed = failed + ?3, skipped = skipped + ?4, stage_released = stage_released + ?2,
        claim = claim + 1, claimed_until = 0, due_time = max(due_time, ?5 - 1000000) + ?6
  WHERE id = ?1";
-/// Jobs with unique keys, and who holds them.
+// Jobs with unique keys, and who holds them.
 const KEYS: &str = "
 SELECT j.id, j.queue, j.unique_key,
        (SELECT h.id FROM jobs h WHERE h.queue = j.queue AND h.unique_key = j.unique_key AND h.unique_key IS NOT NULL
@@ -71,10 +72,9 @@ pub(super) async fn act(
     let rows: Vec<Current> = asked
         .iter()
         .filter_map(|(id, revision)| {
-            let states = bulk.action.states();
-            found
-                .remove(id)
-                .filter(|row| row.revision == *revision && states.contains(&row.state))
+            let row = found.remove(id)?;
+            let is_unchanged = row.revision == *revision || !bulk.action.is_for_unchanged();
+            (is_unchanged && bulk.filter.states.contains(&row.state)).then_some(row)
         })
         .collect();
     let mut step = BulkStep::default();
@@ -114,7 +114,7 @@ pub(super) async fn act(
         .bind(rows_max(rows.len() - done))
         .bind(skipped)
         .bind(now.0)
-        .bind(crate::job::time::micros(rest))
+        .bind(micros(rest))
         .execute(&mut *tx)
         .await
         .map_err(fault)?;

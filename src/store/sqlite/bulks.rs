@@ -24,6 +24,7 @@ use crate::store::bulk::{read_filter, write_filter};
 use crate::store::{Bulk, BulkStep, ClaimedBulk, NewBulk, Started};
 
 const KEPT: &str = "SELECT count(*), count(*) FILTER (WHERE end_time IS NULL) FROM bulks";
+const LIVE: &str = "SELECT EXISTS (SELECT 1 FROM bulks WHERE end_time IS NULL)";
 const START: &str = "
 INSERT INTO bulks (id, create_time, due_time, state, action, priority, dry_run, rate, canary_size, canary_share, canary_within,
                    stage_size, filter, actor, reason)
@@ -158,6 +159,14 @@ pub(super) async fn abort(
 
 /// Takes a bulk that is to be gone on with.
 pub(super) async fn claim(store: &SqliteStore, for_span: Duration) -> Result<Option<ClaimedBulk>> {
+    // As long as there is none, nobody need wait for the one who looks.
+    let live: i64 = sqlx::query_scalar(LIVE)
+        .fetch_one(&store.readers)
+        .await
+        .map_err(fault)?;
+    if live == 0 {
+        return Ok(None);
+    }
     let (mut tx, now) = store.write().await?;
     let row: Option<BulkRow> = sqlx::query_as(CLAIM)
         .bind(now.0)
@@ -179,7 +188,7 @@ pub(super) async fn claim(store: &SqliteStore, for_span: Duration) -> Result<Opt
 
 /// Goes one step on with a claimed bulk.
 pub(super) async fn step(store: &SqliteStore, claimed: &ClaimedBulk) -> Result<BulkStep> {
-    let progress = claimed.bulk.progress();
+    let progress = claimed.progress();
     let turned = match progress.next(claimed.now) {
         Next::Act(jobs, rest) => return act(store, claimed, jobs, rest).await,
         Next::Collect => {
@@ -199,9 +208,9 @@ pub(super) async fn step(store: &SqliteStore, claimed: &ClaimedBulk) -> Result<B
                 .await
                 .map_err(fault)?;
             let to = progress.looked(settled, failed, claimed.now);
-            turn(store, claimed, &to, &[], None).await?
+            turn(store, claimed, &to, &[], claimed.before).await?
         }
-        Next::Turn(to) => turn(store, claimed, &to, &[], None).await?,
+        Next::Turn(to) => turn(store, claimed, &to, &[], claimed.before).await?,
         Next::Nothing => None,
     };
     Ok(BulkStep {
