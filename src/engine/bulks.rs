@@ -18,6 +18,7 @@ use crate::job::limits::{
     BULK_RATE_MAX, CANARY_FAILED_SHARE, CANARY_STAGE_MAX, CANARY_WITHIN, CANARY_WITHIN_MAX,
     ID_AGE_MAX, ID_AHEAD_MAX,
 };
+use crate::job::time::micros;
 use crate::job::{BulkAction, BulkId, BulkState, By, Canary, JobId, Priority, QueueName};
 use crate::store::{Bulk, JobFilter, NewBulk, Started};
 
@@ -142,8 +143,8 @@ impl RawCanary {
         let within = match within {
             None => CANARY_WITHIN,
             Some(raw) => span(raw, CANARY_WITHIN_MIN, CANARY_WITHIN_MAX)
-                // As it is kept: the same request is the same bulk.
-                .map(|span| Duration::from_secs(span.as_secs()))
+                // As it is kept, so that the same request is the same bulk.
+                .map(|span| Duration::from_micros(micros(span).unsigned_abs()))
                 .map_err(|why| ("canary.within", why))?,
         };
         Ok(Canary {

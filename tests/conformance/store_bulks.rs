@@ -204,6 +204,30 @@ async fn what_a_bulk_covers_is_fixed_before_it_acts(world: World) {
     world.assert_state(late, JobState::Failed).await;
 }
 
+on_each_store!(what_the_service_moves_on_is_acted_on_as_long_as_its_state_is_asked_for);
+async fn what_the_service_moves_on_is_acted_on_as_long_as_its_state_is_asked_for(world: World) {
+    let [a, b] = [world.queued().await, world.queued().await];
+    let mut waiting = world.bulk_of(BulkAction::Cancel);
+    waiting.filter.states = vec![JobState::Scheduled, JobState::Queued];
+    let all = world.start(world.bulk_of(BulkAction::Cancel)).await;
+    world.collect(all).await;
+    let session = world.open().await;
+    let lease = world.lease(a, session).await;
+    let done = world.go_on().await;
+    assert_eq!(done.jobs, [a, b]);
+    assert_eq!(done.cancelled, [(lease, session.session)]);
+
+    let [a, b] = [world.queued().await, world.scheduled(minutes(5)).await];
+    let some = world.start(waiting).await;
+    world.collect(some).await;
+    world.lease(a, session).await;
+    world.advance(minutes(6)).await;
+    world.promote().await;
+    assert_eq!(world.go_on().await.jobs, [b], "which has come due");
+    assert_eq!(world.bulk(some).await.counts, counts(2, 1, 1, 0));
+    world.assert_state(a, JobState::Running).await;
+}
+
 on_each_store!(what_is_accepted_after_the_start_is_not_covered);
 async fn what_is_accepted_after_the_start_is_not_covered(world: World) {
     let before = world.queued().await;
