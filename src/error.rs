@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::job::{JobId, JobState};
+use crate::job::{BulkId, JobId, JobState};
 
 /// Result of a call that may fail as a whole.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -78,6 +78,12 @@ pub enum Error {
     /// There is no such node, or it has left.
     #[error("no node {0}")]
     NodeNotFound(String),
+    /// There is no such bulk, or it is not kept any more.
+    #[error("no bulk {0}")]
+    BulkNotFound(String),
+    /// The id is that of a bulk of another request.
+    #[error("bulk {0} was another request")]
+    BulkConflict(BulkId),
     /// What is to be changed is not what the caller has read.
     #[error("the queue has changed since this etag was read")]
     EtagMismatch,
@@ -179,6 +185,8 @@ pub enum Limit {
     Outbox,
     /// Queues of which something is set.
     Queues,
+    /// Bulks that have not ended, or are kept.
+    Bulks,
 }
 
 impl fmt::Display for Limit {
@@ -188,6 +196,7 @@ impl fmt::Display for Limit {
             Self::Streams => "too many streams on this node",
             Self::Outbox => "the worker does not read what it is sent",
             Self::Queues => "something is set of too many queues",
+            Self::Bulks => "too many bulks have not ended, or are kept",
         })
     }
 }
@@ -243,6 +252,8 @@ impl Error {
             Self::QueueNotFound(_) => (5, 404, "QUEUE_NOT_FOUND"),
             Self::SessionNotFound(_) => (5, 404, "SESSION_NOT_FOUND"),
             Self::NodeNotFound(_) => (5, 404, "NODE_NOT_FOUND"),
+            Self::BulkNotFound(_) => (5, 404, "BULK_NOT_FOUND"),
+            Self::BulkConflict(_) => (6, 409, "BULK_CONFLICT"),
             Self::IdConflict(_) => (6, 409, "ID_CONFLICT"),
             Self::KeyConflict(_) => (6, 409, "KEY_CONFLICT"),
             Self::UniqueConflict(_) => (6, 409, "UNIQUE_CONFLICT"),
@@ -251,6 +262,7 @@ impl Error {
                 Limit::Busy => (8, 429, "OVERLOADED"),
                 Limit::Outbox => (8, 429, "SLOW_READER"),
                 Limit::Queues => (8, 429, "TOO_MANY_QUEUES"),
+                Limit::Bulks => (8, 429, "TOO_MANY_BULKS"),
             },
             Self::WrongState { .. } => (9, 409, "JOB_STATE"),
             Self::UniqueKeyHeld { .. } => (9, 409, "UNIQUE_KEY_HELD"),

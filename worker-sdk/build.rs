@@ -4,7 +4,8 @@
 
 use std::error::Error;
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
+    "leasehold/v1/bulks.proto",
     "leasehold/v1/job.proto",
     "leasehold/v1/jobs.proto",
     "leasehold/v1/leases.proto",

@@ -5,15 +5,15 @@ mod json;
 mod show;
 mod watch;
 
-pub(super) use enqueue::priority;
-pub(super) use show::level;
+pub(super) use enqueue::{pair, priority};
+pub(super) use show::{level, state};
 
-use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-use worker_sdk::{Client, Error, JobFilter, JobState, ListJobsRequest, Priority, View};
+use worker_sdk::{Client, Error, JobFilter, ListJobsRequest, Priority, View};
 
 use super::exit::{Exit, Failure};
+use super::filter::Filter;
 use super::remote::{Output, Remote, failure_of};
 use super::terminal;
 
@@ -51,32 +51,8 @@ enum Verb {
     },
     /// Lists jobs, newest first
     List {
-        /// Only these queues
-        #[arg(long, value_name = "NAME")]
-        queue: Vec<String>,
-        /// Only these kinds
-        #[arg(long, value_name = "NAME")]
-        kind: Vec<String>,
-        /// Only these states; `failed` is the dead letter
-        #[arg(long, value_name = "STATE", value_parser = show::state)]
-        state: Vec<JobState>,
-        /// Only those with this label; with several, those that have all of them
-        #[arg(long, value_name = "KEY=VALUE", value_parser = enqueue::pair)]
-        label: Vec<(String, String)>,
-        /// Only those accepted at this time or later, as 2030-01-31T12:00:00Z
-        #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
-        created_after: Option<SystemTime>,
-        /// Only those accepted before this time
-        #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
-        created_before: Option<SystemTime>,
-        /// Only those whose last failure is of this type
-        #[arg(
-            long,
-            value_name = "TYPE",
-            default_value = "",
-            hide_default_value = true
-        )]
-        failure_type: String,
+        #[command(flatten)]
+        filter: Box<Filter>,
         /// At most so many
         #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         limit: u32,
@@ -162,31 +138,8 @@ async fn act(client: Client, verb: Verb, output: Output) -> Result<Exit, Failure
             let found = client.explain(&id).await.map_err(failure_of)?;
             output.findings(&found);
         }
-        Verb::List {
-            queue,
-            kind,
-            state,
-            label,
-            created_after,
-            created_before,
-            failure_type,
-            limit,
-        } => {
-            let states = state.into_iter().map(i32::from).collect();
-            let given = label.len();
-            let labels: HashMap<String, String> = label.into_iter().collect();
-            if labels.len() < given {
-                return Err(Failure::usage("--label has a key twice"));
-            }
-            let filter = JobFilter {
-                queues: queue,
-                kinds: kind,
-                states,
-                labels,
-                created_after: created_after.map(Into::into),
-                created_before: created_before.map(Into::into),
-                failure_type,
-            };
+        Verb::List { filter, limit } => {
+            let filter = filter.read()?;
             list(&client, filter, limit as usize, output)
                 .await
                 .map_err(failure_of)?;

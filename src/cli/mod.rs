@@ -6,18 +6,20 @@
 //! | exit code | means |
 //! |---|---|
 //! | 0 | done; of `enqueue --wait` and `get --watch`: the job succeeded |
-//! | 1 | a job failed or was cancelled; `doctor` found something; the audit of `bench` was not clean |
+//! | 1 | a job failed or was cancelled; a bulk that was waited for did not come to its end; `doctor` found something; the audit of `bench` was not clean |
 //! | 2 | the command line, the configuration or the request cannot be taken as it is |
 //! | 3 | a server or a store is away, or answered with an error; `bench` was interrupted, and told what it had |
 //! | 130 | a second signal came while a server was stopping; `bench` was stopped before it had removed all of its own, and named the rest |
 
 mod bench;
+mod bulk;
 mod demo;
 mod demo_worker;
 mod dev;
 mod doctor;
 mod drain;
 mod exit;
+mod filter;
 mod folder;
 mod jobs;
 mod migrate;
@@ -69,6 +71,8 @@ enum Verb {
     Drain(drain::Args),
     /// Enqueues jobs and looks after them
     Jobs(jobs::Args),
+    /// One action on many jobs: starts it, looks at it, aborts it
+    Bulk(Box<bulk::Args>),
     /// Looks after queues: their numbers, and whether they are handed out
     Queues(queues::Args),
     /// Lists the sessions of workers, and asks one to leave
@@ -139,6 +143,7 @@ async fn run(cli: Cli, options: &ArgMatches) -> Result<Exit, Failure> {
         Verb::DemoWorker(args) => demo_worker::run(args).await,
         Verb::Drain(args) => drain::run(args).await,
         Verb::Jobs(args) => jobs::run(args).await,
+        Verb::Bulk(args) => bulk::run(*args).await,
         Verb::Queues(args) => queues::run(args).await,
         Verb::Sessions(args) => sessions::run(args).await,
         Verb::Nodes(args) => nodes::run(args).await,

@@ -8,9 +8,10 @@ use std::time::Duration;
 use serde::Serialize;
 use worker_sdk::{Client, Queue};
 
+use super::bulk;
 use super::exit::{Exit, Failure};
 use super::remote::{Output, Remote, failure_of};
-use super::terminal::{line, plain, table};
+use super::terminal::{line, note, plain, table};
 use defaults::{Defaults, DefaultsJson};
 
 /// Queues of one page.
@@ -81,6 +82,25 @@ enum Verb {
         )]
         reason: String,
     },
+    /// Deletes all jobs that wait in a queue, for ever; those that run go on. Asks for the queue's name first
+    Purge {
+        /// Name of the queue
+        queue: String,
+        /// The queue's name once more, in the place of typing it when asked
+        #[arg(long, value_name = "NAME")]
+        confirm: Option<String>,
+        /// Wait until all are gone; the exit code is 1 if something has kept it from that
+        #[arg(long)]
+        wait: bool,
+        /// Why; kept in the server's audit
+        #[arg(
+            long,
+            value_name = "TEXT",
+            default_value = "",
+            hide_default_value = true
+        )]
+        reason: String,
+    },
     /// Lets jobs be handed out again
     Resume {
         /// Names of the queues
@@ -128,6 +148,16 @@ async fn act(client: Client, verb: Verb, output: Output) -> Result<Exit, Failure
             let updated = client.update_queue(queue, &fields, &reason).await;
             show(&updated.map_err(failure_of)?, output)?;
         }
+        Verb::Purge {
+            queue,
+            confirm,
+            wait,
+            reason,
+        } => {
+            confirmed(&client, &queue, confirm).await?;
+            let bulk = client.purge_queue(&queue, &reason).await;
+            return bulk::follow(&client, bulk.map_err(failure_of)?, wait, output).await;
+        }
         Verb::Resume { queues, reason } => {
             for queue in queues {
                 let resumed = client.resume_queue(&queue, &reason).await;
@@ -136,6 +166,38 @@ async fn act(client: Client, verb: Verb, output: Output) -> Result<Exit, Failure
         }
     }
     Ok(Exit::Done)
+}
+
+/// Goes on if the queue's name was given once more, or is typed now.
+async fn confirmed(client: &Client, queue: &str, given: Option<String>) -> Result<(), Failure> {
+    let typed = match given {
+        Some(given) => given,
+        None => {
+            let found = client.queue(queue).await.map_err(failure_of)?;
+            let stats = found.stats.unwrap_or_default();
+            let waiting = stats.scheduled + stats.queued;
+            note(format_args!(
+                "This deletes the {waiting} jobs that wait in {}, for ever. Type the queue's name to go on:",
+                plain(queue)
+            ));
+            let read = tokio::task::spawn_blocking(|| {
+                let mut line = String::new();
+                // What cannot be read is not the name.
+                let _ = std::io::stdin().read_line(&mut line);
+                line
+            });
+            let line = read
+                .await
+                .map_err(|why| Failure::trouble(why.to_string()))?;
+            line.trim_end_matches(['\r', '\n']).to_owned()
+        }
+    };
+    match typed == queue {
+        true => Ok(()),
+        false => Err(Failure::usage(
+            "that is not the queue's name: nothing was deleted",
+        )),
+    }
 }
 
 /// Page after page, until there are enough or no more.

@@ -49,6 +49,11 @@ impl Listed<'_> {
         name: "nodes",
         filter: "",
     };
+    /// All bulks.
+    pub const BULKS: Listed<'static> = Listed {
+        name: "bulks",
+        filter: "",
+    };
     /// All that was changed by hand.
     pub const AUDIT: Listed<'static> = Listed {
         name: "audit",

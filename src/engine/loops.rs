@@ -9,7 +9,7 @@ use tracing::{debug, info, warn};
 
 use super::offer::{Offers, offer_now};
 use super::tasks::Tasks;
-use super::{Core, heal, queues};
+use super::{Core, bulks, heal, queues};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::job::JobId;
@@ -48,6 +48,7 @@ pub(super) fn start(tasks: &Tasks, core: Arc<Core>, offers: &Offers) {
     start!("reconcile", ms(1_000), reconcile);
     start!("retain", ms(5_000), retain);
     start!("tidy", ms(2_000), tidy);
+    start!("bulk", ms(500), bulks::step);
     start!("health", ms(1_000), health);
     start!("heal", heal::LOOK_EVERY, heal::look);
     start!("stats", ms(5_000), stats);

@@ -3,13 +3,14 @@
 //! ```text
 //! enqueue ─> store ─> offer ─> ready-list ─> dispatch ─> store (grant) ─> sessions ─> worker
 //!                       └─ if hungry here ─────^           results, renewals <─ sessions
-//! loops: promote, expire_jobs, expire, reconcile, retain, tidy, signals, settings, health
+//! loops: promote, expire_jobs, expire, reconcile, retain, tidy, bulk, signals, settings, health
 //! watch: looks at the jobs that callers wait for
 //! ```
 
 mod attach;
 mod batch;
 mod budget;
+pub mod bulks;
 mod candidate;
 pub mod cursor;
 mod describe;

@@ -14,7 +14,7 @@ use crate::job::{JobId, JobState, Kind, QueueName};
 use crate::store::JobFilter;
 
 /// First byte of a token; another one means another layout, or another way to tell a filter.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// What a face has read.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +31,10 @@ pub struct RawPage {
     pub created_after: Option<RawSpan>,
     /// A time, until before which.
     pub created_before: Option<RawSpan>,
+    /// A time, from which on.
+    pub finished_after: Option<RawSpan>,
+    /// A time, until before which.
+    pub finished_before: Option<RawSpan>,
     /// Type of the last failure, or empty.
     pub failure_type: String,
     /// 0: the default. More than the most is taken as the most.
@@ -65,6 +69,10 @@ pub struct Names {
     pub created_after: &'static str,
     /// Until before which time.
     pub created_before: &'static str,
+    /// From which time on.
+    pub finished_after: &'static str,
+    /// Until before which time.
+    pub finished_before: &'static str,
     /// Type of the last failure.
     pub failure_type: &'static str,
 }
@@ -78,6 +86,8 @@ impl Names {
         labels: "filter.labels",
         created_after: "filter.created_after",
         created_before: "filter.created_before",
+        finished_after: "filter.finished_after",
+        finished_before: "filter.finished_before",
         failure_type: "filter.failure_type",
     };
 }
@@ -128,6 +138,8 @@ impl RawPage {
             labels: self.labels,
             created_after: None,
             created_before: None,
+            finished_after: None,
+            finished_before: None,
             failure_type: Some(self.failure_type).filter(|name| !name.is_empty()),
         };
         if let Err(why) = check_labels(&filter.labels) {
@@ -148,6 +160,16 @@ impl RawPage {
                 face.created_before,
                 self.created_before,
                 &mut filter.created_before,
+            ),
+            (
+                face.finished_after,
+                self.finished_after,
+                &mut filter.finished_after,
+            ),
+            (
+                face.finished_before,
+                self.finished_before,
+                &mut filter.finished_before,
             ),
         ] {
             match raw.map(time).transpose() {
@@ -215,11 +237,13 @@ fn digest(filter: &JobFilter) -> [u8; 8] {
         labels,
         created_after,
         created_before,
+        finished_after,
+        finished_before,
         failure_type,
         ..
     } = filter;
     let text = format!(
-        "{queues:?}{kinds:?}{states:?}{labels:?}{created_after:?}{created_before:?}{failure_type:?}"
+        "{queues:?}{kinds:?}{states:?}{labels:?}{created_after:?}{created_before:?}{finished_after:?}{finished_before:?}{failure_type:?}"
     );
     let hash: [u8; 32] = Sha256::digest(text).into();
     let mut short = [0; 8];

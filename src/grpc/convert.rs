@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use prost_types::{Duration as ProtoDuration, Timestamp as ProtoTimestamp};
 
+use crate::engine::page::RawPage;
 use crate::error::Violation;
 use crate::job::draft::{Draft, RawBackoff, RawExpiry, RawSpan, RawStart, is_storable, span};
 use crate::job::limits::{
@@ -15,6 +16,7 @@ use crate::job::{
     Progress, RetryPolicy, Timestamp, UniqueConflict, Verdict, View,
 };
 use crate::proto as pb;
+use crate::store::JobFilter;
 
 /// An enqueue request, unchecked.
 pub fn draft(request: pb::EnqueueRequest) -> Draft {
@@ -53,6 +55,42 @@ pub fn draft(request: pb::EnqueueRequest) -> Draft {
 pub fn priority(number: i32) -> Option<Result<Priority, i32>> {
     let level = i16::try_from(number).ok().and_then(Priority::from_number);
     (number != 0).then(|| level.ok_or(number))
+}
+
+/// A filter of jobs, for a page of which nothing else is said.
+pub fn raw_filter(filter: pb::JobFilter) -> RawPage {
+    let state = |number: &i32| i16::try_from(*number).ok().and_then(JobState::from_number);
+    RawPage {
+        queues: filter.queues,
+        kinds: filter.kinds,
+        states: filter
+            .states
+            .iter()
+            .map(|n| state(n).ok_or_else(|| n.to_string()))
+            .collect(),
+        labels: filter.labels.into_iter().collect(),
+        created_after: filter.created_after.map(raw_time),
+        created_before: filter.created_before.map(raw_time),
+        finished_after: filter.finished_after.map(raw_time),
+        finished_before: filter.finished_before.map(raw_time),
+        failure_type: filter.failure_type,
+        ..RawPage::default()
+    }
+}
+
+/// A filter of jobs to send.
+pub fn filter(filter: JobFilter) -> pb::JobFilter {
+    pb::JobFilter {
+        queues: filter.queues.iter().map(ToString::to_string).collect(),
+        kinds: filter.kinds.iter().map(ToString::to_string).collect(),
+        states: filter.states.into_iter().map(state).collect(),
+        labels: filter.labels.into_iter().collect(),
+        created_after: filter.created_after.map(timestamp),
+        created_before: filter.created_before.map(timestamp),
+        finished_after: filter.finished_after.map(timestamp),
+        finished_before: filter.finished_before.map(timestamp),
+        failure_type: filter.failure_type.unwrap_or_default(),
+    }
 }
 
 /// A backoff as it came.

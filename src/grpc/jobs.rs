@@ -15,7 +15,7 @@ use crate::engine::{Accepted, Engine, Told};
 use crate::error::{Error, Result, Violation};
 use crate::job::draft::{DraftCopy, Fields, RawStart, span, start};
 use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, SPAN_MAX, WAIT_MAX};
-use crate::job::{Actor, JobId, JobState, NewJob, Priority, View};
+use crate::job::{Actor, JobId, NewJob, Priority, View};
 use crate::proto as pb;
 
 /// The service.
@@ -206,22 +206,10 @@ impl Jobs {
 
     async fn list(&self, request: pb::ListJobsRequest) -> Result<pb::ListJobsResponse> {
         let view = view(request.view, View::Basic)?;
-        let filter = request.filter.unwrap_or_default();
-        let state = |number: &i32| i16::try_from(*number).ok().and_then(JobState::from_number);
         let raw = RawPage {
-            queues: filter.queues,
-            kinds: filter.kinds,
-            states: filter
-                .states
-                .iter()
-                .map(|n| state(n).ok_or_else(|| n.to_string()))
-                .collect(),
-            labels: filter.labels.into_iter().collect(),
-            created_after: filter.created_after.map(convert::raw_time),
-            created_before: filter.created_before.map(convert::raw_time),
-            failure_type: filter.failure_type,
             size: request.page_size,
             token: request.page_token,
+            ..convert::raw_filter(request.filter.unwrap_or_default())
         };
         let page = raw.check(Names::OF_PROTO).map_err(Error::InvalidArgument)?;
         let listed = self

@@ -1,5 +1,6 @@
 //! The gRPC face: the services over the engine, with health and reflection.
 
+mod bulks;
 pub mod codec;
 mod convert;
 mod frames;
@@ -24,6 +25,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::job::limits::MESSAGE_BYTES_MAX;
 use crate::proto;
+use proto::bulk_service_server::BulkServiceServer;
 use proto::job_service_server::JobServiceServer;
 use proto::queue_service_server::QueueServiceServer;
 use proto::worker_service_server::WorkerServiceServer;
@@ -50,10 +52,12 @@ pub fn face(engine: Arc<Engine>) -> Result<Face> {
     };
     let jobs = JobServiceServer::new(jobs::Jobs(engine.clone()));
     let queues = QueueServiceServer::new(queues::Queues(engine.clone()));
+    let bulks = BulkServiceServer::new(bulks::Bulks(engine.clone()));
     let leases = WorkerServiceServer::new(leases::Leases(engine));
     let routes = Routes::new(health_server)
         .add_service(jobs.max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(queues.max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(bulks.max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(leases.max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(reflection().build_v1().map_err(Error::internal)?)
         .add_service(reflection().build_v1alpha().map_err(Error::internal)?)
@@ -97,6 +101,7 @@ impl Serving {
         let names = [
             job_service_name(),
             queue_service_name(),
+            bulk_service_name(),
             worker_service_name(),
         ];
         for service in names.into_iter().chain([""]) {
@@ -111,6 +116,10 @@ fn job_service_name() -> &'static str {
 
 fn queue_service_name() -> &'static str {
     <QueueServiceServer<queues::Queues> as tonic::server::NamedService>::NAME
+}
+
+fn bulk_service_name() -> &'static str {
+    <BulkServiceServer<bulks::Bulks> as tonic::server::NamedService>::NAME
 }
 
 fn worker_service_name() -> &'static str {

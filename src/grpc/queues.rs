@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Request, Response, Status};
 
+use super::bulks::bulk;
 use super::convert::{self, duration, timestamp};
 use super::status::status;
 use crate::engine::Engine;
@@ -65,6 +66,14 @@ impl pb::queue_service_server::QueueService for Queues {
     ) -> Result<Response<pb::UpdateQueueResponse>, Status> {
         let actor = actor(request.metadata());
         self.answer(self.update(actor, request.into_inner()).await)
+    }
+
+    async fn purge_queue(
+        &self,
+        request: Request<pb::PurgeQueueRequest>,
+    ) -> Result<Response<pb::PurgeQueueResponse>, Status> {
+        let actor = actor(request.metadata());
+        self.answer(self.purge(actor, request.into_inner()).await)
     }
 
     async fn list_sessions(
@@ -181,6 +190,19 @@ impl Queues {
         let found = self.0.steer(name, change, etag(&set.etag)?, by).await?;
         Ok(pb::UpdateQueueResponse {
             queue: Some(queue(found)),
+        })
+    }
+
+    async fn purge(
+        &self,
+        actor: Result<Actor>,
+        request: pb::PurgeQueueRequest,
+    ) -> Result<pb::PurgeQueueResponse> {
+        let name = queue_name("queue", &request.queue)?;
+        let by = by(actor?, request.reason)?;
+        let (started, _) = self.0.purge_queue(name, &request.bulk_id, by).await?;
+        Ok(pb::PurgeQueueResponse {
+            bulk: Some(bulk(started)),
         })
     }
 

@@ -43,6 +43,12 @@ pub fn status(failed: Error) -> Status {
         Error::NodeNotFound(id) => {
             details.set_resource_info("node", cut(id), "", "");
         }
+        Error::BulkNotFound(id) => {
+            details.set_resource_info("bulk", cut(id), "", "");
+        }
+        Error::BulkConflict(id) => {
+            details.set_resource_info("bulk", id.to_string(), "", "");
+        }
         Error::IdConflict(id) | Error::KeyConflict(id) | Error::UniqueConflict(id) => {
             details.set_resource_info("job", id.to_string(), "", "");
         }

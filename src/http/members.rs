@@ -120,6 +120,26 @@ impl<'a> Members<'a> {
         self.read(key, time, TIME_SHAPE)
     }
 
+    /// True or false.
+    pub fn flag(&mut self, key: &str) -> Option<bool> {
+        let raw = self.value(key)?;
+        self.read(key, raw.get().parse().ok(), "must be true or false")
+    }
+
+    /// An array of texts.
+    pub fn texts(&mut self, key: &str) -> Vec<String> {
+        let Some(raw) = self.value(key) else {
+            return Vec::new();
+        };
+        let listed = items(raw, ITEMS_MAX - 1).unwrap_or_else(|why| {
+            self.fault(key, why);
+            Vec::new()
+        });
+        let texts: Option<Vec<String>> = listed.into_iter().map(text_of).collect();
+        self.read(key, texts, "must be an array of texts")
+            .unwrap_or_default()
+    }
+
     /// An object of texts. What is wrong with it is a fault of the whole, as over gRPC, and says which key.
     pub fn words(&mut self, key: &str) -> BTreeMap<String, String> {
         let Some(inner) = self.object(key) else {

@@ -18,11 +18,16 @@
 //! | `GET /queues?page_size=&page_token=`, `GET /queues/{queue}` | ListQueues, GetQueue |
 //! | `POST /queues/{queue}/pause`, `/resume` | PauseQueue, ResumeQueue, `{"reason": "..."}` if there is one |
 //! | `PATCH /queues/{queue}` | UpdateQueue: what the body names, as `{"default_timeout": "60s", "default_backoff": null}` |
+//! | `POST /queues/{queue}/purge` | PurgeQueue, `{"reason": "..."}` if there is one; the answer is the bulk |
+//! | `POST /bulks` | StartBulk: `{"action": "RETRY", "filter": {"queues": ["emails"], "failure_type": "Timeout"}}`; 201 with Location, 200 when it was there before |
+//! | `GET /bulks?page_size=&page_token=`, `GET /bulks/{id}` | ListBulks, GetBulk |
+//! | `POST /bulks/{id}/abort` | AbortBulk, `{"reason": "..."}` if there is one |
 //! | `GET /sessions?queue=&page_size=&page_token=` | ListSessions |
 //! | `GET /audit?page_size=&page_token=` | ListAuditEvents |
 //! | `GET /livez`, `/readyz`, `/metrics` | how this node is |
 
 mod body;
+mod bulks;
 mod enqueue;
 mod events;
 mod health;
@@ -69,6 +74,10 @@ pub fn router(engine: Arc<Engine>) -> Router {
         .route("/queues/{queue}", get(queues::get).patch(queues::update))
         .route("/queues/{queue}/pause", post(queues::pause))
         .route("/queues/{queue}/resume", post(queues::resume))
+        .route("/queues/{queue}/purge", post(bulks::purge))
+        .route("/bulks", post(bulks::start).get(bulks::list))
+        .route("/bulks/{id}", get(bulks::get))
+        .route("/bulks/{id}/abort", post(bulks::abort))
         .route("/sessions", get(sessions::list))
         .route("/sessions/{id}/drain", post(sessions::drain))
         .route("/nodes", get(nodes::list))

@@ -1,6 +1,7 @@
 //! `GET /openapi.json`: this face in words that tools read, made from the proto's descriptors and comments.
 //!
-//! What HTTP does differently stands in [`OPERATIONS`] and in these rules: the parts named in [`FLAT`] are not nested, the
+//! What HTTP does differently stands in [`OPERATIONS`] and in these rules: the parts named in [`FLAT`] are not nested, but
+//! for those of [`NESTED`], the
 //! path names the thing that is asked for, a payload is any JSON value or text or base64, enums have no prefix, and
 //! durations and times are those of proto3 JSON.
 
@@ -68,6 +69,24 @@ const fn drain(path: &'static str, rpc: &'static str) -> Operation {
     Operation {
         good: &[204],
         ..of_queues("post", path, rpc, bad)
+    }
+}
+
+const fn of_bulks(
+    method: &'static str,
+    path: &'static str,
+    rpc: &'static str,
+    good: &'static [u16],
+    bad: &'static [u16],
+) -> Operation {
+    let service = "BulkService";
+    Operation {
+        method,
+        path,
+        service,
+        rpc,
+        good,
+        bad,
     }
 }
 
@@ -139,6 +158,28 @@ const OPERATIONS: &[Operation] = &[
         "ResumeQueue",
         &[404, 408, 409, 413, 415],
     ),
+    of_queues(
+        "post",
+        "/queues/{queue}/purge",
+        "PurgeQueue",
+        &[404, 408, 409, 413, 415],
+    ),
+    of_bulks(
+        "post",
+        "/bulks",
+        "StartBulk",
+        &[200, 201],
+        &[408, 409, 413, 415],
+    ),
+    of_bulks("get", "/bulks", "ListBulks", &[200], &[]),
+    of_bulks("get", "/bulks/{id}", "GetBulk", &[200], &[404]),
+    of_bulks(
+        "post",
+        "/bulks/{id}/abort",
+        "AbortBulk",
+        &[200],
+        &[404, 408, 413, 415],
+    ),
     of_queues("get", "/sessions", "ListSessions", &[]),
     drain("/sessions/{id}/drain", "DrainSession"),
     of_queues("get", "/nodes", "ListNodes", &[]),
@@ -153,7 +194,9 @@ const WATCH: &str = "WatchJob";
 /// Statuses of any call: a bad request, a page that may not call, a limit, a fault of ours, a store that is away.
 const ALWAYS: [u16; 6] = [400, 403, 429, 500, 503, 504];
 /// Fields whose own fields stand in their place.
-const FLAT: [&str; 4] = ["filter", "job", "queue", "spec"];
+const FLAT: [&str; 5] = ["bulk", "filter", "job", "queue", "spec"];
+/// Messages whose filter is a part of its own, beside fields that would be taken for its.
+const NESTED: [&str; 2] = ["Bulk", "StartBulkRequest"];
 /// What of a thing is not for callers to say.
 const READ_ONLY: [&str; 4] = ["name", "paused", "stats", "update_mask"];
 /// Fields that HTTP calls otherwise.
@@ -285,7 +328,7 @@ fn answers(ours: &Descriptors, one: &Operation, response: &str) -> Value {
             "description": name.and_then(|name| name.canonical_reason()).unwrap_or("OK"),
             "content": content,
         });
-        if *status == 201 && one.rpc == "Enqueue" {
+        if *status == 201 && matches!(one.rpc, "Enqueue" | "StartBulk") {
             answer["headers"] = json!({ "Location": { "schema": { "type": "string" } } });
         }
         answers.insert(status.to_string(), answer);
@@ -306,7 +349,11 @@ fn flat(ours: &Descriptors, message: &str) -> Vec<Field> {
     let mut fields = Vec::new();
     for mut field in ours.fields(message) {
         match &field.kind {
-            Kind::Message(inner) if FLAT.contains(&field.name.as_str()) && !field.repeated => {
+            Kind::Message(inner)
+                if FLAT.contains(&field.name.as_str())
+                    && !field.repeated
+                    && !(field.name == "filter" && NESTED.contains(&message)) =>
+            {
                 fields.extend(flat(ours, inner));
             }
             _ => {

@@ -61,6 +61,8 @@ const FILTER: Names = Names {
     labels: "label",
     created_after: "created_after",
     created_before: "created_before",
+    finished_after: "finished_after",
+    finished_before: "finished_before",
     failure_type: "failure_type",
 };
 
@@ -79,6 +81,8 @@ pub fn list(query: &str) -> Result<(PageRequest, View)> {
         labels: query.labels(),
         created_after: query.time("created_after"),
         created_before: query.time("created_before"),
+        finished_after: query.time("finished_after"),
+        finished_before: query.time("finished_before"),
         failure_type: query.one("failure_type").unwrap_or_default(),
         size,
         token,
@@ -125,7 +129,8 @@ pub fn none(query: &str) -> Result<()> {
     Query::parse(query).end()
 }
 
-fn state(name: String) -> std::result::Result<JobState, String> {
+/// The state that a name stands for; `Err` is what to show of one that there is not.
+pub fn state(name: String) -> std::result::Result<JobState, String> {
     let short = name.strip_prefix("JOB_STATE_").unwrap_or(&name);
     let known = JobState::ALL
         .into_iter()

@@ -102,13 +102,21 @@ pub enum AuditAction {
     /// A job was deleted.
     DeleteJob = 8,
     /// A session was asked to leave.
-    DrainSession = 20,
+    DrainSession = 13,
     /// A node was asked to leave.
-    DrainNode = 21,
+    DrainNode = 14,
+    /// A bulk was started.
+    StartBulk = 9,
+    /// A bulk was aborted.
+    AbortBulk = 10,
+    /// A bulk has ended by itself.
+    EndBulk = 11,
+    /// A bulk was started that purges a queue.
+    PurgeQueue = 12,
 }
 
 impl AuditAction {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 14] = [
         Self::PauseQueue,
         Self::ResumeQueue,
         Self::UpdateQueue,
@@ -119,6 +127,10 @@ impl AuditAction {
         Self::DeleteJob,
         Self::DrainSession,
         Self::DrainNode,
+        Self::StartBulk,
+        Self::AbortBulk,
+        Self::EndBulk,
+        Self::PurgeQueue,
     ];
 
     /// The number that rows and the wire use.
@@ -144,6 +156,10 @@ impl AuditAction {
             Self::DeleteJob => "DELETE_JOB",
             Self::DrainSession => "DRAIN_SESSION",
             Self::DrainNode => "DRAIN_NODE",
+            Self::StartBulk => "START_BULK",
+            Self::AbortBulk => "ABORT_BULK",
+            Self::EndBulk => "END_BULK",
+            Self::PurgeQueue => "PURGE_QUEUE",
         }
     }
 }
@@ -157,7 +173,7 @@ pub struct AuditEvent {
     pub time: Timestamp,
     /// What was done.
     pub action: AuditAction,
-    /// To what: the name of a queue, or the id of a job, a session or a node.
+    /// To what: the name of a queue, or the id of a job, a bulk, a session or a node.
     pub subject: String,
     /// How many things were changed.
     pub count: u64,

@@ -67,6 +67,30 @@ pub const QUEUES_SET_MAX: usize = 10_000;
 pub const AUDIT_KEPT: usize = 10_000;
 /// A node that has told nothing for so long is gone, and is forgotten.
 pub const NODE_KEPT: Duration = Duration::from_secs(60 * 60);
+/// Bulks that have not ended, at the same time: each may hold the ids of a million jobs.
+pub const BULKS_LIVE_MAX: usize = 50;
+/// Bulks that are there at the same time; more are refused until some are forgotten.
+pub const BULKS_MAX: usize = 10_000;
+/// Bulks that are kept after their end, the newest ones,
+pub const BULKS_KEPT: usize = 1_000;
+/// and for so long.
+pub const BULK_RETENTION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// Jobs that one bulk may cover: 24 bytes of the store each, until it has come to them.
+pub const BULK_JOBS_MAX: u64 = 1_000_000;
+/// Jobs that one step of a bulk acts on: few enough that nobody waits long for their rows.
+pub const BULK_STEP_MAX: usize = 500;
+/// Ids of jobs that a bulk shows.
+pub const BULK_SAMPLE: usize = 10;
+/// Jobs per second that a bulk may ask for.
+pub const BULK_RATE_MAX: u32 = 1_000_000;
+/// Jobs of one stage of a canary: each look at it looks at all of them.
+pub const CANARY_STAGE_MAX: u32 = 1_000;
+/// Share of a stage that may fail again, when the canary does not say.
+pub const CANARY_FAILED_SHARE: f64 = 0.1;
+/// How long a stage may take when the canary does not say.
+pub const CANARY_WITHIN: Duration = Duration::from_secs(60 * 60);
+/// The longest that a stage may take.
+pub const CANARY_WITHIN_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// Attempts that a full view shows, the newest ones.
 pub const ATTEMPTS_SHOWN: usize = 50;
 

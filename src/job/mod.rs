@@ -2,6 +2,7 @@
 
 pub mod attempt;
 pub mod audit;
+pub mod bulk;
 pub mod draft;
 pub mod id;
 pub mod limits;
@@ -20,6 +21,7 @@ pub use attempt::{
     StaleReason, Standing, Verdict,
 };
 pub use audit::{Actor, AuditAction, AuditEvent, By};
+pub use bulk::{BulkAction, BulkCounts, BulkId, BulkState, Canary, Stage};
 pub use id::{IdempotencyKey, JobId, Kind, NodeId, QueueName, SessionId, UniqueKey};
 pub use queue::{Backoff, Defaultable, QueueChange, QueueDefaults, QueueSettings};
 pub use retry::RetryPolicy;

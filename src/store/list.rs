@@ -22,6 +22,10 @@ pub struct JobFilter {
     pub created_after: Option<Timestamp>,
     /// Accepted before this time.
     pub created_before: Option<Timestamp>,
+    /// Became final at this time or later.
+    pub finished_after: Option<Timestamp>,
+    /// Became final before this time.
+    pub finished_before: Option<Timestamp>,
     /// Type of the last failure.
     pub failure_type: Option<String>,
 }

@@ -5,6 +5,7 @@
 //! store through [`observed`], which runs each call in a task of its own (I10). Time goes in as durations; moments come
 //! out, by the store's own clock.
 
+mod bulk;
 mod known;
 mod list;
 mod node;
@@ -16,6 +17,7 @@ mod session;
 pub mod sqlite;
 mod worker;
 
+pub use bulk::{Bulk, BulkStep, ClaimedBulk, NewBulk, Started};
 pub use list::{JobFilter, JobPage};
 pub use node::{Draining, Drains, NodeReport, NodeView};
 pub use queue::{AllSettings, QueueView, Steer, Steered};
@@ -31,8 +33,8 @@ use uuid::Uuid;
 
 use crate::error::Result;
 use crate::job::{
-    AuditEvent, By, Ending, HeldLease, Job, JobId, JobState, Lease, LeasedJob, NewJob, NodeId,
-    Priority, Progress, QueueName, SessionId, Start, Timestamp, Verdict, View,
+    AuditEvent, BulkId, By, Ending, HeldLease, Job, JobId, JobState, Lease, LeasedJob, NewJob,
+    NodeId, Priority, Progress, QueueName, SessionId, Start, Timestamp, Verdict, View,
 };
 
 /// One line of hand-out: a queue at one priority. The ready-list has a stream for each, the backlog its segments.
@@ -455,7 +457,8 @@ pub trait Store: Send + Sync + 'static {
     /// Removes final jobs whose purge time is past.
     async fn retain(&self, limit: usize) -> Result<Swept>;
     /// Drops log rows (backlog, grants, finished, signals, sessions' remains) that point at nothing any more, what is set
-    /// of queues but says nothing, nodes that are gone and the oldest of the audit, and sums up the deltas of the counters.
+    /// of queues but says nothing, what bulks have left, nodes that are gone and the oldest of the audit, and sums up the
+    /// deltas of the counters.
     async fn tidy(&self, limit: usize) -> Result<Swept>;
 
     /// Signals of the last `window`, at most `limit`, for sessions attached to `node`.
@@ -492,6 +495,20 @@ pub trait Store: Send + Sync + 'static {
     async fn drain_session(&self, session: SessionId, by: By) -> Result<Draining>;
     /// Asks a node to leave.
     async fn drain_node(&self, node: NodeId, by: By) -> Result<Draining>;
+    /// Starts a bulk, and leaves a record of it in the audit, unless it only counts.
+    async fn start_bulk(&self, new: NewBulk) -> Result<Started>;
+    /// A bulk.
+    async fn bulk(&self, id: BulkId) -> Result<Option<Bulk>>;
+    /// Bulks by id, newest first: those below one, at most `size`.
+    async fn bulks(&self, before: Option<BulkId>, size: usize) -> Result<Vec<Bulk>>;
+    /// Ends a bulk before its next step, unless it has ended; the answer is as it is then, and whether this has ended it.
+    /// The audit has it.
+    async fn abort_bulk(&self, id: BulkId, by: By) -> Result<Option<(Bulk, bool)>>;
+    /// Takes a bulk that is to be gone on with, for `span`, or until [`Store::step_bulk`].
+    async fn claim_bulk(&self, span: Duration) -> Result<Option<ClaimedBulk>>;
+    /// Goes one bounded step on with a claimed bulk, and lets go of it: collects a page, acts on some jobs, looks what has
+    /// become of those of its stage, or comes to another state. A step whose claim is not the newest changes nothing.
+    async fn step_bulk(&self, claimed: ClaimedBulk) -> Result<BulkStep>;
     /// What was changed by hand, newest first: the changes below a number, at most `size`. The newest
     /// [`crate::job::limits::AUDIT_KEPT`] are kept.
     async fn audit(&self, before: Option<i64>, size: usize) -> Result<Vec<AuditEvent>>;

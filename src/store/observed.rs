@@ -12,16 +12,16 @@ use tokio::sync::Semaphore;
 use tracing::{Instrument, debug, debug_span, error};
 
 use super::{
-    AllSettings, Ask, Attach, Attached, Attaching, Cancelled, Deleted, Draining, Drains,
-    EnqueueAnswer, EntryId, Epoch, Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line,
-    MigrationReport, NewSession, NodeReport, NodeView, Offer, QueueStats, QueueView, Report,
-    Rescheduled, Retried, Segment, SessionPage, SessionReport, SessionState, Signal, Steer,
-    Steered, Store, Swept, Unit, Version, Whereabouts,
+    AllSettings, Ask, Attach, Attached, Attaching, Bulk, BulkStep, Cancelled, ClaimedBulk, Deleted,
+    Draining, Drains, EnqueueAnswer, EntryId, Epoch, Expired, FinishAnswer, Found, Granted,
+    JobFilter, JobPage, Line, MigrationReport, NewBulk, NewSession, NodeReport, NodeView, Offer,
+    QueueStats, QueueView, Report, Rescheduled, Retried, Segment, SessionPage, SessionReport,
+    SessionState, Signal, Started, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
 };
 use crate::error::{Error, Result};
 use crate::job::{
-    AuditEvent, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, Priority, QueueName,
-    SessionId, Start, Timestamp, Verdict, View,
+    AuditEvent, BulkId, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, Priority,
+    QueueName, SessionId, Start, Timestamp, Verdict, View,
 };
 
 /// How long a caller waits who has one of their own: its client is still there.
@@ -474,6 +474,36 @@ impl Store for Observed {
     async fn drain_node(&self, node: NodeId, by: By) -> Result<Draining> {
         let work = move |store: Arc<dyn Store>| async move { store.drain_node(node, by).await };
         self.run(write("drain_node", 1), work).await
+    }
+
+    async fn start_bulk(&self, new: NewBulk) -> Result<Started> {
+        let work = move |store: Arc<dyn Store>| async move { store.start_bulk(new).await };
+        self.run(write("start_bulk", 1), work).await
+    }
+
+    async fn bulk(&self, id: BulkId) -> Result<Option<Bulk>> {
+        let work = move |store: Arc<dyn Store>| async move { store.bulk(id).await };
+        self.run(read("bulk", 1), work).await
+    }
+
+    async fn bulks(&self, before: Option<BulkId>, size: usize) -> Result<Vec<Bulk>> {
+        let work = move |store: Arc<dyn Store>| async move { store.bulks(before, size).await };
+        self.run(read("bulks", size), work).await
+    }
+
+    async fn abort_bulk(&self, id: BulkId, by: By) -> Result<Option<(Bulk, bool)>> {
+        let work = move |store: Arc<dyn Store>| async move { store.abort_bulk(id, by).await };
+        self.run(write("abort_bulk", 1), work).await
+    }
+
+    async fn claim_bulk(&self, span: Duration) -> Result<Option<ClaimedBulk>> {
+        let work = move |store: Arc<dyn Store>| async move { store.claim_bulk(span).await };
+        self.run(step("claim_bulk", 1), work).await
+    }
+
+    async fn step_bulk(&self, claimed: ClaimedBulk) -> Result<BulkStep> {
+        let work = move |store: Arc<dyn Store>| async move { store.step_bulk(claimed).await };
+        self.run(step("step_bulk", 1), work).await
     }
 
     async fn audit(&self, before: Option<i64>, size: usize) -> Result<Vec<AuditEvent>> {

@@ -59,6 +59,7 @@ mod steps;
 
 mod store_attach;
 mod store_backlog;
+mod store_bulks;
 mod store_cancel;
 mod store_clock;
 mod store_delete;

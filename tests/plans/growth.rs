@@ -5,14 +5,16 @@
 
 use std::time::Duration;
 
+use leasehold::job::limits::BULK_STEP_MAX;
 use leasehold::job::{
-    By, Failure, IdempotencyKey, JobId, JobState, LeasedJob, NewJob, Outcome, Priority,
-    QueueChange, QueueName, Timestamp, UniqueConflict, UniqueKey, View,
+    BulkAction, BulkId, BulkState, By, Canary, Failure, IdempotencyKey, JobId, JobState, LeasedJob,
+    NewJob, Outcome, Priority, QueueChange, QueueName, Start, Timestamp, UniqueConflict, UniqueKey,
+    View,
 };
 use leasehold::store::{
-    Ask, Attach, Attached, Attaching, EntryId, Epoch, Found, Granted, JobFilter, Line, Offer,
-    QueueSlots, SessionProfile, SessionReport, SessionSlots, SessionState, Steer, Steered, Store,
-    Unit,
+    Ask, Attach, Attached, Attaching, EntryId, Epoch, Found, Granted, JobFilter, Line, NewBulk,
+    Offer, QueueSlots, SessionProfile, SessionReport, SessionSlots, SessionState, Started, Steer,
+    Steered, Store, Unit,
 };
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
@@ -122,6 +124,7 @@ impl Stage {
         self.read(when).await;
         self.steer(when).await;
         self.list(when).await;
+        self.bulks(when).await;
         self.sweep(when).await;
     }
 
@@ -422,6 +425,110 @@ impl Stage {
             page.expect("list answers");
             self.within(when, &format!("list by {what}"), bound).await;
         }
+    }
+
+    /// Every action, on jobs of a queue of their own.
+    async fn bulks(&mut self, when: &str) {
+        let name = format!("bulk-{}", Uuid::new_v4().simple());
+        let about = Uuid::new_v4();
+        let waiting = (0..self.batch).map(|n| {
+            let mut job = job(100);
+            job.spec.queue = queue(&name);
+            if n % 2 == 0 {
+                job.spec.unique_key = UniqueKey::parse(&format!("{about} {n}"));
+            }
+            if n % 3 == 0 {
+                job.start = Start::After(Duration::from_secs(60));
+            }
+            job
+        });
+        let waiting = waiting.collect();
+        self.verbs.accept(waiting).await;
+        let canary = Canary {
+            size: 1_000,
+            max_failed_share: 0.1,
+            within: Duration::from_secs(60),
+        };
+        for (action, canary) in [
+            (BulkAction::RunNow, None),
+            (BulkAction::SetPriority(Priority::High), None),
+            (BulkAction::Cancel, None),
+            (BulkAction::Retry, None),
+            (BulkAction::Cancel, None),
+            (BulkAction::Retry, Some(canary)),
+            (BulkAction::Purge, None),
+        ] {
+            let filter = JobFilter {
+                queues: vec![queue(&name)],
+                states: action.states().to_vec(),
+                ..JobFilter::default()
+            };
+            self.bulk(
+                &format!("{when}: {}", action.name()),
+                action,
+                filter,
+                canary,
+            )
+            .await;
+        }
+        let dead = JobFilter {
+            queues: vec![queue(QUEUE)],
+            states: vec![JobState::Failed],
+            failure_type: Some("Never".into()),
+            ..JobFilter::default()
+        };
+        self.bulk(when, BulkAction::Delete, dead, None).await;
+        let listed = self.verbs.store.bulks(None, 50).await;
+        assert!(!listed.expect("bulks answers").is_empty());
+        self.within(when, "bulks", ids(50)).await;
+    }
+
+    /// One bulk, from its start to its end, or to where it watches its canary.
+    async fn bulk(
+        &mut self,
+        when: &str,
+        action: BulkAction,
+        filter: JobFilter,
+        canary: Option<Canary>,
+    ) {
+        self.forget().await;
+        let new = NewBulk {
+            id: BulkId::from_store(job(0).id.uuid()),
+            action,
+            filter,
+            dry_run: false,
+            rate: None,
+            canary,
+            by: By::default(),
+            purges: None,
+        };
+        let id = new.id;
+        let started = self.verbs.store.start_bulk(new).await;
+        let started = started.expect("start_bulk answers");
+        assert!(matches!(started, Started::Created(_)), "{started:?}");
+        self.within(when, "start of a bulk", ids(BATCH)).await;
+        // A page looks at no more rows, and at the last failure of each.
+        let page = Bound {
+            rows: 3 * PAGE_ROWS,
+            ..ids(2 * PAGE_ROWS as usize)
+        };
+        loop {
+            let claimed = self.verbs.store.claim_bulk(Duration::from_secs(15)).await;
+            let claimed = claimed.expect("claim_bulk answers");
+            self.within(when, "claim of a bulk", ids(50)).await;
+            let Some(claimed) = claimed else { break };
+            let bound = match claimed.bulk.state {
+                BulkState::Collecting => page,
+                _ => ids(BULK_STEP_MAX),
+            };
+            let done = self.verbs.store.step_bulk(claimed).await;
+            done.expect("step_bulk answers");
+            self.within(when, "step of a bulk", bound).await;
+        }
+        let aborted = self.verbs.store.abort_bulk(id, By::default()).await;
+        let (bulk, _) = aborted.expect("abort_bulk answers").expect("it is there");
+        assert_eq!(bulk.counts.left(), 0, "{bulk:?}");
+        self.within(when, "abort of a bulk", ids(50)).await;
     }
 
     async fn sweep(&mut self, when: &str) {

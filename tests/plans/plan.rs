@@ -5,7 +5,14 @@ use std::fmt;
 use serde_json::Value;
 
 /// Tables that grow with the jobs, or with the time that they take.
-const LARGE: [&str; 5] = ["jobs", "attempts", "backlog", "grants", "finished"];
+const LARGE: [&str; 6] = [
+    "jobs",
+    "attempts",
+    "backlog",
+    "grants",
+    "finished",
+    "bulk_chunks",
+];
 
 /// One statement that was run.
 pub struct Plan {

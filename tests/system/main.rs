@@ -15,6 +15,7 @@ mod adversity;
 mod balancer;
 mod bench;
 mod blackhole;
+mod bulks;
 mod cases;
 mod clients;
 mod crash;

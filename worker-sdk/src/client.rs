@@ -20,6 +20,7 @@ use crate::error::{CallError, Error};
 use crate::handler::from_json;
 use crate::new_job::NewJob;
 use crate::proto;
+use proto::bulk_service_client::BulkServiceClient;
 use proto::job_service_client::JobServiceClient;
 use proto::queue_service_client::QueueServiceClient;
 use proto::{Job, JobState};
@@ -48,6 +49,7 @@ const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub struct Client {
     jobs: JobServiceClient<Channel>,
     pub(crate) queues: QueueServiceClient<Channel>,
+    pub(crate) bulks: BulkServiceClient<Channel>,
     pub(crate) deadline: Duration,
     actor: Option<AsciiMetadataValue>,
     sealer: Sealer,
@@ -97,7 +99,9 @@ impl Client {
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         Self {
             jobs,
-            queues: QueueServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX),
+            queues: QueueServiceClient::new(channel.clone())
+                .max_decoding_message_size(MESSAGE_BYTES_MAX),
+            bulks: BulkServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX),
             deadline: Duration::from_secs(30),
             actor: None,
             sealer: Sealer::default(),

@@ -48,7 +48,7 @@
 //! | where | what |
 //! |---|---|
 //! | [`TypedJob`] | a type for the jobs of a kind, with its queue and options |
-//! | [`Client`], [`NewJob`] | enqueue, get, list, wait, watch, explain, cancel, retry, reschedule, set the priority, delete; see and steer queues |
+//! | [`Client`], [`NewJob`] | enqueue, get, list, wait, watch, explain, cancel, retry, reschedule, set the priority, delete; see and steer queues; bulks: one action on many jobs |
 //! | [`Worker`], [`WorkerBuilder`] | handlers by kind; run, shut down, health |
 //! | [`Context`] | what a handler knows and says: attempt, deadline, cancellation, progress, checkpoints, steps |
 //! | [`Next`] | what a middleware around the handlers goes on with |
@@ -60,6 +60,7 @@
 
 mod batch;
 mod builder;
+mod bulks;
 mod client;
 mod codec;
 mod connection;
@@ -88,9 +89,9 @@ pub use failure::{JobError, Permanent, Retry, Snooze};
 pub use middleware::Next;
 pub use new_job::NewJob;
 pub use proto::{
-    AuditAction, AuditEvent, Backoff, Job, JobFilter, JobState, ListAuditEventsResponse,
-    ListJobsRequest, ListJobsResponse, ListQueuesResponse, Payload, Priority, Problem, Queue,
-    QueueStats, UniqueConflict, View,
+    AuditAction, AuditEvent, Backoff, Bulk, BulkAction, BulkState, Canary, Job, JobFilter,
+    JobState, ListAuditEventsResponse, ListJobsRequest, ListJobsResponse, ListQueuesResponse,
+    Payload, Priority, Problem, Queue, QueueStats, StartBulkRequest, UniqueConflict, View,
 };
 pub use typed::TypedJob;
 pub use worker::{Health, Worker};

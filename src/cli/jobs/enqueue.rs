@@ -210,7 +210,7 @@ fn unique_conflict(word: &str) -> Result<UniqueConflict, String> {
     }
 }
 
-pub(super) fn pair(text: &str) -> Result<(String, String), String> {
+pub(in crate::cli) fn pair(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
 }

@@ -211,7 +211,7 @@ pub(super) fn word(state: JobState) -> &'static str {
 }
 
 /// A state as it is typed, with or without the prefix.
-pub(super) fn state(typed: &str) -> Result<JobState, String> {
+pub(in crate::cli) fn state(typed: &str) -> Result<JobState, String> {
     let name = typed.to_ascii_uppercase();
     let name = name.strip_prefix("JOB_STATE_").unwrap_or(&name);
     let known = JobState::from_str_name(&format!("JOB_STATE_{name}"))

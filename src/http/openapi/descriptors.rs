@@ -65,7 +65,7 @@ impl Field {
 
     /// The pattern that its comment gives, as `[A-Za-z0-9_.:-]{1,128}`; that of an id where it is one.
     pub fn pattern(&self) -> Option<String> {
-        if self.name == "job_id" {
+        if matches!(self.name.as_str(), "job_id" | "bulk_id") {
             return Some(JOB_ID.to_owned());
         }
         let word = |word: &str| {

@@ -29,14 +29,16 @@ macro_rules! list {
             "WITH scanned AS MATERIALIZED (",
             $scan,
             "), picked AS (
-  SELECT id FROM scanned s
+  SELECT id, revision FROM scanned s
    WHERE state <> 7 AND (cardinality($3::text[]) = 0 OR kind = ANY ($3)) AND (cardinality($4::int2[]) = 0 OR state = ANY ($4))
      AND create_time BETWEEN $9 AND $10 AND is_labelled
+     AND ($13::int8 IS NULL OR finish_time >= $13) AND ($14::int8 IS NULL OR finish_time < $14)
      AND ($11::text IS NULL OR $11 = CASE WHEN is_expired THEN 'EXPIRED' ELSE (
            SELECT failure_type FROM attempts WHERE job = s.id AND (outcome IN (2, 3) OR failure_type = 'LEASES_LOST')
             ORDER BY attempt DESC LIMIT 1) END)
    ORDER BY id DESC LIMIT $5)
-SELECT ARRAY(SELECT id FROM picked ORDER BY id DESC) AS ids, (SELECT count(*) FROM scanned) AS scanned,
+SELECT ARRAY(SELECT id FROM picked ORDER BY id DESC) AS ids,
+       ARRAY(SELECT revision FROM picked ORDER BY id DESC) AS revisions, (SELECT count(*) FROM scanned) AS scanned,
        (SELECT id FROM scanned ORDER BY id LIMIT 1) AS last, $12::int8 AS label"
         )
     };
@@ -44,7 +46,7 @@ SELECT ARRAY(SELECT id FROM picked ORDER BY id DESC) AS ids, (SELECT count(*) FR
 /// What is seen of a row.
 macro_rules! seen {
     () => {
-        "SELECT id, kind, state, create_time, state = 5 AND attempt = 0 AS is_expired, ($8::text IS NULL OR coalesce(labels @> $8::text::jsonb, false)) AS is_labelled FROM jobs "
+        "SELECT id, revision, kind, state, create_time, finish_time, state = 5 AND attempt = 0 AS is_expired, ($8::text IS NULL OR coalesce(labels @> $8::text::jsonb, false)) AS is_labelled FROM jobs "
     };
 }
 const LIST_ALL: &str = list!(concat!(
@@ -78,7 +80,7 @@ const LIST_LABELLED: &str = list!(
     "SELECT s.* FROM (
        SELECT job FROM job_labels WHERE label = $12 AND job < $1 AND job >= $7 ORDER BY job DESC LIMIT $6) AS l
      CROSS JOIN LATERAL (
-       SELECT id, kind, state, create_time, state = 5 AND attempt = 0 AS is_expired,
+       SELECT id, revision, kind, state, create_time, finish_time, state = 5 AND attempt = 0 AS is_expired,
               coalesce(labels @> $8::text::jsonb, false) AND (cardinality($2::text[]) = 0 OR queue = ANY ($2)) AS is_labelled
          FROM jobs WHERE id = l.job OFFSET 0) AS s"
 );
@@ -97,6 +99,27 @@ pub(super) async fn list(
     size: usize,
     view: View,
 ) -> Result<JobPage> {
+    let (found, mut next) = walk(pool, filter, before, size).await?;
+    let mut ids: Vec<JobId> = found.into_iter().map(|(id, _)| id).collect();
+    let sizes = sizes(pool, &ids, view).await?;
+    JobPage::cut(&mut ids, &mut next, |id| {
+        sizes.get(id).copied().unwrap_or_default()
+    });
+    let found = get(pool, &ids, view).await?.into_iter().flatten();
+    // Read by a later statement than the one that picked it, a job may have moved on.
+    let jobs = found
+        .filter(|job| filter.states.is_empty() || filter.states.contains(&job.state))
+        .collect();
+    Ok(JobPage { jobs, next })
+}
+
+/// What passes the filter below an id, with the revisions at which it does; and where the walk goes on.
+pub(super) async fn walk(
+    pool: &Pool,
+    filter: &JobFilter,
+    before: Option<JobId>,
+    size: usize,
+) -> Result<(Vec<(JobId, i64)>, Option<JobId>)> {
     let is_dead_letter = !filter.states.is_empty()
         && filter
             .states
@@ -129,7 +152,9 @@ pub(super) async fn list(
         && (labels.is_none() || is_label_alone)
         && filter.failure_type.is_none()
         && filter.created_after.is_none()
-        && filter.created_before.is_none();
+        && filter.created_before.is_none()
+        && filter.finished_after.is_none()
+        && filter.finished_before.is_none();
     // Nothing else in the filter: the first rows pass, so no more need be looked at.
     let rows_max = match is_by_index {
         true => PAGE_ROWS_MAX.min(size.saturating_add(1)),
@@ -150,32 +175,24 @@ pub(super) async fn list(
                 .bind(filter.created_before.map_or(i64::MAX, |time| time.0 - 1))
                 .bind(&filter.failure_type)
                 .bind(label)
+                .bind(filter.finished_after.map(|time| time.0))
+                .bind(filter.finished_before.map(|time| time.0))
         })
         .await?;
     let Some(row) = rows.first() else {
-        return Ok(JobPage::default());
+        return Ok((Vec::new(), None));
     };
-    let mut ids: Vec<JobId> = column::<Vec<Uuid>>(row, "ids")?
-        .into_iter()
-        .map(JobId::from_store)
-        .collect();
-    let is_full = ids.len() > size;
-    ids.truncate(size);
-    let mut next = match (is_full, column::<i64>(row, "scanned")? >= bound(rows_max)) {
-        (true, _) => ids.last().copied(),
+    let ids = column::<Vec<Uuid>>(row, "ids")?.into_iter();
+    let revisions: Vec<i64> = column(row, "revisions")?;
+    let mut found: Vec<(JobId, i64)> = ids.map(JobId::from_store).zip(revisions).collect();
+    let is_full = found.len() > size;
+    found.truncate(size);
+    let next = match (is_full, column::<i64>(row, "scanned")? >= bound(rows_max)) {
+        (true, _) => found.last().map(|(id, _)| *id),
         (false, true) => column::<Option<Uuid>>(row, "last")?.map(JobId::from_store),
         (false, false) => None,
     };
-    let sizes = sizes(pool, &ids, view).await?;
-    JobPage::cut(&mut ids, &mut next, |id| {
-        sizes.get(id).copied().unwrap_or_default()
-    });
-    let found = get(pool, &ids, view).await?.into_iter().flatten();
-    // Read by a later statement than the one that picked it, a job may have moved on.
-    let jobs = found
-        .filter(|job| filter.states.is_empty() || filter.states.contains(&job.state))
-        .collect();
-    Ok(JobPage { jobs, next })
+    Ok((found, next))
 }
 
 /// The label of the filter that the fewest jobs between these ids have, and how many that are.

@@ -53,6 +53,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "labels of jobs",
         include_str!("migrations/0012_job_labels.sql"),
     ),
+    (9, "bulks", include_str!("migrations/0009_bulks.sql")),
 ];
 
 /// Any number that nobody else locks.

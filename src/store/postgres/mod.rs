@@ -11,6 +11,8 @@ mod admin;
 mod attach;
 mod audit;
 mod backlog;
+mod bulk_acts;
+mod bulks;
 mod enqueue;
 mod fault;
 mod lease;
@@ -37,15 +39,15 @@ pub use pool::PostgresOptions;
 
 use crate::error::Result;
 use crate::job::{
-    AuditEvent, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, Priority, QueueName,
-    SessionId, Start, Timestamp, Verdict, View,
+    AuditEvent, BulkId, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, Priority,
+    QueueName, SessionId, Start, Timestamp, Verdict, View,
 };
 use crate::store::{
-    AllSettings, Ask, Attach, Attached, Attaching, Cancelled, Deleted, Draining, Drains,
-    EnqueueAnswer, EntryId, Epoch, Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line,
-    MigrationReport, NewSession, NodeReport, NodeView, Offer, QueueStats, QueueView, Report,
-    Rescheduled, Retried, Segment, SessionPage, SessionReport, SessionState, Signal, Steer,
-    Steered, Store, Swept, Unit, Version, Whereabouts,
+    AllSettings, Ask, Attach, Attached, Attaching, Bulk, BulkStep, Cancelled, ClaimedBulk, Deleted,
+    Draining, Drains, EnqueueAnswer, EntryId, Epoch, Expired, FinishAnswer, Found, Granted,
+    JobFilter, JobPage, Line, MigrationReport, NewBulk, NewSession, NodeReport, NodeView, Offer,
+    QueueStats, QueueView, Report, Rescheduled, Retried, Segment, SessionPage, SessionReport,
+    SessionState, Signal, Started, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
 };
 use pool::{Pool, Transactions};
 
@@ -274,6 +276,24 @@ impl Store for PostgresStore {
     }
     async fn drain_node(&self, node: NodeId, by: By) -> Result<Draining> {
         nodes::drain_node(&self.reads, node, &by).await
+    }
+    async fn start_bulk(&self, new: NewBulk) -> Result<Started> {
+        bulks::start(&self.reads, &new).await
+    }
+    async fn bulk(&self, id: BulkId) -> Result<Option<Bulk>> {
+        bulks::bulk(&self.reads, id).await
+    }
+    async fn bulks(&self, before: Option<BulkId>, size: usize) -> Result<Vec<Bulk>> {
+        bulks::bulks(&self.reads, before, size).await
+    }
+    async fn abort_bulk(&self, id: BulkId, by: By) -> Result<Option<(Bulk, bool)>> {
+        bulks::abort(&self.reads, id, &by).await
+    }
+    async fn claim_bulk(&self, span: Duration) -> Result<Option<ClaimedBulk>> {
+        bulks::claim(&self.loops, span).await
+    }
+    async fn step_bulk(&self, claimed: ClaimedBulk) -> Result<BulkStep> {
+        bulks::step(&self.loops, &claimed).await
     }
     async fn audit(&self, before: Option<i64>, size: usize) -> Result<Vec<AuditEvent>> {
         audit::events(&self.reads, before, size).await

@@ -4,7 +4,7 @@ use super::pool::{Pool, Statement};
 use super::row::{bound, column, segments};
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::job::limits::{AUDIT_KEPT, NODE_KEPT, ROW_AGE_MIN};
+use crate::job::limits::{AUDIT_KEPT, BULK_RETENTION, BULKS_KEPT, NODE_KEPT, ROW_AGE_MIN};
 use crate::job::time::micros;
 use crate::store::Swept;
 
@@ -215,6 +215,17 @@ WITH old AS MATERIALIZED (
 gone AS (DELETE FROM audit a USING old o WHERE a.id = o.id RETURNING a.id)
 SELECT count(*) AS changed, count(*) >= $1 AS more FROM gone";
 
+const DROP_BULKS: &str = "
+WITH clock AS MATERIALIZED (SELECT lh_us() AS now),
+old AS MATERIALIZED (
+  SELECT b.id FROM bulks b, clock c
+   WHERE b.end_time < c.now - $2
+      OR b.end_time < c.now - $3 AND b.id < (SELECT id FROM bulks ORDER BY id DESC OFFSET $4 - 1 LIMIT 1)
+   ORDER BY b.id LIMIT $1 FOR UPDATE OF b SKIP LOCKED),
+chunks AS (DELETE FROM bulk_chunks k USING old o WHERE k.bulk = o.id),
+gone AS (DELETE FROM bulks b USING old o WHERE b.id = o.id RETURNING b.id)
+SELECT count(*) AS changed, count(*) >= $1 AS more FROM gone";
+
 /// Makes due jobs QUEUED.
 pub(super) async fn promote(pool: &Pool, limit: usize) -> Result<Swept> {
     let rows = pool
@@ -270,7 +281,7 @@ pub(super) async fn retain(pool: &Pool, limit: usize) -> Result<Swept> {
 /// Drops log rows that point at nothing, sums up counts.
 pub(super) async fn tidy(pool: &Pool, limit: usize) -> Result<Swept> {
     let mut swept = Swept::default();
-    let steps: [fn(i64) -> Statement<'static>; 8] = [
+    let steps: [fn(i64) -> Statement<'static>; 9] = [
         |limit| sqlx::query(DROP_BACKLOG).bind(limit),
         |limit| sqlx::query(DROP_GRANTS).bind(limit),
         |limit| sqlx::query(MERGE_FINISHED).bind(limit),
@@ -279,6 +290,13 @@ pub(super) async fn tidy(pool: &Pool, limit: usize) -> Result<Swept> {
         |limit| sqlx::query(DROP_SETTINGS).bind(limit),
         |limit| sqlx::query(DROP_NODES).bind(limit).bind(micros(NODE_KEPT)),
         |limit| sqlx::query(DROP_AUDIT).bind(limit).bind(bound(AUDIT_KEPT)),
+        |limit| {
+            sqlx::query(DROP_BULKS)
+                .bind(limit)
+                .bind(micros(BULK_RETENTION))
+                .bind(micros(ROW_AGE_MIN))
+                .bind(bound(BULKS_KEPT))
+        },
     ];
     for step in steps {
         for row in pool.write(|| step(bound(limit))).await? {

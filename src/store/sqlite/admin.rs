@@ -21,12 +21,12 @@ use crate::store::{Cancelled, JobFilter, JobPage, QueueStats, Retried};
 
 const PING: &str = "SELECT sqlite_version()";
 const WALK: &str = "
-SELECT id, queue, kind, state, create_time FROM jobs WHERE id < ?1 AND id >= ?2 ORDER BY id DESC LIMIT ?3";
+SELECT id, revision, queue, kind, state, create_time, finish_time FROM jobs WHERE id < ?1 AND id >= ?2 ORDER BY id DESC LIMIT ?3";
 const WALK_QUEUE: &str = "
-SELECT id, queue, kind, state, create_time FROM jobs
+SELECT id, revision, queue, kind, state, create_time, finish_time FROM jobs
  WHERE queue = ?4 AND id < ?1 AND id >= ?2 ORDER BY id DESC LIMIT ?3";
 const WALK_LABEL: &str = "
-SELECT j.id, j.queue, j.kind, j.state, j.create_time FROM job_labels l CROSS JOIN jobs j ON j.id = l.id
+SELECT j.id, j.revision, j.queue, j.kind, j.state, j.create_time, j.finish_time FROM job_labels l CROSS JOIN jobs j ON j.id = l.id
  WHERE l.key = ?4 AND l.value = ?5 AND l.id < ?1 AND l.id >= ?2 ORDER BY l.id DESC LIMIT ?3";
 const HAVING: &str = "
 SELECT count(*) FROM (SELECT 1 FROM job_labels WHERE key = ?1 AND value = ?2 AND id < ?3 AND id >= ?4 LIMIT ?5)";
@@ -75,7 +75,8 @@ pub(super) async fn list(
     view: View,
 ) -> Result<JobPage> {
     let mut snapshot = store.readers.begin().await.map_err(fault)?;
-    let (mut ids, mut next) = walk(&mut snapshot, filter, before, size).await?;
+    let (found, mut next) = walk(&mut snapshot, filter, before, size).await?;
+    let mut ids: Vec<JobId> = found.into_iter().map(|(id, _)| id).collect();
     let sizes = sizes(&mut snapshot, &ids, view).await?;
     JobPage::cut(&mut ids, &mut next, |id| {
         sizes.get(id).copied().unwrap_or_default()
@@ -89,13 +90,14 @@ pub(super) async fn list(
     Ok(JobPage { jobs, next })
 }
 
-/// Walks by id and keeps what the filter lets through; says from where the next page walks on.
-async fn walk(
+/// Walks by id and keeps what the filter lets through, with the revisions at which it does; says from where the next page
+/// walks on.
+pub(super) async fn walk(
     connection: &mut SqliteConnection,
     filter: &JobFilter,
     before: Option<JobId>,
     size: usize,
-) -> Result<(Vec<JobId>, Option<JobId>)> {
+) -> Result<(Vec<(JobId, i64)>, Option<JobId>)> {
     let (first, end) = filter.ids();
     let below = before.into_iter().chain(end).min();
     let mut below = below.map_or(Uuid::max(), JobId::uuid);
@@ -116,7 +118,7 @@ async fn walk(
                 return Ok((kept, Some(JobId::from_store(below))));
             }
             below = row.id;
-            kept.push(JobId::from_store(row.id));
+            kept.push((JobId::from_store(row.id), row.revision));
         }
         if is_end {
             return Ok((kept, None));
@@ -234,10 +236,12 @@ async fn passing(
 #[derive(FromRow)]
 struct WalkRow {
     id: Uuid,
+    revision: i64,
     queue: String,
     kind: String,
     state: i16,
     create_time: i64,
+    finish_time: Option<i64>,
 }
 
 impl WalkRow {
@@ -249,15 +253,20 @@ impl WalkRow {
             states,
             created_after,
             created_before,
+            finished_after,
+            finished_before,
             ..
         } = filter;
         let created = Timestamp(self.create_time);
+        let finished = self.finish_time.map(Timestamp);
         Ok(
             (queues.is_empty() || queues.iter().any(|q| q.as_str() == self.queue))
                 && (kinds.is_empty() || kinds.iter().any(|k| k.as_str() == self.kind))
                 && (states.is_empty() || states.contains(&state(self.state)?))
                 && created_after.is_none_or(|after| created >= after)
-                && created_before.is_none_or(|before| created < before),
+                && created_before.is_none_or(|before| created < before)
+                && finished_after.is_none_or(|after| finished.is_some_and(|at| at >= after))
+                && finished_before.is_none_or(|before| finished.is_some_and(|at| at < before)),
         )
     }
 }

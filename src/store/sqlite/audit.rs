@@ -22,9 +22,20 @@ pub(super) async fn note(
     subject: &str,
     by: &By,
 ) -> Result<()> {
+    note_many(connection, now, (action, 1), subject, by).await
+}
+
+/// Writes down what was done, and to how many.
+pub(super) async fn note_many(
+    connection: &mut SqliteConnection,
+    now: Timestamp,
+    (action, count): (AuditAction, i64),
+    subject: &str,
+    by: &By,
+) -> Result<()> {
     sqlx::query(NOTE)
         .bind(now.0)
-        .bind(1)
+        .bind(count)
         .bind(action.number())
         .bind(subject)
         .bind(by.actor.as_str())

@@ -17,17 +17,17 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions, Connection, Executor, Sqlite, Transaction};
 
 use super::{
-    AllSettings, Ask, Attach, Attached, Attaching, Cancelled, Deleted, Draining, Drains,
-    EnqueueAnswer, Epoch, Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line,
-    MigrationReport, NewSession, NodeReport, NodeView, Offer, QueueStats, QueueView, Report,
-    Rescheduled, Retried, Segment, SessionPage, SessionReport, SessionState, Signal, Steer,
-    Steered, Store, Swept, Unit, Version, Whereabouts,
+    AllSettings, Ask, Attach, Attached, Attaching, Bulk, BulkStep, Cancelled, ClaimedBulk, Deleted,
+    Draining, Drains, EnqueueAnswer, Epoch, Expired, FinishAnswer, Found, Granted, JobFilter,
+    JobPage, Line, MigrationReport, NewBulk, NewSession, NodeReport, NodeView, Offer, QueueStats,
+    QueueView, Report, Rescheduled, Retried, Segment, SessionPage, SessionReport, SessionState,
+    Signal, Started, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::error::Result;
 use crate::job::{
-    AuditEvent, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, Priority, QueueName,
-    SessionId, Start, Timestamp, Verdict, View,
+    AuditEvent, BulkId, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, Priority,
+    QueueName, SessionId, Start, Timestamp, Verdict, View,
 };
 use fault::{commit_fault, fault};
 
@@ -36,6 +36,8 @@ mod aging;
 mod attach;
 mod audit;
 mod backlog;
+mod bulk_acts;
+mod bulks;
 mod change;
 mod enqueue;
 mod fault;
@@ -371,6 +373,30 @@ impl Store for SqliteStore {
 
     async fn drain_node(&self, node: NodeId, by: By) -> Result<Draining> {
         nodes::drain_node(self, node, &by).await
+    }
+
+    async fn start_bulk(&self, new: NewBulk) -> Result<Started> {
+        bulks::start(self, &new).await
+    }
+
+    async fn bulk(&self, id: BulkId) -> Result<Option<Bulk>> {
+        bulks::bulk(self, id).await
+    }
+
+    async fn bulks(&self, before: Option<BulkId>, size: usize) -> Result<Vec<Bulk>> {
+        bulks::bulks(self, before, size).await
+    }
+
+    async fn abort_bulk(&self, id: BulkId, by: By) -> Result<Option<(Bulk, bool)>> {
+        bulks::abort(self, id, &by).await
+    }
+
+    async fn claim_bulk(&self, span: Duration) -> Result<Option<ClaimedBulk>> {
+        bulks::claim(self, span).await
+    }
+
+    async fn step_bulk(&self, claimed: ClaimedBulk) -> Result<BulkStep> {
+        bulks::step(self, &claimed).await
     }
 
     async fn audit(&self, before: Option<i64>, size: usize) -> Result<Vec<AuditEvent>> {

@@ -10,10 +10,12 @@ use sqlx::{AssertSqlSafe, Row};
 use super::SqliteStore;
 use crate::store::Store;
 
-const SOURCES: [&str; 15] = [
+const SOURCES: [&str; 17] = [
     include_str!("admin.rs"),
     include_str!("audit.rs"),
     include_str!("backlog.rs"),
+    include_str!("bulk_acts.rs"),
+    include_str!("bulks.rs"),
     include_str!("change.rs"),
     include_str!("enqueue.rs"),
     include_str!("lease.rs"),

@@ -12,7 +12,9 @@ use super::fault::{broken, fault};
 use super::row::{id_list, priority, rows_max};
 use super::{SqliteStore, commit};
 use crate::error::Result;
-use crate::job::limits::{AUDIT_KEPT, LEASE_TTL_DEFAULT, NODE_KEPT};
+use crate::job::limits::{
+    AUDIT_KEPT, BULK_RETENTION, BULKS_KEPT, LEASE_TTL_DEFAULT, NODE_KEPT, ROW_AGE_MIN,
+};
 use crate::job::time::micros;
 use crate::job::{AttemptOutcome, JobId, JobState, QueueName};
 use crate::store::{Expired, Line, Swept};
@@ -78,6 +80,12 @@ DELETE FROM nodes WHERE id IN (SELECT id FROM nodes WHERE seen_time < ?1 LIMIT ?
 // By number: those that were given to no row only make it keep fewer.
 const DROP_AUDIT: &str = "
 DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE id <= (SELECT max(id) FROM audit) - ?1 ORDER BY id LIMIT ?2)";
+
+const DROP_BULKS: &str = "
+DELETE FROM bulks WHERE id IN (
+  SELECT id FROM bulks
+   WHERE end_time < ?1 OR end_time < ?2 AND id < (SELECT id FROM bulks ORDER BY id DESC LIMIT 1 OFFSET ?3 - 1)
+   LIMIT ?4)";
 
 /// Nobody touched the pulse for longer: the store or every node was away.
 const GAP_MAX: Duration = Duration::from_secs(5);
@@ -257,7 +265,7 @@ pub(super) async fn retain(store: &SqliteStore, limit: usize) -> Result<Swept> {
     })
 }
 
-/// Drops segments without QUEUED jobs, sessions that nothing names any more, old signals, settings, nodes and audit.
+/// Drops segments without QUEUED jobs, sessions that nothing names any more, old signals, settings, nodes, bulks and audit.
 pub(super) async fn tidy(store: &SqliteStore, limit: usize) -> Result<Swept> {
     let (mut tx, now) = store.write().await?;
     let rows: Vec<SegmentRow> = sqlx::query_as(OLD_SEGMENTS)
@@ -306,13 +314,22 @@ pub(super) async fn tidy(store: &SqliteStore, limit: usize) -> Result<Swept> {
         .await
         .map_err(fault)?
         .rows_affected();
+    let bulks = sqlx::query(DROP_BULKS)
+        .bind(now.0.saturating_sub(micros(BULK_RETENTION)))
+        .bind(now.0.saturating_sub(micros(ROW_AGE_MIN)))
+        .bind(rows_max(BULKS_KEPT))
+        .bind(rows_max(limit))
+        .execute(&mut *tx)
+        .await
+        .map_err(fault)?
+        .rows_affected();
     commit(tx).await?;
     store.tidied.store(next, Ordering::Relaxed);
     let all = count(limit);
     Ok(Swept {
-        changed: count(spent.len()) + signals + sessions + settings + nodes + audit,
+        changed: count(spent.len()) + signals + sessions + settings + nodes + audit + bulks,
         more: !is_round
-            || [signals, sessions, settings, nodes, audit]
+            || [signals, sessions, settings, nodes, audit, bulks]
                 .iter()
                 .any(|n| *n >= all),
         segments: Vec::new(),
