@@ -1,6 +1,7 @@
 //! Bulks: what one covers is fixed, each job is acted on once, whoever goes on with it, and its numbers are right.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use leasehold::job::draft::Draft;
@@ -9,10 +10,12 @@ use leasehold::job::{
     Actor, AuditAction, BulkAction, BulkCounts, BulkId, BulkState, By, Canary, Failure, JobId,
     JobState, Outcome, Priority, StaleReason, Verdict,
 };
+use leasehold::store::observed::Observed;
 use leasehold::store::{
     Bulk, BulkStep, ClaimedBulk, Deleted, JobFilter, NewBulk, Retried, Started,
 };
 
+use crate::dropped::{Ends, dropped};
 use crate::steps::{
     QUEUE, assert_recorded, assert_stale, failure, jobs_of, minutes, queue, secs, success,
 };
@@ -756,4 +759,34 @@ async fn a_late_result_cannot_undo_a_bulk(world: World) {
     world.go_on().await;
     world.assert_state(lease.job, JobState::Queued).await;
     assert_stale(&world.finish(lease, session, success()).await);
+}
+
+on_each_store!(who_leaves_in_the_middle_of_a_step_leaves_it_whole);
+async fn who_leaves_in_the_middle_of_a_step_leaves_it_whole(mut world: World) {
+    let mut jobs = Vec::new();
+    for _ in 0..3 {
+        jobs.extend(world.queued_many(1_000).await);
+    }
+    let observed = Observed::new(world.store.clone(), Arc::new(Ends::default()));
+    world.store = observed;
+    let id = world.start(world.bulk_of(BulkAction::Cancel)).await;
+    while !world.bulk(id).await.state.is_ended() {
+        // A step whose caller has left goes on, and lets go of the bulk when it has ended.
+        match world.claim_bulk().await {
+            Some(claimed) => {
+                let depth = rand::random_range(0..4);
+                dropped(depth, world.store.step_bulk(claimed)).await;
+            }
+            // Also one that was claimed and never gone on with is taken over, or whose step takes long.
+            None => world.advance(secs(1)).await,
+        }
+    }
+    assert_eq!(world.bulk(id).await.counts, counts(3_000, 3_000, 0, 0));
+    for job in jobs {
+        let job = world.basic(job).await;
+        assert_eq!((job.state, job.revision), (JobState::Cancelled, 2));
+    }
+    let ends = world.audited().await;
+    let ends = ends.iter().filter(|event| event.0 == AuditAction::EndBulk);
+    assert_eq!(ends.count(), 1);
 }
