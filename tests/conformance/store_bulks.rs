@@ -25,7 +25,7 @@ use crate::world::World;
 const CLAIM: Duration = Duration::from_secs(15);
 
 impl World {
-    fn bulk_of(&self, action: BulkAction) -> NewBulk {
+    pub fn bulk_of(&self, action: BulkAction) -> NewBulk {
         NewBulk {
             id: BulkId::from_store(self.fresh_id().uuid()),
             action,
@@ -50,7 +50,7 @@ impl World {
         told.expect("start_bulk answers")
     }
 
-    async fn start(&self, new: NewBulk) -> BulkId {
+    pub async fn start(&self, new: NewBulk) -> BulkId {
         match self.try_start(new).await {
             Started::Created(bulk) => {
                 assert_eq!(bulk.state, BulkState::Collecting);
@@ -60,17 +60,17 @@ impl World {
         }
     }
 
-    async fn bulk(&self, id: BulkId) -> Bulk {
+    pub async fn bulk(&self, id: BulkId) -> Bulk {
         let found = self.store.bulk(id).await.expect("bulk answers");
         found.unwrap_or_else(|| panic!("bulk {id} is gone"))
     }
 
-    async fn claim_bulk(&self) -> Option<ClaimedBulk> {
+    pub async fn claim_bulk(&self) -> Option<ClaimedBulk> {
         let told = self.store.claim_bulk(CLAIM).await;
         told.expect("claim_bulk answers")
     }
 
-    async fn step_bulk(&self, claimed: ClaimedBulk) -> BulkStep {
+    pub async fn step_bulk(&self, claimed: ClaimedBulk) -> BulkStep {
         let told = self.store.step_bulk(claimed).await;
         told.expect("step_bulk answers")
     }
@@ -92,14 +92,14 @@ impl World {
     }
 
     /// Goes on until it is RUNNING: all that it covers is collected, and nothing is done.
-    async fn collect(&self, id: BulkId) {
+    pub async fn collect(&self, id: BulkId) {
         while self.bulk(id).await.state == BulkState::Collecting {
             let claimed = self.claim_bulk().await.expect("it is to be gone on with");
             self.step_bulk(claimed).await;
         }
     }
 
-    async fn failed_many(&self, count: usize) -> Vec<JobId> {
+    pub async fn failed_many(&self, count: usize) -> Vec<JobId> {
         let mut jobs = Vec::with_capacity(count);
         for _ in 0..count {
             let id = self.queued().await;
@@ -109,7 +109,7 @@ impl World {
         jobs
     }
 
-    async fn abort(&self, id: BulkId) -> (Bulk, bool) {
+    pub async fn abort(&self, id: BulkId) -> (Bulk, bool) {
         let by = By {
             actor: Actor::from_store("bob"),
             reason: "enough".into(),
@@ -130,7 +130,7 @@ impl World {
     }
 }
 
-fn counts(total: u64, done: u64, skipped: u64, failed: u64) -> BulkCounts {
+pub fn counts(total: u64, done: u64, skipped: u64, failed: u64) -> BulkCounts {
     BulkCounts {
         total,
         done,
