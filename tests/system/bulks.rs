@@ -410,8 +410,9 @@ async fn what_is_wrong_with_a_bulk_is_named() {
         assert_eq!(answer.status, 400, "{body}: {}", answer.body);
         assert_eq!(answer.json()["errors"][0]["field"], field, "{body}");
     }
-    let over_grpc = client(&dev.node.url()).start_bulk(StartBulkRequest::default());
-    let Err(worker_sdk::Error::Call(error)) = over_grpc.await else {
+    let over_grpc = client(&dev.node.url());
+    let refused = over_grpc.start_bulk(StartBulkRequest::default()).await;
+    let Err(worker_sdk::Error::Call(error)) = refused else {
         panic!("it is refused");
     };
     let fields: Vec<_> = error.violations.iter().map(|v| v.field.as_str()).collect();
