@@ -298,7 +298,14 @@ pub(super) async fn step(core: Arc<Core>, offers: Offers) -> Result<bool> {
         return Ok(false);
     };
     let id = claimed.bulk.id;
-    let done = core.store.step_bulk(claimed).await?;
+    let done = match core.store.step_bulk(claimed).await {
+        Ok(done) => done,
+        Err(error) => {
+            // It is tried again when the claim is over.
+            debug!(bulk_id = %id, %error, "step of a bulk not done");
+            return Err(error);
+        }
+    };
     failpoint::reached("bulk-stepped");
     core.watches.changed(done.jobs.iter().copied());
     offers.offer(done.segments);

@@ -15,6 +15,7 @@ use crate::world::World;
 
 mod attaching;
 mod batches;
+mod bulks;
 mod ending;
 mod keeping;
 mod keys;

@@ -1,6 +1,7 @@
 //! Bulks: what one covers is fixed, each job is acted on once, whoever goes on with it, and its numbers are right.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use leasehold::job::draft::Draft;
@@ -9,10 +10,12 @@ use leasehold::job::{
     Actor, AuditAction, BulkAction, BulkCounts, BulkId, BulkState, By, Canary, Failure, JobId,
     JobState, Outcome, Priority, StaleReason, Verdict,
 };
+use leasehold::store::observed::Observed;
 use leasehold::store::{
     Bulk, BulkStep, ClaimedBulk, Deleted, JobFilter, NewBulk, Retried, Started,
 };
 
+use crate::dropped::{Ends, dropped};
 use crate::steps::{
     QUEUE, assert_recorded, assert_stale, failure, jobs_of, minutes, queue, secs, success,
 };
@@ -22,7 +25,7 @@ use crate::world::World;
 const CLAIM: Duration = Duration::from_secs(15);
 
 impl World {
-    fn bulk_of(&self, action: BulkAction) -> NewBulk {
+    pub fn bulk_of(&self, action: BulkAction) -> NewBulk {
         NewBulk {
             id: BulkId::from_store(self.fresh_id().uuid()),
             action,
@@ -47,7 +50,7 @@ impl World {
         told.expect("start_bulk answers")
     }
 
-    async fn start(&self, new: NewBulk) -> BulkId {
+    pub async fn start(&self, new: NewBulk) -> BulkId {
         match self.try_start(new).await {
             Started::Created(bulk) => {
                 assert_eq!(bulk.state, BulkState::Collecting);
@@ -57,17 +60,17 @@ impl World {
         }
     }
 
-    async fn bulk(&self, id: BulkId) -> Bulk {
+    pub async fn bulk(&self, id: BulkId) -> Bulk {
         let found = self.store.bulk(id).await.expect("bulk answers");
         found.unwrap_or_else(|| panic!("bulk {id} is gone"))
     }
 
-    async fn claim_bulk(&self) -> Option<ClaimedBulk> {
+    pub async fn claim_bulk(&self) -> Option<ClaimedBulk> {
         let told = self.store.claim_bulk(CLAIM).await;
         told.expect("claim_bulk answers")
     }
 
-    async fn step_bulk(&self, claimed: ClaimedBulk) -> BulkStep {
+    pub async fn step_bulk(&self, claimed: ClaimedBulk) -> BulkStep {
         let told = self.store.step_bulk(claimed).await;
         told.expect("step_bulk answers")
     }
@@ -89,14 +92,14 @@ impl World {
     }
 
     /// Goes on until it is RUNNING: all that it covers is collected, and nothing is done.
-    async fn collect(&self, id: BulkId) {
+    pub async fn collect(&self, id: BulkId) {
         while self.bulk(id).await.state == BulkState::Collecting {
             let claimed = self.claim_bulk().await.expect("it is to be gone on with");
             self.step_bulk(claimed).await;
         }
     }
 
-    async fn failed_many(&self, count: usize) -> Vec<JobId> {
+    pub async fn failed_many(&self, count: usize) -> Vec<JobId> {
         let mut jobs = Vec::with_capacity(count);
         for _ in 0..count {
             let id = self.queued().await;
@@ -106,7 +109,7 @@ impl World {
         jobs
     }
 
-    async fn abort(&self, id: BulkId) -> (Bulk, bool) {
+    pub async fn abort(&self, id: BulkId) -> (Bulk, bool) {
         let by = By {
             actor: Actor::from_store("bob"),
             reason: "enough".into(),
@@ -127,7 +130,7 @@ impl World {
     }
 }
 
-fn counts(total: u64, done: u64, skipped: u64, failed: u64) -> BulkCounts {
+pub fn counts(total: u64, done: u64, skipped: u64, failed: u64) -> BulkCounts {
     BulkCounts {
         total,
         done,
@@ -756,4 +759,34 @@ async fn a_late_result_cannot_undo_a_bulk(world: World) {
     world.go_on().await;
     world.assert_state(lease.job, JobState::Queued).await;
     assert_stale(&world.finish(lease, session, success()).await);
+}
+
+on_each_store!(who_leaves_in_the_middle_of_a_step_leaves_it_whole);
+async fn who_leaves_in_the_middle_of_a_step_leaves_it_whole(mut world: World) {
+    let mut jobs = Vec::new();
+    for _ in 0..3 {
+        jobs.extend(world.queued_many(1_000).await);
+    }
+    let observed = Observed::new(world.store.clone(), Arc::new(Ends::default()));
+    world.store = observed;
+    let id = world.start(world.bulk_of(BulkAction::Cancel)).await;
+    while !world.bulk(id).await.state.is_ended() {
+        // A step whose caller has left goes on, and lets go of the bulk when it has ended.
+        match world.claim_bulk().await {
+            Some(claimed) => {
+                let depth = rand::random_range(0..4);
+                dropped(depth, world.store.step_bulk(claimed)).await;
+            }
+            // Also one that was claimed and never gone on with is taken over, or whose step takes long.
+            None => world.advance(secs(1)).await,
+        }
+    }
+    assert_eq!(world.bulk(id).await.counts, counts(3_000, 3_000, 0, 0));
+    for job in jobs {
+        let job = world.basic(job).await;
+        assert_eq!((job.state, job.revision), (JobState::Cancelled, 2));
+    }
+    let ends = world.audited().await;
+    let ends = ends.iter().filter(|event| event.0 == AuditAction::EndBulk);
+    assert_eq!(ends.count(), 1);
 }

@@ -265,15 +265,8 @@ async fn a_bulk_over_http() {
     let post = async |path: &str, body: Value| {
         request(address, "POST", path, body.to_string().as_bytes()).await
     };
-    let filter = json!({ "queues": ["q"], "failure_type": "PermanentFailure" });
     let failure = asking.get(&ids[0]).await.unwrap().last_failure.unwrap();
-    let filter = match filter {
-        Value::Object(mut filter) => {
-            filter["failure_type"] = failure.r#type.into();
-            Value::Object(filter)
-        }
-        _ => panic!(),
-    };
+    let filter = json!({ "queues": ["q"], "failure_type": failure.r#type });
 
     let dry = json!({ "action": "RETRY", "filter": filter, "dry_run": true });
     let dry = post("/bulks", dry).await;
@@ -417,6 +410,13 @@ async fn what_is_wrong_with_a_bulk_is_named() {
         assert_eq!(answer.status, 400, "{body}: {}", answer.body);
         assert_eq!(answer.json()["errors"][0]["field"], field, "{body}");
     }
+    let over_grpc = client(&dev.node.url());
+    let refused = over_grpc.start_bulk(StartBulkRequest::default()).await;
+    let Err(worker_sdk::Error::Call(error)) = refused else {
+        panic!("it is refused");
+    };
+    let fields: Vec<_> = error.violations.iter().map(|v| v.field.as_str()).collect();
+    assert_eq!(fields, ["action", "filter"]);
 }
 
 /// Runs a command to its end, with this typed into it.

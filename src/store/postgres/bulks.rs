@@ -23,6 +23,9 @@ use crate::job::{
 use crate::store::bulk::{read_filter, write_filter};
 use crate::store::{Bulk, BulkStep, ClaimedBulk, NewBulk, Started};
 
+/// Jobs of a chunk. The statement that makes them has it too.
+const CHUNK: usize = 1_000;
+
 macro_rules! columns {
     () => {
         "b.id, b.create_time, b.end_time, b.action, b.priority, b.dry_run, b.rate, b.canary_size, b.canary_share, b.canary_within, \
@@ -83,7 +86,8 @@ RETURNING ",
     ", b.claim, b.before, c.now"
 );
 
-/// $3: where it is then; $9 and $10: what was found, the oldest first. $13: it has ended. $14: its stage is over.
+/// $3: where it is then; $9 and $10: what was found, the oldest first, which goes into chunks of [`CHUNK`], whose last one has
+/// the number $16. $13: it has ended. $14: its stage is over.
 const TURN: &str = "
 WITH clock AS MATERIALIZED (SELECT lh_us() AS now),
 turned AS (
@@ -98,7 +102,8 @@ collected AS (
   INSERT INTO bulk_chunks (bulk, released, number, jobs, revisions)
   SELECT t.id, false, t.total - g.n, ($9::uuid[])[1000 * g.n + 1 : 1000 * g.n + 1000],
          ($10::int8[])[1000 * g.n + 1 : 1000 * g.n + 1000]
-    FROM turned t, generate_series(0, $16::int8) AS g (n) WHERE NOT t.dry_run AND cardinality($9::uuid[]) > 0),
+    FROM turned t, generate_series(0, $16::int8) AS g (n)
+   WHERE NOT t.dry_run AND NOT $13 AND cardinality($9::uuid[]) > 0),
 forgotten AS (
   DELETE FROM bulk_chunks c USING turned t WHERE c.bulk = t.id AND (c.released = true AND $14 OR $13)),
 audited AS (
@@ -293,7 +298,7 @@ async fn turn(
                 .bind(to.state.is_ended())
                 .bind(is_stage_over)
                 .bind(micros(to.rest))
-                .bind(bound(jobs.len().saturating_sub(1) / 1_000))
+                .bind(bound(jobs.len().saturating_sub(1) / CHUNK))
                 .bind(AuditAction::EndBulk.number())
                 .bind(&sample)
         })
