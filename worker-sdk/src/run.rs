@@ -54,11 +54,12 @@ impl Run {
             kind = context.kind(),
             attempt = context.attempt()
         );
+        // Who was told to stop before it began is not begun: its job may be cancelled, or another's already.
         // Cancel safety: a turn that is not taken goes to who waits next.
         let _turn = tokio::select! {
             biased;
+            () = context.cancelled() => return,
             turn = handler.turn() => turn,
-            () = drop.cancelled() => return,
         };
         let work = async {
             context.open_checkpoint()?;
