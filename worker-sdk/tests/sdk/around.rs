@@ -193,6 +193,57 @@ async fn what_is_told_to_stop_before_its_turn_is_not_begun() {
 }
 
 #[tokio::test]
+async fn a_middleware_that_hangs_is_dropped_around_whatever_handler() {
+    let peer = Peer::start();
+    let (go, gate) = std::sync::mpsc::channel();
+    let gate = std::sync::Mutex::new(gate);
+    let (began, mut begun) = mpsc::channel(16);
+    let around = began.clone();
+    let builder = Worker::builder(&peer.url)
+        .stop_grace(Duration::from_millis(10))
+        .middleware(move |ctx, payload, next| {
+            let hangs = ctx.job_id() == "a";
+            let _ = around.try_send(());
+            async move {
+                if hangs {
+                    std::future::pending::<()>().await;
+                }
+                next.run(ctx, payload).await
+            }
+        })
+        .blocking_handler("block", move |_, (): ()| {
+            let _ = began.try_send(());
+            let _ = gate.lock().unwrap().recv();
+            Ok(())
+        });
+    let (_stop, _worker) = spawn(builder);
+    let mut stream = peer.session("t", TTL).await;
+    stream.push("a", "block", "null").await;
+    soon("the middleware", begun.recv()).await;
+    let cancel = |job: &str| {
+        let lease = Some(Lease {
+            job_id: job.into(),
+            attempt: 1,
+        });
+        let cancels = vec![CancelAttempt { lease, reason: 1 }];
+        Heard::Cancels(Cancels { cancels })
+    };
+    stream.say(cancel("a")).await;
+    assert!(matches!(stream.outcome().await, Outcome::Stopped(_)));
+
+    // A thread is not: it keeps its slot, and what it says counts.
+    stream.push("b", "block", "null").await;
+    for _ in 0..2 {
+        soon("the handler", begun.recv()).await;
+    }
+    stream.say(cancel("b")).await;
+    stream.push("c", "unknown", "null").await;
+    assert!(matches!(stream.outcome().await, Outcome::Release(_)));
+    go.send(()).unwrap();
+    assert!(matches!(stream.outcome().await, Outcome::Success(_)));
+}
+
+#[tokio::test]
 async fn settings_that_contradict_each_other_are_all_named() {
     let builder = Worker::builder("http://127.0.0.1:1")
         .state(1_u8)
