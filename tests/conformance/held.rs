@@ -20,6 +20,7 @@ mod ending;
 mod keeping;
 mod keys;
 mod reporting;
+mod steering;
 mod sweeping;
 
 /// How long a state is awaited. The store gives up a lock after five seconds.

@@ -280,9 +280,10 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Call`] with reason `JOB_NOT_FOUND`, `JOB_STATE` in any other state, or
-    /// `UNIQUE_KEY_HELD` while another job holds its unique key.
+    /// `UNIQUE_KEY_HELD` while another job holds its unique key; [`Error::Config`] for
+    /// a delay that is too long to be sent.
     pub async fn retry(&self, id: &str, delay: Option<Duration>) -> Result<Job, Error> {
-        let delay = delay.and_then(|delay| prost_types::Duration::try_from(delay).ok());
+        let delay = delay.map(wire).transpose()?;
         let request = proto::RetryJobRequest {
             job_id: id.to_owned(),
             delay,
@@ -327,7 +328,7 @@ impl Client {
         delay: Option<Duration>,
         payload: proto::Payload,
     ) -> Result<Job, Error> {
-        let delay = delay.and_then(|delay| prost_types::Duration::try_from(delay).ok());
+        let delay = delay.map(wire).transpose()?;
         let request = proto::RetryJobRequest {
             job_id: id.to_owned(),
             delay,
@@ -347,10 +348,8 @@ impl Client {
     /// [`Error::Call`] with reason `JOB_NOT_FOUND`, `JOB_STATE` when it does not wait,
     /// or `FIELD_INVALID`.
     pub async fn reschedule(&self, id: &str, delay: Duration) -> Result<Job, Error> {
-        let delay = prost_types::Duration::try_from(delay)
-            .map_err(|_| Error::Config(format!("delay {delay:?} is too long")))?;
-        self.reschedule_to(id, proto::reschedule_job_request::Start::Delay(delay))
-            .await
+        let delay = proto::reschedule_job_request::Start::Delay(wire(delay)?);
+        self.reschedule_to(id, delay).await
     }
 
     /// Gives a job that waits this time.
@@ -510,6 +509,12 @@ impl Job {
 /// So long from now; a span that no clock can add, as `Duration::MAX`, ends after everything else.
 fn later(span: Duration) -> Instant {
     Instant::now() + span.min(SPAN_MAX)
+}
+
+/// A delay as it is sent.
+fn wire(delay: Duration) -> Result<prost_types::Duration, Error> {
+    prost_types::Duration::try_from(delay)
+        .map_err(|_| Error::Config(format!("delay {delay:?} is too long")))
 }
 
 /// A status with a source was made on this side: the connection broke.

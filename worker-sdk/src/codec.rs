@@ -24,8 +24,9 @@ use crate::proto::{self, Payload};
 /// the client's own retries of one call send the same bytes in any case.
 ///
 /// A payload of another content type is taken as it is, so that jobs from before
-/// are run. Who must not be able to slip in plain ones should look at that in
-/// a handler of their own.
+/// are run, and so is a checkpoint that does not begin with the content type and a
+/// zero byte, as the sealed ones do. Who must not be able to slip in plain ones
+/// should look at that in a handler of their own.
 pub trait Codec: Send + Sync + 'static {
     /// The content type of what it has sealed, as `application/vnd.acme.sealed`.
     fn content_type(&self) -> &str;
@@ -100,19 +101,26 @@ impl Sealer {
         Ok(())
     }
 
+    /// Bytes have no content type beside them by which sealed ones are known again: they begin with it, and a zero byte.
     pub(crate) fn seal_bytes(&self, plain: Bytes) -> Result<Bytes, CodecFailed> {
         let Some(codec) = &self.0 else {
             return Ok(plain);
         };
         let sealed = codec.seal(&plain).map_err(|why| failed("seal", why))?;
-        Ok(sealed.into())
+        Ok([codec.content_type().as_bytes(), &[0], &sealed]
+            .concat()
+            .into())
     }
 
-    pub(crate) fn open_bytes(&self, sealed: Bytes) -> Result<Bytes, CodecFailed> {
+    pub(crate) fn open_bytes(&self, bytes: Bytes) -> Result<Bytes, CodecFailed> {
         let Some(codec) = &self.0 else {
-            return Ok(sealed);
+            return Ok(bytes);
         };
-        let plain = codec.open(&sealed).map_err(|why| failed("open", why))?;
+        let rest = bytes.strip_prefix(codec.content_type().as_bytes());
+        let Some(sealed) = rest.and_then(|rest| rest.strip_prefix(&[0])) else {
+            return Ok(bytes);
+        };
+        let plain = codec.open(sealed).map_err(|why| failed("open", why))?;
         Ok(plain.into())
     }
 }

@@ -11,6 +11,7 @@ use crate::codec::Sealer;
 use crate::failure::JobError;
 use crate::proto;
 use crate::reporter::Reporter;
+use crate::run::Thread;
 use crate::session::{Saved, wire_duration};
 use crate::state::States;
 use crate::steps::Steps;
@@ -47,6 +48,7 @@ struct Inner {
     shared: Arc<Shared>,
     checkpoint: Mutex<Option<Bytes>>,
     steps: tokio::sync::Mutex<Option<Steps>>,
+    thread: Thread,
 }
 
 impl Context {
@@ -73,6 +75,7 @@ impl Context {
                 shared,
                 checkpoint: Mutex::new(job.checkpoint.take()),
                 steps: tokio::sync::Mutex::new(None),
+                thread: Thread::default(),
             }),
         }
     }
@@ -223,6 +226,10 @@ impl Context {
             *checkpoint = Some(self.sealer().open_bytes(sealed)?);
         }
         Ok(())
+    }
+
+    pub(crate) fn thread(&self) -> &Thread {
+        &self.job.thread
     }
 
     pub(crate) async fn steps(&self) -> tokio::sync::MutexGuard<'_, Option<Steps>> {

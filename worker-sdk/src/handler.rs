@@ -33,8 +33,6 @@ pub(crate) struct Handlers {
 #[derive(Clone)]
 pub(crate) struct Handler {
     handle: Handle,
-    /// A thread cannot be dropped: its slot is taken until it ends.
-    pub(crate) can_be_dropped: bool,
     turns: Option<Arc<Semaphore>>,
 }
 
@@ -76,7 +74,7 @@ impl Handler {
         O: Serialize + Send + 'static,
     {
         let handle = Arc::new(handle);
-        Self::droppable(move |context, payload| {
+        Self::new(move |context, payload| {
             let handle = Arc::clone(&handle);
             // Called inside the future, so that a panic before its first await is caught too.
             Box::pin(async move { encode(&handle(context, decode(&payload)?).await?) })
@@ -89,7 +87,7 @@ impl Handler {
         Fut: Future<Output = Answer> + Send + 'static,
     {
         let handle = Arc::new(handle);
-        Self::droppable(move |context, payload| {
+        Self::new(move |context, payload| {
             let handle = Arc::clone(&handle);
             Box::pin(async move { handle(context, payload).await })
         })
@@ -103,7 +101,7 @@ impl Handler {
         O: Serialize + Send + 'static,
     {
         let (batches, handle) = (Batches::new(most, linger), Arc::new(handle));
-        Self::droppable(move |context, payload| {
+        Self::new(move |context, payload| {
             let (batches, handle) = (Arc::clone(&batches), Arc::clone(&handle));
             Box::pin(async move {
                 let input = decode(&payload)?;
@@ -119,25 +117,23 @@ impl Handler {
         O: Serialize,
     {
         let handle = Arc::new(handle);
-        let handle: Handle = Arc::new(move |context, payload| {
+        Self::new(move |context, payload| {
             let handle = Arc::clone(&handle);
-            Box::pin(on_own_thread(move || {
-                encode(&handle(context, decode(&payload)?)?)
-            }))
-        });
-        Self {
-            handle,
-            can_be_dropped: false,
-            turns: None,
-        }
+            Box::pin(async move {
+                let thread = context.thread().clone();
+                on_own_thread(&thread, move || {
+                    encode(&handle(context, decode(&payload)?)?)
+                })
+                .await
+            })
+        })
     }
 
-    fn droppable(
+    fn new(
         handle: impl Fn(Context, proto::Payload) -> BoxFuture<'static, Answer> + Send + Sync + 'static,
     ) -> Self {
         Self {
             handle: Arc::new(handle),
-            can_be_dropped: true,
             turns: None,
         }
     }

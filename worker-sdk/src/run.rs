@@ -2,10 +2,11 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use futures_util::FutureExt;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -54,12 +55,14 @@ impl Run {
             kind = context.kind(),
             attempt = context.attempt()
         );
+        // Who was told to stop before it began is not begun: its job may be cancelled, or another's already.
         // Cancel safety: a turn that is not taken goes to who waits next.
         let _turn = tokio::select! {
             biased;
+            () = context.cancelled() => return,
             turn = handler.turn() => turn,
-            () = drop.cancelled() => return,
         };
+        let thread = context.thread().clone();
         let work = async {
             context.open_checkpoint()?;
             let sealer = context.sealer().clone();
@@ -67,16 +70,17 @@ impl Run {
             Ok(sealer.seal(next.run(context, payload).await?)?)
         };
         let work = AssertUnwindSafe(work.instrument(span)).catch_unwind();
-        let answer = if handler.can_be_dropped {
-            // Cancel safety: dropping the handler in the middle is what this is for;
-            // it had its notice and its time.
-            tokio::select! {
-                biased;
-                answer = work => answer,
-                () = drop.cancelled() => return,
-            }
-        } else {
-            work.await
+        // A thread cannot be dropped: until it has ended its slot is taken, and what it says is told.
+        let given_up = async {
+            drop.cancelled().await;
+            thread.turn().await
+        };
+        // Cancel safety: dropping the handler in the middle is what this is for;
+        // it had its notice and its time.
+        let answer = tokio::select! {
+            biased;
+            answer = work => answer,
+            _ = given_up => return,
         };
         report.outcome = match answer.unwrap_or_else(panicked) {
             Ok(output) => Outcome::Success(output),
@@ -107,12 +111,34 @@ impl Drop for Report {
     }
 }
 
+/// The thread that an attempt has, if its handler is a blocking one: whoever has the turn is it.
+#[derive(Clone, Debug)]
+pub(crate) struct Thread(Arc<Semaphore>);
+
+impl Default for Thread {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(1)))
+    }
+}
+
+impl Thread {
+    /// Waits until there is none.
+    async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        // It is never closed.
+        Arc::clone(&self.0).acquire_owned().await.ok()
+    }
+}
+
 /// Runs it on a thread of its own, within the runtime and the span; the job is given back when there can be no thread. Not
 /// on the runtime's blocking pool: a runtime that ends waits for that without end, so one handler that hangs would keep a
 /// process from ending that was told to. A pool also has fewer threads than a worker may have handlers.
-pub(crate) async fn on_own_thread(work: impl FnOnce() -> Answer + Send + 'static) -> Answer {
+pub(crate) async fn on_own_thread(
+    turn: &Thread,
+    work: impl FnOnce() -> Answer + Send + 'static,
+) -> Answer {
     let (answer, answered) = oneshot::channel();
     let (runtime, span) = (Handle::current(), tracing::Span::current());
+    let turn = turn.turn().await;
     let thread = std::thread::Builder::new()
         .name("leasehold-job".to_owned())
         .spawn(move || {
@@ -121,6 +147,8 @@ pub(crate) async fn on_own_thread(work: impl FnOnce() -> Answer + Send + 'static
             let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(panicked);
             // Nobody waits for it any more when its worker is gone.
             let _ = answer.send(result);
+            // After that, so that what it said is heard first.
+            drop(turn);
         });
     if let Err(error) = thread {
         tracing::error!(%error, "no thread for a blocking handler, giving its job back");

@@ -11,9 +11,13 @@ use serde_json::Value;
 use crate::context::Context;
 use crate::failure::JobError;
 
-/// The results of the steps that are recorded, by their names.
+/// The results of the steps, by their names.
 #[derive(Debug, Default)]
-pub(crate) struct Steps(BTreeMap<String, Value>);
+pub(crate) struct Steps {
+    results: BTreeMap<String, Value>,
+    /// Whether the newest is recorded is not known: who waited for that has given up.
+    in_doubt: bool,
+}
 
 /// What makes a checkpoint one of steps.
 const STEPS: &str = "steps";
@@ -22,11 +26,21 @@ impl Steps {
     fn read(checkpoint: &[u8]) -> Result<Self, JobError> {
         let mut parts: BTreeMap<String, BTreeMap<String, Value>> =
             serde_json::from_slice(checkpoint).map_err(invalid)?;
-        Ok(Self(parts.remove(STEPS).unwrap_or_default()))
+        Ok(Self {
+            results: parts.remove(STEPS).unwrap_or_default(),
+            in_doubt: false,
+        })
     }
 
-    fn write(&self) -> Result<Vec<u8>, JobError> {
-        serde_json::to_vec(&BTreeMap::from([(STEPS, &self.0)])).map_err(invalid)
+    /// Records all of them.
+    async fn save(&mut self, context: &Context) -> Result<(), JobError> {
+        let results = BTreeMap::from([(STEPS, &self.results)]);
+        let checkpoint = serde_json::to_vec(&results).map_err(invalid)?;
+        // Cancel safety: whoever is next finds the doubt, and records them once more.
+        self.in_doubt = true;
+        let saved = context.save_checkpoint(checkpoint).await;
+        self.in_doubt = saved.is_err();
+        saved
     }
 }
 
@@ -54,7 +68,9 @@ impl Context {
     /// A name stands for one step of a job: with a loop inside a handler, put its
     /// index into it. What the steps return is kept as JSON, at most 64 KiB of
     /// all together: keep large things elsewhere, and return where they are.
-    /// Steps may run side by side. A step that fails is not recorded.
+    /// Steps may run side by side. A step that fails is not recorded. One that is
+    /// dropped while its result is recorded may be asked for again: its work is not
+    /// done twice by this attempt.
     ///
     /// # Errors
     /// What the work says; what [`save_checkpoint`](Self::save_checkpoint) says;
@@ -75,10 +91,10 @@ impl Context {
         // One after the other: each record has all that came before.
         let mut kept = self.steps().await;
         let steps = kept.get_or_insert_default();
-        steps.0.insert(name.to_owned(), recorded);
-        let saved = self.save_checkpoint(steps.write()?).await;
+        steps.results.insert(name.to_owned(), recorded);
+        let saved = steps.save(self).await;
         if saved.is_err() {
-            steps.0.remove(name);
+            steps.results.remove(name);
         }
         saved.map(|()| result)
     }
@@ -91,7 +107,13 @@ impl Context {
                 Some(data) => Steps::read(&data)?,
             });
         }
-        Ok(kept.as_ref().and_then(|kept| kept.0.get(name)).cloned())
+        let Some(steps) = kept.as_mut().filter(|kept| kept.results.contains_key(name)) else {
+            return Ok(None);
+        };
+        if steps.in_doubt {
+            steps.save(self).await?;
+        }
+        Ok(steps.results.get(name).cloned())
     }
 }
 

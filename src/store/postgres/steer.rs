@@ -11,7 +11,8 @@ use crate::store::{Deleted, Rescheduled};
 
 /// `fault`: 1 for a time that is too far ahead, 2 for one past the time at which the job expires. A session that is in the
 /// row of a QUEUED job goes, as with any other way out of that state. A QUEUED job that is due at once is left as it is: it
-/// would lose its place.
+/// would lose its place. `again`: somebody else has changed the job since this statement's snapshot, which the UPDATE goes
+/// by, so nothing is done.
 const RESCHEDULE: &str = "
 WITH locked AS MATERIALIZED (
   SELECT id, state AS was, CASE WHEN attempt = 0 THEN expire_at END AS expires
@@ -38,11 +39,12 @@ counted AS (
 audited AS (
   INSERT INTO audit (create_time, count, action, subject, actor, reason)
   SELECT now, 1, $5, id::text, $6, $7 FROM done WHERE $6 <> '')
-SELECT w.fault, s.id AS segment, s.queue, s.priority, s.jobs FROM judged w LEFT JOIN segmented s ON true";
+SELECT w.fault, w.fault = 0 AND (w.is_later OR w.was = 1) AND NOT EXISTS (SELECT FROM done) AS again,
+       s.id AS segment, s.queue, s.priority, s.jobs FROM judged w LEFT JOIN segmented s ON true";
 
 const SET_PRIORITY: &str = "
 WITH locked AS MATERIALIZED (
-  SELECT id, state AS was FROM jobs WHERE id = $1 AND state IN (1, 2) FOR UPDATE),
+  SELECT id, state AS was, priority <> $2 AS is_other FROM jobs WHERE id = $1 AND state IN (1, 2) FOR UPDATE),
 clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM locked) AS l),
 done AS (
   UPDATE jobs j
@@ -56,7 +58,8 @@ segmented AS (
 audited AS (
   INSERT INTO audit (create_time, count, action, subject, actor, reason)
   SELECT now, 1, $3, id::text, $4, $5 FROM done WHERE $4 <> '')
-SELECT 0 AS fault, s.id AS segment, s.queue, s.priority, s.jobs FROM locked l LEFT JOIN segmented s ON true";
+SELECT 0 AS fault, l.is_other AND NOT EXISTS (SELECT FROM done) AS again,
+       s.id AS segment, s.queue, s.priority, s.jobs FROM locked l LEFT JOIN segmented s ON true";
 
 /// All that the job held goes at once. Its row stays, empty and in a state that nothing looks for, by which its id is known
 /// until that is too old to be sent again: so no id comes to life twice.
@@ -138,7 +141,7 @@ pub(super) async fn set_priority(
     .await
 }
 
-/// Runs a statement that answers nothing when the job's state does not allow it.
+/// Runs a statement that answers nothing when the job's state does not allow it, and is to be run again when it says so.
 async fn steer<'q>(
     pool: &Pool,
     id: JobId,
@@ -146,6 +149,10 @@ async fn steer<'q>(
 ) -> Result<Rescheduled> {
     for _ in 0..ROUNDS_MAX {
         let rows = pool.write(&make).await?;
+        let again = rows.first().map(|row| column::<bool>(row, "again"));
+        if again.transpose()? == Some(true) {
+            continue;
+        }
         match rows
             .first()
             .map(|row| column::<i32>(row, "fault"))

@@ -1,5 +1,6 @@
 //! What stands around handlers: types, middleware, state, limits.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -147,6 +148,99 @@ async fn a_kind_has_at_most_its_own_number_of_handlers_at_once() {
     let ended = outcomes(&mut stream, 2).await;
     assert!(ended.values().all(|end| matches!(end, Outcome::Success(_))));
     assert!(soon("the second", begun.recv()).await.is_some());
+}
+
+#[tokio::test]
+async fn what_is_told_to_stop_before_its_turn_is_not_begun() {
+    let peer = Peer::start();
+    let (began, mut begun) = mpsc::channel(16);
+    let (go, gate) = std::sync::mpsc::channel();
+    let gate = std::sync::Mutex::new(gate);
+    let builder = Worker::builder(&peer.url)
+        .stop_grace(Duration::from_secs(600))
+        .kind_concurrency("heavy", 1)
+        .blocking_handler("heavy", move |ctx, (): ()| {
+            let _ = began.try_send(ctx.job_id().to_owned());
+            let _ = gate.lock().unwrap().recv();
+            Ok(())
+        });
+    let (_stop, _worker) = spawn(builder);
+    let mut stream = peer.session("t", TTL).await;
+    stream.push("a", "heavy", "null").await;
+    assert_eq!(soon("the first", begun.recv()).await.unwrap(), "a");
+    stream.push("b", "heavy", "null").await;
+    let lease = Some(Lease {
+        job_id: "b".into(),
+        attempt: 1,
+    });
+    let cancels = vec![CancelAttempt { lease, reason: 1 }];
+    stream.say(Heard::Cancels(Cancels { cancels })).await;
+    // Known to have been heard: a job of no kind is given back after it.
+    stream.push("c", "unknown", "null").await;
+    let mut ended = BTreeMap::new();
+    while !ended.contains_key("c") {
+        ended.extend(outcomes(&mut stream, 1).await);
+    }
+    for _ in 0..2 {
+        go.send(()).unwrap();
+    }
+    while ended.len() < 3 {
+        ended.extend(outcomes(&mut stream, 1).await);
+    }
+    assert!(matches!(ended["a"], Outcome::Success(_)));
+    assert!(matches!(ended["b"], Outcome::Stopped(_)), "{ended:?}");
+    assert!(begun.try_recv().is_err(), "it has begun nevertheless");
+}
+
+#[tokio::test]
+async fn a_middleware_that_hangs_is_dropped_around_whatever_handler() {
+    let peer = Peer::start();
+    let (go, gate) = std::sync::mpsc::channel();
+    let gate = std::sync::Mutex::new(gate);
+    let (began, mut begun) = mpsc::channel(16);
+    let around = began.clone();
+    let builder = Worker::builder(&peer.url)
+        .stop_grace(Duration::from_millis(10))
+        .middleware(move |ctx, payload, next| {
+            let hangs = ctx.job_id() == "a";
+            let _ = around.try_send(());
+            async move {
+                if hangs {
+                    std::future::pending::<()>().await;
+                }
+                next.run(ctx, payload).await
+            }
+        })
+        .blocking_handler("block", move |_, (): ()| {
+            let _ = began.try_send(());
+            let _ = gate.lock().unwrap().recv();
+            Ok(())
+        });
+    let (_stop, _worker) = spawn(builder);
+    let mut stream = peer.session("t", TTL).await;
+    stream.push("a", "block", "null").await;
+    soon("the middleware", begun.recv()).await;
+    let cancel = |job: &str| {
+        let lease = Some(Lease {
+            job_id: job.into(),
+            attempt: 1,
+        });
+        let cancels = vec![CancelAttempt { lease, reason: 1 }];
+        Heard::Cancels(Cancels { cancels })
+    };
+    stream.say(cancel("a")).await;
+    assert!(matches!(stream.outcome().await, Outcome::Stopped(_)));
+
+    // A thread is not: it keeps its slot, and what it says counts.
+    stream.push("b", "block", "null").await;
+    for _ in 0..2 {
+        soon("the handler", begun.recv()).await;
+    }
+    stream.say(cancel("b")).await;
+    stream.push("c", "unknown", "null").await;
+    assert!(matches!(stream.outcome().await, Outcome::Release(_)));
+    go.send(()).unwrap();
+    assert!(matches!(stream.outcome().await, Outcome::Success(_)));
 }
 
 #[tokio::test]

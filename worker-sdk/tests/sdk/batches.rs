@@ -100,8 +100,13 @@ async fn a_batch_that_does_not_fill_runs_after_its_time_and_the_next_forms_meanw
 #[tokio::test]
 async fn a_job_that_was_cancelled_before_its_batch_began_is_left_out() {
     let peer = Peer::start();
+    let (began, mut begun) = mpsc::channel(16);
     let builder = Worker::builder(&peer.url)
         .stop_grace(Duration::from_millis(100))
+        .middleware(move |ctx, payload, next| {
+            let _ = began.try_send(());
+            next.run(ctx, payload)
+        })
         .batch_handler("count", 2, LONG, |jobs: Vec<(Context, ())>| async move {
             let count = jobs.len();
             jobs.iter().map(|_| Ok(count)).collect()
@@ -109,6 +114,7 @@ async fn a_job_that_was_cancelled_before_its_batch_began_is_left_out() {
     let (_stop, _worker) = spawn(builder);
     let mut stream = peer.session("t", TTL).await;
     stream.push("a", "count", "null").await;
+    soon("its wait for the batch", begun.recv()).await;
     let lease = Some(Lease {
         job_id: "a".into(),
         attempt: 1,

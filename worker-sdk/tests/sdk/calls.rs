@@ -232,3 +232,14 @@ async fn a_watch_ends_by_what_no_other_try_can_mend() {
     );
     assert!(second.is_none());
 }
+
+#[tokio::test]
+async fn a_delay_that_cannot_be_sent_is_refused_and_not_left_out() {
+    let client = Client::connect_lazy("http://127.0.0.1:1").unwrap();
+    let (delay, payload) = (Some(Duration::MAX), Payload::default());
+    let again = client.retry("a", delay).await;
+    let copy = client.retry_copy("a", delay, payload).await;
+    for told in [again, copy] {
+        assert!(matches!(told, Err(Error::Config(_))), "{told:?}");
+    }
+}

@@ -13,4 +13,5 @@ mod calls;
 mod peer;
 mod resume;
 mod sealed;
+mod steps;
 mod workers;

@@ -103,9 +103,9 @@ async fn a_worker_opens_payloads_and_seals_outputs_and_checkpoints() {
             });
     let (_stop, _worker) = spawn(builder);
     let mut stream = peer.session("t", TTL).await;
-    let earlier = Flip.seal(b"earlier").unwrap();
+    let kept_as = |plain: &[u8]| [SEALED.as_bytes(), &[0], &Flip.seal(plain).unwrap()].concat();
     stream
-        .push_payload("a", "add", flipped("[2,3]"), Some(earlier))
+        .push_payload("a", "add", flipped("[2,3]"), Some(kept_as(b"earlier")))
         .await;
     let Some(Sent::Progress(reports)) = stream.next().await else {
         panic!("a checkpoint")
@@ -113,7 +113,7 @@ async fn a_worker_opens_payloads_and_seals_outputs_and_checkpoints() {
     let report = &reports.reports[0];
     let progress = report.progress.as_ref().unwrap();
     let kept = progress.checkpoint.as_ref().unwrap();
-    assert_eq!(kept[..], Flip.seal(b"half").unwrap());
+    assert_eq!(kept[..], kept_as(b"half"));
     let receipts = vec![proto::Receipt {
         progress_revision: progress.revision,
         lease: report.lease.clone(),
@@ -130,9 +130,17 @@ async fn a_worker_opens_payloads_and_seals_outputs_and_checkpoints() {
         assert_eq!(seen.as_deref(), Some(plain.as_bytes()));
     }
 
-    // From before there was a codec.
-    stream.push("b", "add", "[1,1]").await;
+    // From before there was a codec, as its checkpoint is.
+    let plain = proto::Payload {
+        content_type: "application/json".into(),
+        body: Some(Body::Data("[1,1]".into())),
+    };
+    stream
+        .push_payload("b", "add", plain, Some(b"plain".to_vec()))
+        .await;
     assert!(matches!(stream.next().await, Some(Sent::Progress(_))));
+    let seen = soon("a look", heard.recv()).await.unwrap();
+    assert_eq!(seen.as_deref(), Some(&b"plain"[..]));
     stream.push_payload("c", "add", broken(), None).await;
     let told = failure(stream.outcome().await);
     assert_eq!(
