@@ -68,6 +68,7 @@ mod store_fence;
 mod store_keys;
 mod store_lease;
 mod store_list;
+mod store_log;
 mod store_migrate;
 mod store_progress;
 mod store_queues;

@@ -43,6 +43,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "unique keys",
         include_str!("migrations/0007_unique_keys.sql"),
     ),
+    (
+        8,
+        "logs of jobs",
+        include_str!("migrations/0008_job_logs.sql"),
+    ),
 ];
 
 /// Any number that nobody else locks.

@@ -14,6 +14,7 @@ mod backlog;
 mod enqueue;
 mod fault;
 mod lease;
+mod log;
 mod migrate;
 mod pool;
 mod progress;
@@ -35,14 +36,15 @@ pub use pool::PostgresOptions;
 
 use crate::error::Result;
 use crate::job::{
-    AuditEvent, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, Priority, QueueName,
-    SessionId, Start, Timestamp, Verdict, View,
+    AuditEvent, By, Ending, HeldLease, Job, JobId, Lease, LogLine, NewJob, NodeId, Priority,
+    QueueName, SessionId, Start, Timestamp, Verdict, View,
 };
 use crate::store::{
     AllSettings, Ask, Attach, Attached, Attaching, Cancelled, Deleted, EnqueueAnswer, EntryId,
-    Epoch, Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport,
-    NewSession, Offer, QueueStats, QueueView, Report, Rescheduled, Retried, Segment, SessionPage,
-    SessionReport, SessionState, Signal, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
+    Epoch, Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line, LogReport,
+    MigrationReport, NewSession, Offer, QueueStats, QueueView, Report, Rescheduled, Retried,
+    Segment, SessionPage, SessionReport, SessionState, Signal, Steer, Steered, Store, Swept, Unit,
+    Version, Whereabouts,
 };
 use pool::{Pool, Transactions};
 
@@ -183,6 +185,12 @@ impl Store for PostgresStore {
     }
     async fn report(&self, reports: Vec<Report>) -> Result<Vec<Verdict>> {
         progress::report(&self.hot, &reports).await
+    }
+    async fn log(&self, reports: Vec<LogReport>) -> Result<Vec<Verdict>> {
+        log::log(&self.hot, &reports).await
+    }
+    async fn lines(&self, after: Vec<(JobId, u64)>) -> Result<Vec<Vec<LogLine>>> {
+        log::lines(&self.reads, &after).await
     }
     async fn offered(&self, offers: Vec<Offer>) -> Result<()> {
         backlog::offered(&self.loops, &offers).await

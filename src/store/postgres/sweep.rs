@@ -70,7 +70,7 @@ taken AS MATERIALIZED (
 named AS MATERIALIZED (
   SELECT DISTINCT u.job FROM taken t JOIN finished f ON f.id = t.id, unnest(f.jobs) AS u (job)),
 locked AS MATERIALIZED (
-  SELECT j.id, j.has_progress FROM jobs j, clock c
+  SELECT j.id, j.has_progress, j.has_log FROM jobs j, clock c
    WHERE j.id = ANY (ARRAY(SELECT job FROM named)) AND j.state IN (4, 5, 6, 7) AND j.purge_time <= c.now
    ORDER BY j.id FOR UPDATE OF j SKIP LOCKED),
 gone AS (
@@ -79,6 +79,8 @@ history AS (
   DELETE FROM attempts a USING locked l WHERE a.job = l.id),
 progressed AS (
   DELETE FROM progress p USING locked l WHERE l.has_progress AND p.job = l.id),
+logged AS (
+  UPDATE job_logs h SET gone = true FROM locked l WHERE l.has_log AND h.job = l.id),
 counted AS (
   INSERT INTO queue_counts (queue, succeeded, failed, cancelled)
   SELECT queue, -count(*) FILTER (WHERE state = 4), -count(*) FILTER (WHERE state = 5), -count(*) FILTER (WHERE state = 6)
@@ -202,6 +204,17 @@ WITH old AS MATERIALIZED (
 gone AS (DELETE FROM audit a USING old o WHERE a.id = o.id RETURNING a.id)
 SELECT count(*) AS changed, count(*) >= $1 AS more FROM gone";
 
+/// What their jobs said goes some time after them, and not in the purge: of a thousand jobs it may be a million lines.
+const DROP_LOGS: &str = "
+WITH old AS MATERIALIZED (
+  SELECT job FROM job_logs WHERE gone ORDER BY job LIMIT $1 FOR UPDATE SKIP LOCKED),
+lines AS (DELETE FROM log_lines l USING old o WHERE l.job = o.job),
+dropped AS (DELETE FROM job_logs h USING old o WHERE h.job = o.job RETURNING h.job)
+SELECT count(*) AS changed, count(*) >= $1 AS more FROM dropped";
+
+/// A job's log is counted as so many rows of other kinds.
+const LOG_ROWS: i64 = 20;
+
 /// Makes due jobs QUEUED.
 pub(super) async fn promote(pool: &Pool, limit: usize) -> Result<Swept> {
     let rows = pool
@@ -254,15 +267,16 @@ pub(super) async fn retain(pool: &Pool, limit: usize) -> Result<Swept> {
     })
 }
 
-/// Drops log rows that point at nothing, sums up counts.
+/// Drops log rows that point at nothing, logs of jobs that are gone, sums up counts.
 pub(super) async fn tidy(pool: &Pool, limit: usize) -> Result<Swept> {
     let mut swept = Swept::default();
-    let steps: [fn(i64) -> Statement<'static>; 7] = [
+    let steps: [fn(i64) -> Statement<'static>; 8] = [
         |limit| sqlx::query(DROP_BACKLOG).bind(limit),
         |limit| sqlx::query(DROP_GRANTS).bind(limit),
         |limit| sqlx::query(MERGE_FINISHED).bind(limit),
         |limit| sqlx::query(DROP_SIGNALS).bind(limit),
         |limit| sqlx::query(SUM_COUNTS).bind(limit),
+        |limit| sqlx::query(DROP_LOGS).bind((limit / LOG_ROWS).max(1)),
         |limit| sqlx::query(DROP_SETTINGS).bind(limit),
         |limit| sqlx::query(DROP_AUDIT).bind(limit).bind(bound(AUDIT_KEPT)),
     ];

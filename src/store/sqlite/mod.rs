@@ -18,15 +18,15 @@ use sqlx::{ConnectOptions, Connection, Executor, Sqlite, Transaction};
 
 use super::{
     AllSettings, Ask, Attach, Attached, Attaching, Cancelled, Deleted, EnqueueAnswer, Epoch,
-    Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession,
-    Offer, QueueStats, QueueView, Report, Rescheduled, Retried, Segment, SessionPage,
+    Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line, LogReport, MigrationReport,
+    NewSession, Offer, QueueStats, QueueView, Report, Rescheduled, Retried, Segment, SessionPage,
     SessionReport, SessionState, Signal, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::error::Result;
 use crate::job::{
-    AuditEvent, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, Priority, QueueName,
-    SessionId, Start, Timestamp, Verdict, View,
+    AuditEvent, By, Ending, HeldLease, Job, JobId, Lease, LogLine, NewJob, NodeId, Priority,
+    QueueName, SessionId, Start, Timestamp, Verdict, View,
 };
 use fault::{commit_fault, fault};
 
@@ -39,6 +39,7 @@ mod change;
 mod enqueue;
 mod fault;
 mod lease;
+mod log;
 mod migrate;
 mod progress;
 mod queues;
@@ -259,6 +260,14 @@ impl Store for SqliteStore {
 
     async fn report(&self, reports: Vec<Report>) -> Result<Vec<Verdict>> {
         progress::report(self, reports).await
+    }
+
+    async fn log(&self, reports: Vec<LogReport>) -> Result<Vec<Verdict>> {
+        log::log(self, &reports).await
+    }
+
+    async fn lines(&self, after: Vec<(JobId, u64)>) -> Result<Vec<Vec<LogLine>>> {
+        log::lines(self, &after).await
     }
 
     async fn offered(&self, offers: Vec<Offer>) -> Result<()> {
