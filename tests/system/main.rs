@@ -29,6 +29,7 @@ mod hand;
 mod hostile;
 mod isolation;
 mod journey;
+mod logs;
 mod openapi;
 mod outage;
 mod overload;
