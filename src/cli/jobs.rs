@@ -2,6 +2,7 @@
 
 mod enqueue;
 mod json;
+mod logs;
 mod show;
 mod watch;
 
@@ -33,7 +34,7 @@ pub(super) struct Args {
 enum Verb {
     /// Accepts a job; it is durable when this ends
     Enqueue(Box<enqueue::Args>),
-    /// Shows a job with its payload, output and attempts
+    /// Shows a job with its payload, output, attempts and the last lines of its log
     Get {
         /// Id of the job
         id: String,
@@ -43,6 +44,14 @@ enum Verb {
         /// Show each change of state or progress, and end as the job does: 0 succeeded, 1 failed or cancelled
         #[arg(long, conflicts_with = "wait")]
         watch: bool,
+    },
+    /// Shows what the attempts of a job have said: time, attempt, level and words
+    Logs {
+        /// Id of the job
+        id: String,
+        /// Go on with each new line until the job is final
+        #[arg(long, short)]
+        follow: bool,
     },
     /// Says why a job waits, why it ran more than once, or why it ended so
     Explain {
@@ -133,6 +142,10 @@ async fn act(client: Client, verb: Verb, output: Output) -> Result<Exit, Failure
         }
         Verb::Get { id, wait, .. } => {
             output.one(&get(&client, &id, wait).await.map_err(failure_of)?)
+        }
+        Verb::Logs { id, follow } => {
+            let shown = logs::show(&client, &id, follow, output).await;
+            shown.map_err(failure_of)?;
         }
         Verb::Explain { id } => {
             let found = client.explain(&id).await.map_err(failure_of)?;

@@ -59,7 +59,7 @@ impl Engine {
             return self.read(id, view).await;
         }
         // Before the first look, so that no change falls between the two.
-        let mut watcher = self.core.watches.watch(id)?;
+        let mut watcher = self.core.watches.watch(id, false)?;
         let mut job = self.read(id, view).await?;
         while !job.state.is_final() {
             // Cancel safe: these only wait.
@@ -73,10 +73,20 @@ impl Engine {
         Ok(job)
     }
 
+    /// In a full view with its log.
     pub(super) async fn read(&self, id: JobId, view: View) -> Result<Job> {
         let found = self.core.store.get(vec![id], view).await?;
         let job = found.into_iter().next().flatten();
-        job.ok_or_else(|| Error::JobNotFound(id.to_string()))
+        let mut job = job.ok_or_else(|| Error::JobNotFound(id.to_string()))?;
+        if job.lines_said > 0 && view == View::Full {
+            let lines = self.core.store.lines(vec![(id, 0)]).await?.pop();
+            let lines = lines.unwrap_or_default();
+            // Of two reads the later one may know more.
+            let last = lines.last().map_or(0, |line| line.number);
+            job.lines_said = job.lines_said.max(last);
+            job.log = Some(lines);
+        }
+        Ok(job)
     }
 
     /// Lists jobs below `before`, newest first.

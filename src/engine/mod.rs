@@ -21,6 +21,7 @@ mod heal;
 mod hunger;
 mod ids;
 mod jobs;
+mod logs;
 mod loops;
 mod nodes;
 mod offer;
@@ -54,7 +55,9 @@ pub use watch::{Told, Watch};
 
 use crate::error::{Error, Result};
 use crate::job::limits::LEASE_TTL_DEFAULT;
-use crate::job::{Ending, Lease, NodeId, Outcome, Priority, QueueName, SessionId, Verdict};
+use crate::job::{
+    Ending, Lease, NewLines, NodeId, Outcome, Priority, QueueName, SessionId, Verdict,
+};
 use crate::ready::ReadyList;
 use crate::session::Event;
 use crate::session::message::Hello;
@@ -64,6 +67,7 @@ use attach::Attaches;
 use enqueue::Enqueues;
 use heal::Doubts;
 use hunger::Hungry;
+use logs::Logs;
 use offer::Offers;
 use progress::Reports;
 use queues::Queues;
@@ -210,6 +214,7 @@ impl Engine {
         let results = Results::start(&tasks, core.clone(), offers.clone());
         let renewals = Renewals::start(&tasks, core.clone());
         let reports = Reports::start(&tasks, core.clone());
+        let logs = Logs::start(&tasks, core.clone());
         let attaches = Attaches::start(&tasks, core.clone());
         dispatch::start(&tasks, core.clone(), offers.clone());
         loops::start(&tasks, core.clone(), &offers);
@@ -228,6 +233,7 @@ impl Engine {
                 results,
                 renewals,
                 reports,
+                logs,
                 attaches,
             },
             reports: Arc::new(Semaphore::new(REPORTS_MAX)),
@@ -284,7 +290,7 @@ impl Engine {
         self.core.sessions.remove(live.attached());
     }
 
-    /// Records results that come without a stream, under the session of `token`.
+    /// Records results that come without a stream, under the session of `token`, and before them the lines that they bring.
     ///
     /// # Errors
     /// The store's; `LimitReached` when too many wait already.
@@ -292,6 +298,7 @@ impl Engine {
         &self,
         token: &[u8],
         results: Vec<(Lease, Outcome)>,
+        said: Vec<(Lease, NewLines)>,
     ) -> Result<Vec<Verdict>> {
         let _place = self.reporters.try_acquire().map_err(|_| enqueue::busy())?;
         let session = SessionId::of_token(token);
@@ -299,11 +306,12 @@ impl Engine {
             .into_iter()
             .map(|(lease, outcome)| results::ending(lease, session, outcome))
             .collect();
+        let said = results::reports(session, said);
         let (core, offers) = (self.core.clone(), self.offers.clone());
         let turn = self.reports.clone().acquire_owned().await;
         let recording = tokio::spawn(async move {
             let _turn = turn.map_err(Error::internal)?;
-            results::record(&core, &offers, endings).await
+            results::record_saying(&core, &offers, endings, &said).await
         });
         recording.await.map_err(Error::internal)?
     }

@@ -8,22 +8,29 @@ use tracing::{debug, warn};
 use super::Core;
 use super::batch::{Batcher, Bounds};
 use super::budget::{Budget, Share};
+use super::logs;
 use super::offer::Offers;
 use super::sessions::Live;
 use super::tasks::Tasks;
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, RESULT_BYTES_MAX};
-use crate::job::{Ending, JobState, Lease, Outcome, SessionId, Verdict};
+use crate::job::{Ending, JobState, Lease, NewLines, Outcome, SessionId, Verdict};
 use crate::session::Event;
+use crate::store::LogReport;
 
 /// So many messages of results are worth a flush beside one that is under way.
 const BESIDE: usize = 20;
+
+/// Results do not wait longer for the lines that they bring.
+const SAY_WITHIN: Duration = Duration::from_secs(3);
 
 /// Where results go.
 #[derive(Debug, Clone)]
 pub struct Results {
     batcher: Batcher<RecordRequest>,
+    /// Those that bring lines take longer: the others do not wait behind them.
+    saying: Batcher<RecordRequest>,
     budget: Budget,
 }
 
@@ -32,6 +39,8 @@ pub struct Results {
 pub struct RecordRequest {
     live: Arc<Live>,
     endings: Vec<(Lease, Outcome)>,
+    /// Lines of some of them, to be recorded before.
+    said: Vec<(Lease, NewLines)>,
     by: By,
     share: Option<Share>,
 }
@@ -44,10 +53,15 @@ enum By {
 }
 
 impl RecordRequest {
-    pub(super) fn worker(live: Arc<Live>, endings: Vec<(Lease, Outcome)>) -> Self {
+    pub(super) fn worker(
+        live: Arc<Live>,
+        endings: Vec<(Lease, Outcome)>,
+        said: Vec<(Lease, NewLines)>,
+    ) -> Self {
         Self {
             live,
             endings,
+            said,
             by: By::Worker,
             share: None,
         }
@@ -57,6 +71,7 @@ impl RecordRequest {
         Self {
             live,
             endings: vec![(lease, outcome)],
+            said: Vec::new(),
             by: By::Session,
             share: None,
         }
@@ -113,7 +128,8 @@ impl Results {
         };
         let flush = move |batch| flush(core.clone(), offers.clone(), batch);
         Self {
-            batcher: Batcher::start(tasks, bounds, size, flush),
+            batcher: Batcher::start(tasks, bounds, size, flush.clone()),
+            saying: Batcher::start(tasks, bounds, size, flush),
             budget: Budget::new(RESULT_BYTES_MAX),
         }
     }
@@ -123,7 +139,8 @@ impl Results {
     pub(super) fn record(&self, mut request: RecordRequest) {
         request.share = self.budget.take(size(&request));
         let taken = match request.share {
-            Some(_) => self.batcher.push(request),
+            Some(_) if request.said.is_empty() => self.batcher.push(request),
+            Some(_) => self.saying.push(request),
             None => Err(request),
         };
         if let Err(refused) = taken {
@@ -159,8 +176,13 @@ pub async fn record(core: &Core, offers: &Offers, endings: Vec<Ending>) -> Resul
 async fn flush(core: Arc<Core>, offers: Offers, batch: Vec<RecordRequest>) {
     // The batch's bound counts requests; a store's batch counts endings.
     for chunk in chunks(batch) {
+        let said = chunk.iter().flat_map(|request| {
+            let session = request.live.attached().session;
+            reports(session, request.said.clone())
+        });
+        let said: Vec<LogReport> = said.collect();
         let endings = chunk.iter().flat_map(endings).collect();
-        match record(&core, &offers, endings).await {
+        match record_saying(&core, &offers, endings, &said).await {
             Ok(verdicts) => {
                 let mut verdicts = verdicts.into_iter();
                 for request in chunk {
@@ -174,6 +196,53 @@ async fn flush(core: Arc<Core>, offers: Offers, batch: Vec<RecordRequest>) {
             }
         }
     }
+}
+
+/// As [`record`], and before them the lines that they bring, so that who sees a result sees them. No result fails for its
+/// lines, nor waits for long: if they can be recorded neither before nor after it, they are lost, unless it is sent again.
+///
+/// # Errors
+/// The store's.
+pub(super) async fn record_saying(
+    core: &Core,
+    offers: &Offers,
+    endings: Vec<Ending>,
+    said: &[LogReport],
+) -> Result<Vec<Verdict>> {
+    let heard = said.is_empty() || say(core, said).await;
+    let verdicts = record(core, offers, endings).await?;
+    if !heard {
+        say(core, said).await;
+    }
+    Ok(verdicts)
+}
+
+async fn say(core: &Core, said: &[LogReport]) -> bool {
+    // What was dropped is only the answer: a call of the store goes to its end.
+    match tokio::time::timeout(SAY_WITHIN, logs::record(core, said)).await {
+        Ok(Ok(_)) => {
+            failpoint::reached("lines-committed");
+            return true;
+        }
+        Ok(Err(error)) => {
+            warn!(%error, results = said.len(), "lines that came with results are not recorded")
+        }
+        Err(_) => warn!(
+            results = said.len(),
+            "lines that came with results took too long"
+        ),
+    }
+    false
+}
+
+/// Lines, as said under a session.
+pub(super) fn reports(session: SessionId, said: Vec<(Lease, NewLines)>) -> Vec<LogReport> {
+    let report = |(lease, lines)| LogReport {
+        lease,
+        session,
+        lines,
+    };
+    said.into_iter().map(report).collect()
 }
 
 fn chunks(batch: Vec<RecordRequest>) -> Vec<Vec<RecordRequest>> {
@@ -211,5 +280,7 @@ pub fn ending(lease: Lease, session: SessionId, outcome: Outcome) -> Ending {
 }
 
 fn size(request: &RecordRequest) -> usize {
-    request.endings.iter().map(|(_, o)| o.size()).sum()
+    let lines: usize = request.said.iter().map(|(_, lines)| lines.size()).sum();
+    let endings = request.endings.iter().map(|(_, o)| o.size());
+    lines + endings.sum::<usize>()
 }

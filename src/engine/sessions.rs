@@ -11,6 +11,7 @@ use tracing::{debug, info};
 
 use super::attach::Attaches;
 use super::heal;
+use super::logs::Logs;
 use super::outbox::Outbox;
 use super::progress::Reports;
 use super::registry::Turn;
@@ -43,6 +44,7 @@ pub struct Outlets {
     pub(super) results: Results,
     pub(super) renewals: Renewals,
     pub(super) reports: Reports,
+    pub(super) logs: Logs,
     pub(super) attaches: Attaches,
 }
 
@@ -193,10 +195,12 @@ impl Live {
                 }
             }
             Action::Renew => self.outlets.renewals.renew(self.clone()),
-            Action::Record(endings) => self
-                .outlets
-                .results
-                .record(RecordRequest::worker(self.clone(), endings)),
+            Action::Record(endings, said) => {
+                self.outlets
+                    .results
+                    .record(RecordRequest::worker(self.clone(), endings, said))
+            }
+            Action::Log(reports) => self.outlets.logs.log(self.clone(), reports),
             Action::RecordOwn(lease, outcome) => self
                 .outlets
                 .results

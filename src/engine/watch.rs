@@ -21,8 +21,8 @@ pub use stream::{Told, Watch};
 use super::Core;
 use super::tasks::Tasks;
 use crate::error::{Error, Limit, Result};
-use crate::job::limits::{BATCH_MAX, WATCHERS_MAX};
-use crate::job::{Job, JobId, View};
+use crate::job::limits::{BATCH_MAX, LOGS_READ_MAX, WATCHERS_MAX};
+use crate::job::{Job, JobId, LogLine, View};
 use crate::store::Version;
 
 /// From one look at all watched jobs to the next. One that takes longer than half of this makes the next one wait as long
@@ -58,8 +58,12 @@ struct Watched {
 #[derive(Debug)]
 struct Entry {
     watchers: usize,
+    /// Of them, those who want to know what is said.
+    listeners: usize,
     seen: watch::Sender<Seen>,
     version: Option<Version>,
+    /// The last line that was said by the last look.
+    last_line: u64,
 }
 
 /// What the last look at a job has shown.
@@ -67,10 +71,18 @@ struct Entry {
 enum Seen {
     /// There was none yet.
     Nothing,
-    /// The job, in [`View::Progress`].
-    Job(Arc<Job>),
+    /// The job, in [`View::Progress`], and the newest of its lines, for those who listen.
+    Job(Arc<Job>, Arc<Said>),
     /// There is no such job, or not any more.
     Gone,
+}
+
+/// Lines that were read together.
+#[derive(Debug, Clone, Default)]
+struct Said {
+    /// There are none but these above this number.
+    after: u64,
+    lines: Vec<LogLine>,
 }
 
 /// A place among those who watch a job. It ends when it is dropped.
@@ -78,15 +90,16 @@ enum Seen {
 pub struct Watcher {
     watches: Arc<Watches>,
     job: JobId,
+    listens: bool,
     seen: watch::Receiver<Seen>,
 }
 
 impl Watches {
-    /// Begins to watch a job.
+    /// Begins to watch a job; who `listens` wants to know what is said, too.
     ///
     /// # Errors
     /// `LimitReached` when the node has all the watchers it takes.
-    pub fn watch(self: &Arc<Self>, job: JobId) -> Result<Watcher> {
+    pub fn watch(self: &Arc<Self>, job: JobId, listens: bool) -> Result<Watcher> {
         let mut watched = self.lock();
         if self.count() >= WATCHERS_MAX {
             return Err(Error::LimitReached {
@@ -97,11 +110,13 @@ impl Watches {
         let Watched { entries, due } = &mut *watched;
         let entry = entries.entry(job).or_insert_with(|| Entry {
             watchers: 0,
+            listeners: 0,
             seen: watch::Sender::new(Seen::Nothing),
             version: None,
+            last_line: 0,
         });
         // What others have seen as its end may not be that any more: a hand may have brought it back.
-        let is_over = matches!(&*entry.seen.borrow(), Seen::Job(job) if job.state.is_final());
+        let is_over = matches!(&*entry.seen.borrow(), Seen::Job(job, _) if job.state.is_final());
         if is_over {
             entry.version = None;
             entry.seen.send_replace(Seen::Nothing);
@@ -110,12 +125,14 @@ impl Watches {
             due.insert(job);
             self.rung.notify_one();
         }
+        entry.listeners += usize::from(listens);
         entry.watchers += 1;
         self.watchers.fetch_add(1, Ordering::SeqCst);
         let seen = entry.seen.subscribe();
         Ok(Watcher {
             watches: self.clone(),
             job,
+            listens,
             seen,
         })
     }
@@ -164,8 +181,20 @@ impl Watches {
             .collect()
     }
 
+    /// Those of the jobs of which more was said than has been read for who listens, each with the last line that was.
+    /// What was said before the first look, each of them reads for himself.
+    fn unread(&self, jobs: &[Option<Job>]) -> Vec<(JobId, u64)> {
+        let watched = self.lock();
+        let unread = |job: &Job| {
+            let entry = watched.entries.get(&job.id)?;
+            let is_new = job.lines_said > entry.last_line && entry.version.is_some();
+            (is_new && entry.listeners > 0).then_some((job.id, entry.last_line))
+        };
+        jobs.iter().flatten().filter_map(unread).collect()
+    }
+
     /// Shows what was read to those who watch it.
-    fn show(&self, id: JobId, job: Option<Job>) {
+    fn show(&self, id: JobId, job: Option<Job>, said: Option<Said>) {
         let mut watched = self.lock();
         let Some(entry) = watched.entries.get_mut(&id) else {
             return;
@@ -175,8 +204,11 @@ impl Watches {
             return;
         }
         entry.version = version;
+        let said = said.unwrap_or_default();
+        let last = said.lines.last().map_or(0, |line| line.number);
+        entry.last_line = last.max(job.as_ref().map_or(0, |job| job.lines_said));
         entry.seen.send_replace(match job {
-            Some(job) => Seen::Job(Arc::new(job)),
+            Some(job) => Seen::Job(Arc::new(job), Arc::new(said)),
             None => Seen::Gone,
         });
     }
@@ -201,7 +233,7 @@ impl Watcher {
     pub async fn ended(&mut self, after_revision: u64) {
         let is_over = |seen: &Seen| match seen {
             Seen::Nothing => false,
-            Seen::Job(job) => job.state.is_final() && job.revision > after_revision,
+            Seen::Job(job, _) => job.state.is_final() && job.revision > after_revision,
             Seen::Gone => true,
         };
         // The sending half lives as long as this place.
@@ -214,6 +246,7 @@ impl Drop for Watcher {
         let entries = &mut self.watches.lock().entries;
         if let Some(entry) = entries.get_mut(&self.job) {
             entry.watchers -= 1;
+            entry.listeners -= usize::from(self.listens);
             if entry.watchers == 0 {
                 entries.remove(&self.job);
             }
@@ -272,8 +305,23 @@ async fn look_at_all(core: &Core) -> Result<()> {
 async fn read(core: &Core, ids: &[JobId]) -> Result<()> {
     for ids in ids.chunks(BATCH_MAX) {
         let jobs = core.store.get(ids.to_vec(), View::Progress).await?;
+        // Whatever is said before a change is in the store before it: so lines are read after the job, and told before it.
+        let unread = core.watches.unread(&jobs);
+        let mut said: HashMap<JobId, Said> = HashMap::with_capacity(unread.len());
+        for unread in unread.chunks(LOGS_READ_MAX) {
+            let lines = core.store.lines(unread.to_vec()).await?;
+            for ((id, after), lines) in unread.iter().zip(lines) {
+                said.insert(
+                    *id,
+                    Said {
+                        after: *after,
+                        lines,
+                    },
+                );
+            }
+        }
         for (id, job) in ids.iter().zip(jobs) {
-            core.watches.show(*id, job);
+            core.watches.show(*id, job, said.remove(id));
         }
     }
     Ok(())

@@ -8,12 +8,13 @@ use crate::engine::page::RawPage;
 use crate::error::Violation;
 use crate::job::draft::{Draft, RawBackoff, RawExpiry, RawSpan, RawStart, is_storable, span};
 use crate::job::limits::{
-    ATTEMPT_SPAN_MAX, FAILURE_DETAIL_BYTES_MAX, FAILURE_MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX,
-    REASON_BYTES_MAX, SPAN_MAX, WORD_BYTES_MAX,
+    ATTEMPT_SPAN_MAX, FAILURE_DETAIL_BYTES_MAX, FAILURE_MESSAGE_BYTES_MAX, LOG_LINES_MAX,
+    PAYLOAD_BYTES_MAX, REASON_BYTES_MAX, SPAN_MAX, WORD_BYTES_MAX,
 };
 use crate::job::{
-    AttemptRecord, Failure, Job, JobSpec, JobState, Lease, LeasedJob, Outcome, Payload, Priority,
-    Progress, RetryPolicy, Timestamp, UniqueConflict, Verdict, View,
+    AttemptRecord, Failure, Job, JobSpec, JobState, Lease, LeasedJob, LogLevel, LogLine, NewLine,
+    NewLines, Outcome, Payload, Priority, Progress, RetryPolicy, Timestamp, UniqueConflict,
+    Verdict, View,
 };
 use crate::proto as pb;
 use crate::store::JobFilter;
@@ -137,6 +138,7 @@ pub fn duration(span: Duration) -> ProtoDuration {
 
 /// A job to send.
 pub fn job(job: Job) -> pb::Job {
+    let log_dropped = job.log_dropped();
     pb::Job {
         id: job.id.to_string(),
         idempotency_key: job
@@ -166,6 +168,8 @@ pub fn job(job: Job) -> pb::Job {
         start_time: job.start_time.map(timestamp),
         finish_time: job.finish_time.map(timestamp),
         purge_time: job.purge_time.map(timestamp),
+        log_dropped,
+        log: job.log.into_iter().flatten().map(log_line).collect(),
         attempts: job.attempts.into_iter().map(attempt).collect(),
     }
 }
@@ -220,6 +224,68 @@ pub fn progress(progress: pb::Progress) -> Progress {
         note: progress.note,
         checkpoint: progress.checkpoint,
         revision: progress.revision,
+    }
+}
+
+/// Lines that a worker says of an attempt. `field` is what it calls them.
+///
+/// # Errors
+/// The bound that is broken.
+pub fn new_lines(field: &str, lines: pb::LogLines) -> Result<NewLines, Violation> {
+    let line = |(at, line): (usize, pb::LogLine)| {
+        let fault = |part: &str, why: String| {
+            Err(Violation::field(format!("{field}.lines[{at}].{part}"), why))
+        };
+        if line.number != 0 || line.attempt != 0 {
+            return fault("number", "and attempt are not for workers to say".into());
+        }
+        let elapsed = match line.when {
+            None => None,
+            Some(pb::log_line::When::Time(_)) => {
+                return fault("time", "is not for workers to say: elapsed is".into());
+            }
+            Some(pb::log_line::When::Elapsed(elapsed)) => {
+                match span(raw_span(elapsed), Duration::ZERO, SPAN_MAX) {
+                    Ok(elapsed) => Some(elapsed),
+                    Err(why) => return fault("elapsed", why),
+                }
+            }
+        };
+        let level = match line.level {
+            0 => Some(LogLevel::Info),
+            number => i16::try_from(number).ok().and_then(LogLevel::from_number),
+        };
+        let Some(level) = level else {
+            return fault("level", format!("has no value {}", line.level));
+        };
+        Ok(NewLine {
+            elapsed,
+            level,
+            message: line.message,
+        })
+    };
+    // More are refused; nobody needs to look at them.
+    let all = lines.lines.into_iter().take(LOG_LINES_MAX + 1);
+    let read = all.enumerate().map(line).collect::<Result<_, _>>()?;
+    NewLines::check(field, lines.first, read)
+}
+
+/// The lines that come with a result.
+///
+/// # Errors
+/// The bound that is broken.
+pub fn last_lines(lines: Option<pb::LogLines>) -> Result<Option<NewLines>, Violation> {
+    lines.map(|lines| new_lines("log", lines)).transpose()
+}
+
+/// A line to send.
+pub fn log_line(line: LogLine) -> pb::LogLine {
+    pb::LogLine {
+        number: line.number,
+        attempt: line.attempt,
+        when: Some(pb::log_line::When::Time(timestamp(line.time))),
+        level: i32::from(line.level.number()),
+        message: line.message,
     }
 }
 

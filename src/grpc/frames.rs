@@ -15,6 +15,7 @@ use crate::proto as pb;
 use crate::proto::lease_jobs_request::Message as In;
 use crate::proto::lease_jobs_response::Message as Out;
 use crate::session::Event;
+use crate::session::logging::Said;
 use crate::session::message::{
     CancelReason, ClientMessage, Hello, Reported, Resume, ServerMessage, Subscription, Welcome,
 };
@@ -47,6 +48,10 @@ pub(super) fn take(live: &Arc<Live>, message: In) {
             return too_many(live, "progress.reports");
         }
         In::Progress(progress) => ClientMessage::Progress(progressed(live, progress.reports)),
+        In::Logs(logs) if logs.reports.len() > BATCH_MAX => {
+            return too_many(live, "logs.reports");
+        }
+        In::Logs(logs) => ClientMessage::Logs(logs.reports.into_iter().filter_map(said).collect()),
         In::Results(pb::Results { results }) if results.len() > BATCH_MAX => {
             return too_many(live, "results.results");
         }
@@ -71,10 +76,12 @@ fn reported(live: &Live, results: Vec<pb::Result>) -> Vec<(Lease, Reported)> {
                 false => return named,
             }
         };
-        let reported = match convert::outcome(result.outcome) {
-            Ok(Some(outcome)) => Reported::Ended(outcome),
-            Ok(None) => Reported::Stopped,
-            Err(violation) => Reported::Unacceptable(violation),
+        let lines = convert::last_lines(result.log);
+        let reported = match (convert::outcome(result.outcome), lines) {
+            (Ok(Some(outcome)), Ok(lines)) => Reported::Ended(outcome, lines),
+            // Nobody awaits a receipt.
+            (Ok(None), lines) => Reported::Stopped(lines.ok().flatten()),
+            (Err(violation), _) | (_, Err(violation)) => Reported::Unacceptable(violation),
         };
         named.push((lease, reported));
     }
@@ -94,6 +101,17 @@ fn progressed(live: &Live, reports: Vec<pb::ProgressReport>) -> Vec<(Lease, Prog
         }
     }
     named
+}
+
+/// What an attempt says. A report that names no lease has no receipt: lines are not owed one.
+fn said(report: pb::LogReport) -> Option<Said> {
+    let lease = convert::lease(report.lease.as_ref())?;
+    let log = report.log.unwrap_or_default();
+    let last = log
+        .first
+        .saturating_add(log.lines.len() as u64)
+        .saturating_sub(1);
+    Some((lease, last, convert::new_lines("log", log)))
 }
 
 /// Answers what names no lease. `false`: the stream is over, as its worker does not read.
@@ -194,6 +212,20 @@ pub(super) fn response(message: ServerMessage) -> pb::LeaseJobsResponse {
                 ..convert::receipt(convert::proto_lease(lease), verdict)
             };
             Out::Receipts(pb::Receipts {
+                receipts: receipts.into_iter().map(receipt).collect(),
+            })
+        }
+        ServerMessage::LogReceipts(receipts) => {
+            let receipt = |(lease, last, verdict)| {
+                let judged = convert::receipt(convert::proto_lease(lease), verdict);
+                pb::LogReceipt {
+                    lease: judged.lease,
+                    last,
+                    status: judged.status,
+                    problem: judged.problem,
+                }
+            };
+            Out::LogReceipts(pb::LogReceipts {
                 receipts: receipts.into_iter().map(receipt).collect(),
             })
         }

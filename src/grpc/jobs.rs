@@ -189,7 +189,11 @@ impl Jobs {
     async fn watch(&self, request: pb::WatchJobRequest) -> Result<Watching> {
         let id = job_id(&request.job_id)?;
         let view = view(request.view, View::Basic)?;
-        let watch = self.0.watch(id, request.after_revision, view).await?;
+        let lines = request.log.then_some(request.after_log);
+        let watch = self
+            .0
+            .watch(id, request.after_revision, view, lines)
+            .await?;
         let told = stream::unfold(watch, |mut watch| async move {
             let told = watch.next().await?;
             Some((told, watch))
@@ -198,8 +202,13 @@ impl Jobs {
         Ok(Box::pin(told.map(move |told| match told {
             Ok(Told::Job(job)) => Ok(pb::WatchJobResponse {
                 job: Some(convert::job(*job)),
+                log: Vec::new(),
             }),
-            Ok(Told::Quiet) => Ok(pb::WatchJobResponse { job: None }),
+            Ok(Told::Lines(lines)) => Ok(pb::WatchJobResponse {
+                job: None,
+                log: lines.into_iter().map(convert::log_line).collect(),
+            }),
+            Ok(Told::Quiet) => Ok(pb::WatchJobResponse::default()),
             Err(error) => Err(jobs.refuse(error)),
         })))
     }

@@ -69,17 +69,21 @@ impl Leases {
         // A verdict that needs no store stands at once; the others are filled in by order.
         let mut receipts = Vec::with_capacity(request.results.len());
         let mut asked = Vec::new();
+        let mut said = Vec::new();
         let mut places = Vec::new();
         for result in request.results {
             let raw = result.lease.unwrap_or_default();
-            let verdict = match (convert::lease(Some(&raw)), convert::outcome(result.outcome)) {
+            let outcome = convert::outcome(result.outcome);
+            let outcome = outcome.and_then(|o| Ok((o, convert::last_lines(result.log)?)));
+            let verdict = match (convert::lease(Some(&raw)), outcome) {
                 (None, _) => Some(Verdict::Unknown),
                 (_, Err(violation)) => Some(Verdict::Rejected(violation)),
-                (_, Ok(None)) => Some(Verdict::Rejected(Violation::field(
+                (_, Ok((None, _))) => Some(Verdict::Rejected(Violation::field(
                     "outcome",
                     "stopped is said on the stream only",
                 ))),
-                (Some(lease), Ok(Some(outcome))) => {
+                (Some(lease), Ok((Some(outcome), lines))) => {
+                    said.extend(lines.map(|lines| (lease, lines)));
                     places.push(receipts.len());
                     asked.push((lease, outcome));
                     None
@@ -89,7 +93,7 @@ impl Leases {
         }
         let judged = match asked.is_empty() {
             true => Vec::new(),
-            false => self.0.report(&request.resume_token, asked).await?,
+            false => self.0.report(&request.resume_token, asked, said).await?,
         };
         for (place, verdict) in places.into_iter().zip(judged) {
             if let Some((_, slot)) = receipts.get_mut(place) {

@@ -3,6 +3,7 @@
 //! | event | data | then |
 //! |---|---|---|
 //! | `job` | the job, as `GET /jobs/{id}` has it; `id` is its revision | |
+//! | `log` | with `?log=true`: `{"log": [...]}`, new lines of its log. Then each `id` is revision and line, as `4-17` | |
 //! | `end` | `{}`: the job is final, and that was told | the stream ends; 204 if it is asked for again |
 //! | `problem` | why nothing more can be told here, as an error's body has it | the stream ends; to be asked for again |
 //!
@@ -18,8 +19,9 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use serde::Serialize;
 
-use super::job::JobJson;
+use super::job::{JobJson, LinesJson};
 use super::jobs::{Answer, job_id};
 use super::problem::Problem;
 use super::query;
@@ -37,16 +39,24 @@ pub async fn watch(
     RawQuery(asked): RawQuery,
     headers: HeaderMap,
 ) -> Answer {
-    let view = query::watch(&asked.unwrap_or_default())?;
+    let (view, mut lines) = query::watch(&asked.unwrap_or_default())?;
     let last = last_event(&headers)?;
+    let seen = last.unwrap_or_default();
+    if let (Some(after), Some(line)) = (&mut lines, seen.line) {
+        *after = line;
+    }
     let watch = engine
-        .watch(job_id(&id)?, last.unwrap_or_default(), view)
+        .watch(job_id(&id)?, seen.revision, view, lines)
         .await?;
     // Whatever else it is answered, a browser would ask again.
     if last.is_some() && watch.has_ended() {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let begun = Some(Events::new(engine, watch));
+    let seen = EventId {
+        line: lines,
+        ..seen
+    };
+    let begun = Some(Events::new(engine, watch, seen));
     let events = stream::unfold(begun, |events| async move {
         let mut events = events?;
         let text = events.next().await;
@@ -68,15 +78,46 @@ pub async fn watch(
 struct Events {
     engine: Arc<Engine>,
     watch: Watch,
+    /// What was told.
+    seen: EventId,
     has_begun: bool,
     is_over: bool,
 }
 
+/// How far a client knows a job.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct EventId {
+    revision: u64,
+    /// Of its log, if that is told.
+    line: Option<u64>,
+}
+
+impl EventId {
+    fn parse(text: &str) -> Option<Self> {
+        let (revision, line) = match text.split_once('-') {
+            Some((revision, line)) => (revision, Some(line.parse().ok()?)),
+            None => (text, None),
+        };
+        Some(Self {
+            revision: revision.parse().ok()?,
+            line,
+        })
+    }
+}
+
+impl std::fmt::Display for EventId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.revision)?;
+        self.line.map_or(Ok(()), |line| write!(f, "-{line}"))
+    }
+}
+
 impl Events {
-    fn new(engine: Arc<Engine>, watch: Watch) -> Self {
+    fn new(engine: Arc<Engine>, watch: Watch, seen: EventId) -> Self {
         Self {
             engine,
             watch,
+            seen,
             has_begun: false,
             is_over: false,
         }
@@ -89,10 +130,14 @@ impl Events {
             return BEGIN.into();
         }
         let told = match self.watch.next().await {
-            Some(Ok(Told::Job(job))) => match serde_json::to_string(&JobJson::of(&job)) {
-                Ok(data) => Ok(event("job", Some(job.revision), &data)),
-                Err(cause) => Err(Error::internal(cause)),
-            },
+            Some(Ok(Told::Job(job))) => {
+                self.seen.revision = job.revision;
+                self.told("job", &JobJson::of(&job))
+            }
+            Some(Ok(Told::Lines(lines))) => {
+                self.seen.line = lines.last().map(|line| line.number).or(self.seen.line);
+                self.told("log", &LinesJson::of(&lines))
+            }
             Some(Ok(Told::Quiet)) => Ok(": nothing has changed\n\n".into()),
             Some(Err(error)) => Err(error),
             None => {
@@ -109,7 +154,14 @@ impl Events {
     }
 }
 
-fn event(name: &str, id: Option<u64>, data: &str) -> String {
+impl Events {
+    fn told(&self, name: &str, data: &impl Serialize) -> Result<String> {
+        let data = serde_json::to_string(data).map_err(Error::internal)?;
+        Ok(event(name, Some(self.seen), &data))
+    }
+}
+
+fn event(name: &str, id: Option<EventId>, data: &str) -> String {
     let mut text = format!("event: {name}\n");
     // Writing to a string cannot fail.
     if let Some(id) = id {
@@ -123,15 +175,14 @@ fn event(name: &str, id: Option<u64>, data: &str) -> String {
     text
 }
 
-fn last_event(headers: &HeaderMap) -> Result<Option<u64>> {
+fn last_event(headers: &HeaderMap) -> Result<Option<EventId>> {
     let Some(value) = headers.get(LAST_EVENT) else {
         return Ok(None);
     };
-    let revision = value.to_str().ok().and_then(|text| text.parse().ok());
-    let why = "must be the id of an event: a revision of the job";
-    revision
-        .map(Some)
-        .ok_or_else(|| Error::field(LAST_EVENT, why))
+    let seen = value.to_str().ok().and_then(EventId::parse);
+    let why =
+        "must be the id of an event: a revision of the job, and a line of its log if that is told";
+    seen.map(Some).ok_or_else(|| Error::field(LAST_EVENT, why))
 }
 
 #[cfg(test)]
@@ -140,8 +191,20 @@ mod tests {
 
     #[test]
     fn an_event_has_no_line_of_its_data_s_own() {
-        let text = event("job", Some(3), "{\"a\":\n1,\r\n\"id\": 7}");
+        let id = EventId::parse("3");
+        let text = event("job", id, "{\"a\":\n1,\r\n\"id\": 7}");
         let expected = "event: job\nid: 3\ndata: {\"a\":\ndata: 1,\ndata: \ndata: \"id\": 7}\n\n";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn an_id_is_read_as_it_is_written() {
+        for text in ["0", "7", "7-0", "18446744073709551615-12"] {
+            let id = EventId::parse(text).expect("it is one");
+            assert_eq!(id.to_string(), text);
+        }
+        for text in ["", "-", "7-", "-7", "7-8-9", "a"] {
+            assert_eq!(EventId::parse(text), None, "{text}");
+        }
     }
 }

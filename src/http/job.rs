@@ -13,7 +13,7 @@ use super::enqueue::{JSON, is_json};
 use super::time::{write_span, write_time};
 use crate::engine::Finding;
 use crate::job::limits::JSON_DEPTH_MAX;
-use crate::job::{AttemptRecord, Backoff, Failure, Job, Payload, Progress};
+use crate::job::{AttemptRecord, Backoff, Failure, Job, LogLine, Payload, Progress};
 
 /// A job, ready to be written.
 #[derive(Serialize)]
@@ -65,6 +65,10 @@ pub struct JobJson<'a> {
     progress: Option<ProgressJson<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     attempts: Vec<AttemptJson<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log: Option<Vec<LineJson<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_dropped: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -129,6 +133,15 @@ struct AttemptJson<'a> {
     failure: Option<FailureJson<'a>>,
     start_time: String,
     end_time: String,
+}
+
+#[derive(Serialize)]
+struct LineJson<'a> {
+    number: u64,
+    attempt: u32,
+    time: String,
+    level: &'static str,
+    message: &'a str,
 }
 
 impl<'a> JobJson<'a> {
@@ -203,6 +216,11 @@ impl<'a> JobJson<'a> {
             last_failure: job.last_failure.as_ref().map(FailureJson::of),
             progress: job.progress.as_ref().map(ProgressJson::of),
             attempts: job.attempts.iter().map(AttemptJson::of).collect(),
+            log: job
+                .log
+                .as_ref()
+                .map(|lines| lines.iter().map(LineJson::of).collect()),
+            log_dropped: job.log.as_ref().map(|_| job.log_dropped()),
         }
     }
 }
@@ -253,6 +271,33 @@ impl<'a> AttemptJson<'a> {
             failure: record.failure.as_ref().map(FailureJson::of),
             start_time: write_time(record.start_time),
             end_time: write_time(record.end_time),
+        }
+    }
+}
+
+/// New lines of a job's log.
+#[derive(Serialize)]
+pub struct LinesJson<'a> {
+    log: Vec<LineJson<'a>>,
+}
+
+impl<'a> LinesJson<'a> {
+    /// As they are told.
+    pub fn of(lines: &'a [LogLine]) -> Self {
+        Self {
+            log: lines.iter().map(LineJson::of).collect(),
+        }
+    }
+}
+
+impl<'a> LineJson<'a> {
+    fn of(line: &'a LogLine) -> Self {
+        Self {
+            number: line.number,
+            attempt: line.attempt,
+            time: write_time(line.time),
+            level: line.level.name(),
+            message: &line.message,
         }
     }
 }

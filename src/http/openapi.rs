@@ -292,7 +292,7 @@ fn described(ours: &Descriptors, one: &Operation) -> Value {
     if one.rpc == WATCH {
         parameters.push(json!({
             "name": "Last-Event-ID", "in": "header", "required": false,
-            "description": "The id of the last event that was seen, the revision of the job in it: to go on from there.",
+            "description": "The id of the last event that was seen: the revision of the job in it and, with log, a line of its log. To go on from there.",
             "schema": { "type": "string" },
         }));
     }

@@ -42,15 +42,25 @@ pub fn get(query: &str) -> Result<(View, Duration)> {
     Ok((view, wait))
 }
 
-/// Reads the parameters of a watch: how much of the job is told.
+/// Reads the parameters of a watch: how much of the job is told, and, if its log is told, above which line.
 ///
 /// # Errors
 /// `InvalidArgument` with everything that is wrong.
-pub fn watch(query: &str) -> Result<View> {
+pub fn watch(query: &str) -> Result<(View, Option<u64>)> {
     let mut query = Query::parse(query);
     let view = query.view(View::Basic);
+    let log = query.one("log").map(|text| text.parse());
+    if matches!(log, Some(Err(_))) {
+        query.fault("log", "must be true or false".into());
+    }
+    let after = query.one("after_log").map(|text| text.parse());
+    if matches!(after, Some(Err(_))) {
+        query.fault("after_log", "must be a whole number".into());
+    }
     query.end()?;
-    Ok(view)
+    let log = matches!(log, Some(Ok(true)));
+    let after = after.and_then(std::result::Result::ok).unwrap_or_default();
+    Ok((view, log.then_some(after)))
 }
 
 /// Over HTTP a parameter that may be given more than once has its name in the singular.

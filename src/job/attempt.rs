@@ -206,6 +206,13 @@ impl Standing {
         is_same && (self.state == JobState::Running || is_salvage)
     }
 
+    /// Whether the lines that `session` says of this lease are taken: it has, or had, that attempt, and there is none that
+    /// is newer. A handler that was told to stop may say why, and the last words of one that has ended may come late.
+    pub fn may_log(&self, lease: Lease, session: SessionId) -> bool {
+        let holder = self.session.or(self.recorded.map(|(holder, _)| holder));
+        self.attempt == lease.attempt && holder == Some(session)
+    }
+
     /// The verdict on an ending that the fence does not let in: RECORDED for a copy of what is recorded.
     pub fn verdict(&self, ending: &Ending) -> Verdict {
         let is_same_attempt = self.attempt == ending.lease.attempt;

@@ -24,6 +24,17 @@ pub const REASON_BYTES_MAX: usize = KIB;
 pub const REVISION_MAX: u64 = i64::MAX as u64;
 /// Bytes of a checkpoint.
 pub const CHECKPOINT_BYTES_MAX: usize = 64 * KIB;
+/// Lines of a job's log that are kept, the newest ones, over all attempts. It is for people who look at one job; what is
+/// to be searched belongs in a log store.
+pub const LOG_LINES_MAX: usize = 1_000;
+/// Bytes of the words of a job's log that are kept.
+pub const LOG_BYTES_MAX: usize = 256 * KIB;
+/// Bytes of one line of a log.
+pub const LOG_MESSAGE_BYTES_MAX: usize = 8 * KIB;
+/// The highest number of an attempt's first line in a report: numbers of all attempts together fit those of databases.
+pub const LOG_NUMBER_MAX: u64 = 1_000_000_000;
+/// Jobs whose logs are read together.
+pub const LOGS_READ_MAX: usize = 32;
 /// Entries of the labels, and of the headers, of one job.
 pub const LABELS_MAX: usize = 64;
 /// Bytes of the keys and values of labels and headers together.
@@ -39,6 +50,8 @@ pub const ENQUEUE_BYTES_MAX: usize = 64 * MIB;
 pub const RESULT_BYTES_MAX: usize = 64 * MIB;
 /// Bytes of progress and checkpoints that a node holds until they are recorded; what counts is to be sent again.
 pub const REPORT_BYTES_MAX: usize = 64 * MIB;
+/// Bytes of lines of logs that a node holds until they are recorded; what comes beyond is to be sent again.
+pub const LOGGED_BYTES_MAX: usize = 16 * MIB;
 /// Bytes of one message that a client may send: a full batch and its envelope.
 pub const MESSAGE_BYTES_MAX: usize = BATCH_BYTES_MAX + MIB;
 /// Bytes of one HTTP body: a full batch, a third larger in base64, and its envelope.

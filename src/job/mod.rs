@@ -6,6 +6,7 @@ pub mod bulk;
 pub mod draft;
 pub mod id;
 pub mod limits;
+pub mod log;
 pub mod queue;
 pub mod retry;
 pub mod state;
@@ -23,6 +24,7 @@ pub use attempt::{
 pub use audit::{Actor, AuditAction, AuditEvent, By};
 pub use bulk::{BulkAction, BulkCounts, BulkId, BulkState, Canary, Stage};
 pub use id::{IdempotencyKey, JobId, Kind, NodeId, QueueName, SessionId, UniqueKey};
+pub use log::{LogLevel, LogLine, NewLine, NewLines};
 pub use queue::{Backoff, Defaultable, QueueChange, QueueDefaults, QueueSettings};
 pub use retry::RetryPolicy;
 pub use state::JobState;
@@ -290,6 +292,10 @@ pub struct Job {
     pub purge_time: Option<Timestamp>,
     /// Attempts that did not succeed, oldest first, the last [`limits::ATTEMPTS_SHOWN`]. Empty in a basic view.
     pub attempts: Vec<AttemptRecord>,
+    /// Lines that its attempts have said, with those that were dropped. 0 in a basic view.
+    pub lines_said: u64,
+    /// Its log. Stores leave it out; the engine adds it for who asks for one job. `None`: it was not read.
+    pub log: Option<Vec<LogLine>>,
 }
 
 impl Job {
@@ -324,7 +330,15 @@ impl Job {
             finish_time: None,
             purge_time: None,
             attempts: Vec::new(),
+            lines_said: 0,
+            log: None,
         }
+    }
+
+    /// Lines that are not in the log that was read: older than what it holds, or never said.
+    pub fn log_dropped(&self) -> u64 {
+        let shown = self.log.as_ref().map(|lines| lines.len() as u64);
+        shown.map_or(0, |shown| self.lines_said.saturating_sub(shown))
     }
 
     /// Makes way, `now`, for the job that takes over its unique key.
@@ -394,7 +408,7 @@ impl LeasedJob {
 /// How much of a job is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum View {
-    /// No payload, output, last failure, progress or attempts.
+    /// No payload, output, last failure, progress, attempts or log.
     #[default]
     Basic,
     /// A basic view with the progress, its checkpoint aside: what is told of a job while it is watched.

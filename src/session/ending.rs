@@ -9,7 +9,7 @@ use super::message::{CancelReason, Reported, ServerMessage};
 use super::{AGAIN, Action, Session};
 use crate::error::{Error, Limit, Violation};
 use crate::job::limits::{BATCH_MAX, HELD_MAX};
-use crate::job::{AttemptOutcome, Lease, Outcome, Verdict};
+use crate::job::{AttemptOutcome, Lease, NewLines, Outcome, Verdict};
 
 /// Results of one worker that are being recorded at once; more are to be sent again later.
 const RECORDING_MAX: usize = HELD_MAX;
@@ -69,10 +69,21 @@ impl Session {
         self.time_passed(now, out);
         self.has_read(now, 0, results.iter().map(|(lease, _)| lease), out);
         let mut record = Vec::new();
+        let mut said = Vec::new();
+        let mut last_words = Vec::new();
         let mut refused = Vec::new();
         for (lease, reported) in results {
+            match &reported {
+                // What comes too late to count may say why.
+                Reported::Ended(_, Some(lines)) if self.recording.late.contains_key(&lease) => {
+                    last_words.push((lease, lines.clone()));
+                }
+                Reported::Ended(_, Some(lines)) => said.push((lease, lines.clone())),
+                Reported::Stopped(Some(lines)) => last_words.push((lease, lines.clone())),
+                _ => {}
+            }
             match (reported, self.held.phase(lease)) {
-                (Reported::Ended(outcome), _) => match self.recording.late.get_mut(&lease) {
+                (Reported::Ended(outcome, _), _) => match self.recording.late.get_mut(&lease) {
                     None => record.push((lease, outcome)),
                     Some(late) if outcome.size() <= LATE_BYTES_MAX => *late = Some(outcome),
                     // It is sent again.
@@ -86,16 +97,17 @@ impl Session {
                 // Nobody runs it any more and nobody told the worker to stop it: then it is given back. That is what
                 // the session finds, and no result: the worker says it once and awaits no receipt. It may have had the
                 // verdict on the stream before, and one more would contradict it.
-                (Reported::Stopped, Some(Phase::Running)) => {
+                (Reported::Stopped(_), Some(Phase::Running)) => {
                     let reason = "STOPPED".to_owned();
                     let delay = Duration::ZERO;
                     self.end(lease, Outcome::Release { delay, reason }, out);
                 }
-                (Reported::Stopped, Some(Phase::Stopping)) => self.held.remove(lease),
-                (Reported::Stopped, _) => {}
+                (Reported::Stopped(_), Some(Phase::Stopping)) => self.held.remove(lease),
+                (Reported::Stopped(_), _) => {}
             }
         }
-        self.record(record, out);
+        self.last_words(last_words, out);
+        self.record(record, said, out);
         if !refused.is_empty() {
             out.push(Action::Send(ServerMessage::Receipts(refused)));
         }
@@ -177,12 +189,17 @@ impl Session {
             self.held.remove(lease);
             out.push(Action::LookForJobs);
         } else if let Some(late) = self.recording.late.remove(&lease).flatten() {
-            self.record(vec![(lease, late)], out);
+            self.record(vec![(lease, late)], Vec::new(), out);
             out.push(Action::LookForJobs);
         }
     }
 
-    fn record(&mut self, results: Vec<(Lease, Outcome)>, out: &mut Vec<Action>) {
+    fn record(
+        &mut self,
+        results: Vec<(Lease, Outcome)>,
+        said: Vec<(Lease, NewLines)>,
+        out: &mut Vec<Action>,
+    ) {
         if results.is_empty() {
             return;
         }
@@ -190,7 +207,7 @@ impl Session {
             self.held.report(*lease, attempt_outcome(outcome));
         }
         self.recording.results += results.len();
-        out.push(Action::Record(results));
+        out.push(Action::Record(results, said));
     }
 
     fn record_own(&mut self, lease: Lease, outcome: Outcome, out: &mut Vec<Action>) {

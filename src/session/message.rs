@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::logging::Said;
 use crate::error::{Error, Violation};
 use crate::job::draft::{check_labels, is_storable};
 use crate::job::id::NAME_SHAPE;
@@ -12,7 +13,9 @@ use crate::job::limits::{
     ATTACH_SEQUENCE_MAX, FRAME_BYTES_MIN, HELD_MAX, KINDS_MAX, LABELS_BYTES_MAX, LEASE_TTL_MAX,
     LEASE_TTL_MIN, RESUME_TOKEN_BYTES, SUBSCRIPTIONS_MAX, WINDOW_MAX, WORD_BYTES_MAX,
 };
-use crate::job::{Kind, Lease, LeasedJob, Outcome, Progress, QueueName, SessionId, Verdict};
+use crate::job::{
+    Kind, Lease, LeasedJob, NewLines, Outcome, Progress, QueueName, SessionId, Verdict,
+};
 
 /// The protocol that is spoken here.
 pub const PROTOCOL: u32 = 1;
@@ -40,6 +43,8 @@ pub enum ClientMessage {
     },
     /// What running attempts have come to.
     Progress(Vec<(Lease, Progress)>),
+    /// What attempts say.
+    Logs(Vec<Said>),
     /// How attempts ended.
     Results(Vec<(Lease, Reported)>),
     /// No new jobs.
@@ -49,10 +54,10 @@ pub enum ClientMessage {
 /// What a worker says of one attempt.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reported {
-    /// To be recorded.
-    Ended(Outcome),
-    /// The handler was stopped as it was told to: frees the slot, records nothing.
-    Stopped,
+    /// To be recorded, with the lines that it brings along.
+    Ended(Outcome, Option<NewLines>),
+    /// The handler was stopped as it was told to: frees the slot, records nothing but its last words.
+    Stopped(Option<NewLines>),
     /// The face could not take the content, for this reason.
     Unacceptable(Violation),
 }
@@ -222,6 +227,8 @@ pub enum ServerMessage {
     Receipts(Vec<(Lease, Verdict)>),
     /// Verdicts on checkpoints, by the revisions of their reports.
     ProgressReceipts(Vec<(Lease, u64, Verdict)>),
+    /// Verdicts on lines, with the number of the last line of each report.
+    LogReceipts(Vec<(Lease, u64, Verdict)>),
     /// Verdict on a result, or on the report of that revision, whose lease names no job: it is sent back as it came.
     Unreadable(Option<(String, u32)>, u64),
     /// Tells handlers to stop.
@@ -289,7 +296,9 @@ impl ServerMessage {
         const LEASE: usize = 48;
         match self {
             Self::Jobs { jobs, .. } => jobs.iter().map(LeasedJob::size).sum(),
-            Self::ProgressReceipts(receipts) => receipts.len() * (LEASE + 80),
+            Self::ProgressReceipts(receipts) | Self::LogReceipts(receipts) => {
+                receipts.len() * (LEASE + 80)
+            }
             Self::Receipts(receipts) => receipts.len() * (LEASE + 80),
             Self::Cancels(cancels) => cancels.len() * LEASE,
             Self::Lost(leases) => leases.len() * LEASE,

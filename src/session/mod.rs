@@ -17,12 +17,14 @@
 //! | `reading` | whether the worker reads what it is sent |
 //! | `heal` | resume, and what heartbeats and looks at the store put right |
 //! | `progress` | what attempts have come to, with checkpoints |
+//! | `logging` | what attempts say |
 //! | `held` | the book of leases |
 //! | `message` | what the two sides say to each other |
 
 mod ending;
 mod heal;
 pub mod held;
+pub mod logging;
 pub mod message;
 mod progress;
 mod push;
@@ -37,10 +39,11 @@ use std::time::Duration;
 
 use crate::error::{Error, Violation};
 use crate::job::limits::{HEARTBEATS_PER_TTL, WINDOW_MAX};
-use crate::job::{HeldLease, Lease, LeasedJob, Outcome, Progress, QueueName, Verdict};
+use crate::job::{HeldLease, Lease, LeasedJob, NewLines, Outcome, Progress, QueueName, Verdict};
 use ending::Recording;
 use heal::{Finding, Seen};
 use held::{Ended, Held};
+use logging::Logging;
 use message::{ClientMessage, Hello, ServerMessage, Subscription, Welcome, check_subscriptions};
 use progress::Reporting;
 use reading::Reading;
@@ -101,6 +104,10 @@ pub enum Event {
     ProgressRecorded(Vec<(Lease, Progress, Verdict)>),
     /// Reports on these could not be recorded now; the worker will send what counts again.
     ProgressFailed(Vec<Lease>),
+    /// Verdicts on lines of the worker, with the number of the last line of each report.
+    Logged(Vec<(Lease, u64, Verdict)>),
+    /// Lines of these could not be recorded now; the worker will send them again.
+    LogFailed(Vec<Lease>),
     /// The job of this lease was cancelled.
     Cancel(Lease),
     /// Somebody wants this worker to leave. It may be said many times.
@@ -120,10 +127,13 @@ pub enum Action {
     Send(ServerMessage),
     /// Renew the session in the store.
     Renew,
-    /// Record how attempts ended, as the worker said; answer with `Verdicts` or `RecordFailed`.
-    Record(Vec<(Lease, Outcome)>),
+    /// Record how attempts ended, as the worker said; answer with `Verdicts` or `RecordFailed`. The lines that some of
+    /// them bring are recorded before, if they can be.
+    Record(Vec<(Lease, Outcome)>, Vec<(Lease, NewLines)>),
     /// Record what attempts have come to; answer with `ProgressRecorded` or `ProgressFailed`.
     Report(Vec<(Lease, Progress)>),
+    /// Record what attempts say; answer with `Logged` or `LogFailed`.
+    Log(Vec<(Lease, NewLines)>),
     /// Record how an attempt ended, as the session itself found; answer with `OwnRecorded`.
     RecordOwn(Lease, Outcome),
     /// Read the jobs of these leases, at most a batch, to push them again; answer with `Found`.
@@ -164,6 +174,7 @@ pub struct Session {
     lapsed: bool,
     recording: Recording,
     reporting: Reporting,
+    logging: Logging,
     finding: Finding,
     seen: Seen,
     /// Cancels that came before their lease did.
@@ -204,6 +215,7 @@ impl Session {
             lapsed: false,
             recording: Recording::default(),
             reporting: Reporting::default(),
+            logging: Logging::default(),
             finding: Finding::default(),
             seen: Seen::default(),
             early_cancels: BTreeSet::new(),
@@ -342,6 +354,8 @@ impl Session {
             }
             Event::ProgressRecorded(verdicts) => self.progress_recorded(verdicts, out),
             Event::ProgressFailed(leases) => self.progress_failed(&leases),
+            Event::Logged(verdicts) => self.logged(verdicts, out),
+            Event::LogFailed(leases) => self.log_failed(&leases),
             Event::Cancel(lease) => self.cancel(lease, out),
             Event::Leave => self.ask_to_leave(out),
             Event::Drain(close_after) => self.drain(now, close_after, out),
@@ -375,6 +389,7 @@ impl Session {
                 held,
             } => self.heartbeat(now, sequence, last_frame, held, out),
             ClientMessage::Progress(reports) => self.progress(reports, out),
+            ClientMessage::Logs(reports) => self.said(reports, out),
             ClientMessage::Results(results) => self.results(now, results, out),
             ClientMessage::Goodbye => {
                 if self.phase == SessionPhase::Live {

@@ -1,6 +1,7 @@
 //! The session's rules, told as a worker would see them.
 
 mod heal;
+mod logging;
 mod progress;
 mod reading;
 
@@ -116,7 +117,7 @@ fn result(n: u128, reported: Reported) -> Event {
 }
 
 fn success() -> Reported {
-    Reported::Ended(Outcome::Success(None))
+    Reported::Ended(Outcome::Success(None), None)
 }
 
 #[test]
@@ -142,7 +143,7 @@ fn no_more_jobs_are_in_flight_than_the_window_allows() {
 fn a_result_frees_its_slot_at_once_and_its_verdict_is_passed_on() {
     let mut session = running();
     let actions = session.handle(s(1), result(1, success()));
-    assert!(matches!(&actions[0], Action::Record(record) if record.len() == 1));
+    assert!(matches!(&actions[0], Action::Record(record, _) if record.len() == 1));
     assert_eq!(session.free(s(1), &queue()), 2);
     let verdict = Verdict::Recorded(JobState::Succeeded);
     let actions = session.handle(s(1), Event::Verdicts(vec![(job(1).lease, verdict)]));
@@ -162,8 +163,8 @@ fn a_cancelled_handler_keeps_its_slot_until_it_has_stopped() {
         matches!(&sent(&actions)[..], [ServerMessage::Cancels(c)] if c[0].1 == CancelReason::Requested)
     );
     assert_eq!(session.free(s(1), &queue()), 1);
-    let actions = session.handle(s(2), result(1, Reported::Stopped));
-    assert!(!actions.iter().any(|a| matches!(a, Action::Record(_))));
+    let actions = session.handle(s(2), result(1, Reported::Stopped(None)));
+    assert!(!actions.iter().any(|a| matches!(a, Action::Record(..))));
     assert_eq!(session.free(s(2), &queue()), 2);
 }
 
@@ -214,13 +215,13 @@ fn a_result_that_comes_after_the_timeout_does_not_overtake_it() {
         matches!(&actions[0], Action::RecordOwn(of, Outcome::TimedOut) if *of == lease),
         "{actions:?}"
     );
-    assert!(!actions.iter().any(|a| matches!(a, Action::Record(_))));
+    assert!(!actions.iter().any(|a| matches!(a, Action::Record(..))));
     assert_eq!(session.free(s(5), &queue()), 1, "it may run on");
 
     let recorded = Event::OwnRecorded(lease, Outcome::TimedOut, true);
     let actions = session.handle(s(5), recorded);
     assert!(
-        matches!(&actions[..], [Action::Ended(ended), Action::Record(late), Action::LookForJobs]
+        matches!(&actions[..], [Action::Ended(ended), Action::Record(late, _), Action::LookForJobs]
             if ended.outcome == AttemptOutcome::TimedOut && late[0].0 == lease),
         "{actions:?}"
     );

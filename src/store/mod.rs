@@ -33,8 +33,9 @@ use uuid::Uuid;
 
 use crate::error::Result;
 use crate::job::{
-    AuditEvent, BulkId, By, Ending, HeldLease, Job, JobId, JobState, Lease, LeasedJob, NewJob,
-    NodeId, Priority, Progress, QueueName, SessionId, Start, Timestamp, Verdict, View,
+    AuditEvent, BulkId, By, Ending, HeldLease, Job, JobId, JobState, Lease, LeasedJob, LogLine,
+    NewJob, NewLines, NodeId, Priority, Progress, QueueName, SessionId, Start, Timestamp, Verdict,
+    View,
 };
 
 /// One line of hand-out: a queue at one priority. The ready-list has a stream for each, the backlog its segments.
@@ -146,6 +147,8 @@ pub struct Version {
     pub revision: u64,
     /// The revision of its progress; 0: it has none.
     pub progress: u64,
+    /// Lines that its attempts have said.
+    pub lines: u64,
 }
 
 impl Version {
@@ -154,7 +157,13 @@ impl Version {
         Self {
             revision: job.revision,
             progress: job.progress.as_ref().map_or(0, |p| p.revision),
+            lines: job.lines_said,
         }
+    }
+
+    /// The same, whatever has been said.
+    pub fn but_for_lines(self) -> Self {
+        Self { lines: 0, ..self }
     }
 }
 
@@ -264,6 +273,35 @@ pub struct Report {
     pub session: SessionId,
     /// What it has come to.
     pub progress: Progress,
+}
+
+/// What a worker's attempt has to say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogReport {
+    /// The attempt.
+    pub lease: Lease,
+    /// The session that claims to have it.
+    pub session: SessionId,
+    /// The lines.
+    pub lines: NewLines,
+}
+
+impl LogReport {
+    /// One a lease and session, with the lines of all.
+    pub fn merged(reports: &[Self]) -> Vec<Self> {
+        let mut merged: Vec<Self> = Vec::with_capacity(reports.len());
+        let mut places = std::collections::HashMap::with_capacity(reports.len());
+        for report in reports {
+            let place = *places
+                .entry((report.lease, report.session))
+                .or_insert(merged.len());
+            match merged.get_mut(place) {
+                Some(one) => one.lines = one.lines.clone().joined(&report.lines),
+                None => merged.push(report.clone()),
+            }
+        }
+        merged
+    }
 }
 
 /// What one bounded step of a sweep did.
@@ -418,6 +456,14 @@ pub trait Store: Send + Sync + 'static {
     /// Records what running attempts have come to, under the same fence; a report whose revision is not above the
     /// newest one's changes nothing, and is `Recorded` all the same.
     async fn report(&self, reports: Vec<Report>) -> Result<Vec<Verdict>>;
+
+    /// Records what attempts say: after the lines that are known of them, under the fence of
+    /// [`crate::job::Standing::may_log`]. Of each job the newest [`crate::job::limits::LOG_LINES_MAX`] lines are kept, and
+    /// [`crate::job::limits::LOG_BYTES_MAX`] of their words.
+    async fn log(&self, reports: Vec<LogReport>) -> Result<Vec<Verdict>>;
+    /// The logs of jobs, of each the lines above a number, oldest first; at most
+    /// [`crate::job::limits::LOGS_READ_MAX`] jobs.
+    async fn lines(&self, after: Vec<(JobId, u64)>) -> Result<Vec<Vec<LogLine>>>;
 
     /// Remembers where segments stand in the ready-list.
     async fn offered(&self, offers: Vec<Offer>) -> Result<()>;

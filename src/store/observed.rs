@@ -14,14 +14,15 @@ use tracing::{Instrument, debug, debug_span, error};
 use super::{
     AllSettings, Ask, Attach, Attached, Attaching, Bulk, BulkStep, Cancelled, ClaimedBulk, Deleted,
     Draining, Drains, EnqueueAnswer, EntryId, Epoch, Expired, FinishAnswer, Found, Granted,
-    JobFilter, JobPage, Line, MigrationReport, NewBulk, NewSession, NodeReport, NodeView, Offer,
-    QueueStats, QueueView, Report, Rescheduled, Retried, Segment, SessionPage, SessionReport,
-    SessionState, Signal, Started, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
+    JobFilter, JobPage, Line, LogReport, MigrationReport, NewBulk, NewSession, NodeReport,
+    NodeView, Offer, QueueStats, QueueView, Report, Rescheduled, Retried, Segment, SessionPage,
+    SessionReport, SessionState, Signal, Started, Steer, Steered, Store, Swept, Unit, Version,
+    Whereabouts,
 };
 use crate::error::{Error, Result};
 use crate::job::{
-    AuditEvent, BulkId, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, Priority,
-    QueueName, SessionId, Start, Timestamp, Verdict, View,
+    AuditEvent, BulkId, By, Ending, HeldLease, Job, JobId, Lease, LogLine, NewJob, NodeId,
+    Priority, QueueName, SessionId, Start, Timestamp, Verdict, View,
 };
 
 /// How long a caller waits who has one of their own: its client is still there.
@@ -330,6 +331,22 @@ impl Store for Observed {
     async fn report(&self, reports: Vec<Report>) -> Result<Vec<Verdict>> {
         let call = step("report", reports.len());
         let work = move |store: Arc<dyn Store>| async move { store.report(reports).await };
+        self.run(call, work).await
+    }
+
+    async fn log(&self, reports: Vec<LogReport>) -> Result<Vec<Verdict>> {
+        // Results wait behind it: not for long.
+        let call = Call {
+            within: ANSWER_WITHIN,
+            ..step("log", reports.len())
+        };
+        let work = move |store: Arc<dyn Store>| async move { store.log(reports).await };
+        self.run(call, work).await
+    }
+
+    async fn lines(&self, after: Vec<(JobId, u64)>) -> Result<Vec<Vec<LogLine>>> {
+        let call = read("lines", after.len());
+        let work = move |store: Arc<dyn Store>| async move { store.lines(after).await };
         self.run(call, work).await
     }
 

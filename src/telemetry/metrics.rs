@@ -235,7 +235,7 @@ impl Metrics {
         plain(&self.direct_claims, many(jobs));
     }
 
-    /// One write of `items`; `batch` says of what: "enqueue", "grant", "finish", "renew".
+    /// One write of `items`; `batch` says of what: "enqueue", "grant", "finish", "log", "renew".
     pub fn batch(&self, batch: &'static str, items: usize) {
         #[allow(clippy::cast_precision_loss, reason = "batches are small")]
         self.batch_jobs

@@ -133,7 +133,11 @@ class Worker:
                     self.taken.add(key)
                     output = api.message("Payload", text=str(2 * int(job.payload.text)))
                     success = api.message("Success", output=output)
-                    self.owed[key] = api.message("Result", lease=job.lease, success=success)
+                    # The last words go with the result; no level is INFO, 1 is DEBUG.
+                    lines = [api.message("LogLine", message=f"doubling {job.payload.text}"),
+                             api.message("LogLine", message="done", level=1)]
+                    log = api.message("LogLines", first=1, lines=lines)
+                    self.owed[key] = api.message("Result", lease=job.lease, success=success, log=log)
                     results.append(self.owed[key])
                 # A slot is free as soon as its Result has arrived there, which is before its receipt is here.
                 send(results=api.message("Results", results=results))
@@ -162,6 +166,8 @@ def results(api, ids):
         request.wait.seconds = 10
         job = call(request, timeout=20).job
         assert (job.state, job.output.text, job.attempt, job.worker) == (4, str(2 * n), 1, "python"), job
+        log = [(line.number, line.level, line.message) for line in job.log]
+        assert log == [(1, 2, f"doubling {n}"), (2, 1, "done")] and job.log_dropped == 0, log
     print("results", len(ids))
 
 

@@ -10,11 +10,13 @@ use std::task::Poll;
 use std::time::Duration;
 
 use leasehold::error::Result;
-use leasehold::job::{By, JobId, JobState, Lease, Progress, QueueChange, View};
+use leasehold::job::{
+    By, JobId, JobState, Lease, LogLevel, NewLine, NewLines, Progress, QueueChange, View,
+};
 use leasehold::store::observed::{Observed, StoreMetrics};
 use leasehold::store::{
-    Ask, Attach, Attached, Enqueued, EntryId, Epoch, Granted, JobFilter, NewSession, NodeReport,
-    Offer, Report, Steer, Store, Unit,
+    Ask, Attach, Attached, Enqueued, EntryId, Epoch, Granted, JobFilter, LogReport, NewSession,
+    NodeReport, Offer, Report, Steer, Store, Unit,
 };
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -98,7 +100,7 @@ fn one<T: Copy>(of: &Mutex<Vec<T>>) -> Option<T> {
 }
 
 /// Verbs there are, as `Crowd::verb` numbers them.
-const VERBS: usize = 37;
+const VERBS: usize = 39;
 
 impl Crowd {
     fn verb(&self, number: usize) -> Verb {
@@ -225,6 +227,21 @@ impl Crowd {
                 Box::pin(async move { store.present(report).await.map(drop) })
             }
             35 => Box::pin(async move { store.drain_node(node, By::default()).await.map(drop) }),
+            36 => {
+                let line = NewLine {
+                    elapsed: None,
+                    level: LogLevel::Info,
+                    message: "still here".into(),
+                };
+                let lines = NewLines::check("log", rand::random_range(1..100), vec![line; 3]);
+                let report = LogReport {
+                    lease: lease.0,
+                    session: lease.1.session,
+                    lines: lines.expect("within bounds"),
+                };
+                Box::pin(async move { store.log(vec![report]).await.map(drop) })
+            }
+            37 => Box::pin(async move { store.lines(vec![(job, 0)]).await.map(drop) }),
             _ => Box::pin(async move { store.ping().await.map(drop) }),
         }
     }

@@ -69,6 +69,7 @@ mod store_fence;
 mod store_keys;
 mod store_lease;
 mod store_list;
+mod store_log;
 mod store_migrate;
 mod store_nodes;
 mod store_progress;

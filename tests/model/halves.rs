@@ -250,7 +250,7 @@ impl World {
                     }
                 }
                 Do::Renew => self.ask(at, Op::Renew(session, attach)),
-                Do::Record(endings) => {
+                Do::Record(endings, _) => {
                     let said = |(lease, outcome): (Lease, Outcome)| match outcome {
                         Outcome::Success(_) => (lease, Said::Success),
                         Outcome::Failure(_) => (lease, Said::Failure),
@@ -263,7 +263,7 @@ impl World {
                 Do::Find(leases) => self.ask(at, Op::Find(session, leases)),
                 Do::EndSession => self.ask(at, Op::End(session, attach)),
                 Do::Close(error) => self.end(at, matches!(error, Some(Error::SessionMoved))),
-                Do::Report(_) => panic!("not in this model"),
+                Do::Report(_) | Do::Log(_) => panic!("not in this model"),
                 Do::LookForJobs | Do::Ended(_) => {}
             }
         }

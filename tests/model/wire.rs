@@ -138,8 +138,8 @@ pub fn client_message(up: Up, queue: &str) -> ClientMessage {
         },
         Up::Results(results) => {
             let reported = |(lease, said)| match said {
-                Said::Stopped => (lease, Reported::Stopped),
-                said => (lease, Reported::Ended(outcome(said))),
+                Said::Stopped => (lease, Reported::Stopped(None)),
+                said => (lease, Reported::Ended(outcome(said), None)),
             };
             ClientMessage::Results(results.into_iter().map(reported).collect())
         }
@@ -267,7 +267,7 @@ pub fn up(message: sdk::LeaseJobsRequest) -> Up {
         },
         Message::Results(results) => Up::Results(said(&results.results)),
         Message::Goodbye(_) => Up::Goodbye,
-        Message::Progress(_) => panic!("not in this model"),
+        Message::Progress(_) | Message::Logs(_) => panic!("not in this model"),
     }
 }
 

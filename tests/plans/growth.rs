@@ -6,15 +6,16 @@
 use std::time::Duration;
 
 use leasehold::job::limits::BULK_STEP_MAX;
+use leasehold::job::limits::{LOG_LINES_MAX, LOGS_READ_MAX};
 use leasehold::job::{
     BulkAction, BulkId, BulkState, By, Canary, Failure, IdempotencyKey, JobId, JobState, LeasedJob,
-    NewJob, Outcome, Priority, QueueChange, QueueName, Start, Timestamp, UniqueConflict, UniqueKey,
-    View,
+    LogLevel, NewJob, NewLine, NewLines, Outcome, Priority, QueueChange, QueueName, Start,
+    Timestamp, UniqueConflict, UniqueKey, Verdict, View,
 };
 use leasehold::store::{
-    Ask, Attach, Attached, Attaching, EntryId, Epoch, Found, Granted, JobFilter, Line, NewBulk,
-    Offer, QueueSlots, SessionProfile, SessionReport, SessionSlots, SessionState, Started, Steer,
-    Steered, Store, Unit,
+    Ask, Attach, Attached, Attaching, EntryId, Epoch, Found, Granted, JobFilter, Line, LogReport,
+    NewBulk, Offer, QueueSlots, SessionProfile, SessionReport, SessionSlots, SessionState, Started,
+    Steer, Steered, Store, Unit,
 };
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
@@ -27,6 +28,8 @@ use crate::watched::Watched;
 
 /// Jobs of a full batch, and sessions that they go to.
 const BATCH: usize = 1_000;
+/// Jobs whose lines an engine writes at once.
+const SAID: usize = 200;
 /// Rows that one page looks at where no index answers its filter.
 const PAGE_ROWS: u64 = 10_000;
 
@@ -180,11 +183,50 @@ impl Stage {
         let answers = answers.expect("grant answers");
         assert!(answers.iter().all(|a| *a == Granted::NotQueued));
         self.by_id(when, "grant of jobs that are RUNNING").await;
+        self.say(when, &leases).await;
         for what in ["success", "a copy of a success"] {
             let success = |_| Outcome::Success(Some(body(20)));
             self.verbs.end(endings(&leases, success)).await;
             self.by_id(when, what).await;
         }
+    }
+
+    /// Lines of attempts, with those that are one too many; and who reads them.
+    async fn say(&mut self, when: &str, leases: &[(LeasedJob, Attached)]) {
+        let leases = &leases[..leases.len().min(SAID)];
+        for (what, first, count) in [
+            ("log", 1, 1),
+            ("a copy of a log", 1, 1),
+            ("more of a log", 2, 2),
+        ] {
+            let reports = leases.iter().map(|lease| said(lease, first, count));
+            let verdicts = self.verbs.store.log(reports.collect()).await;
+            let verdicts = verdicts.expect("log answers");
+            assert!(verdicts.iter().all(|v| matches!(v, Verdict::Recorded(_))));
+            self.by_id(when, what).await;
+        }
+        let one = |first| vec![said(&leases[0], first, LOG_LINES_MAX)];
+        for first in [4, 4 + LOG_LINES_MAX as u64] {
+            let verdicts = self.verbs.store.log(one(first)).await;
+            verdicts.expect("log answers");
+        }
+        // What is too much is looked at once, and goes.
+        let trimmed = ids(3 * LOG_LINES_MAX);
+        self.within(when, "a log that is full", trimmed).await;
+        let ids: Vec<JobId> = leases.iter().map(|(job, _)| job.lease.job).collect();
+        let after = ids.iter().take(LOGS_READ_MAX).map(|id| (*id, 0));
+        let lines = self.verbs.store.lines(after.collect()).await;
+        let lines = lines.expect("lines answers");
+        assert_eq!(lines[0].len(), LOG_LINES_MAX);
+        self.within(when, "lines", trimmed).await;
+        let versions = self.verbs.store.versions(ids).await;
+        assert!(
+            versions
+                .expect("versions answers")
+                .iter()
+                .all(Option::is_some)
+        );
+        self.by_id(when, "versions").await;
     }
 
     /// Sessions that all come back at once, with what they were granted lately, and what is looked at of it.
@@ -628,6 +670,19 @@ pub fn report(session: Attached) -> SessionReport {
             in_flight: rand::random_range(0..100),
             draining: false,
         },
+    }
+}
+
+fn said((job, by): &(LeasedJob, Attached), first: u64, count: usize) -> LogReport {
+    let line = NewLine {
+        elapsed: None,
+        level: LogLevel::Info,
+        message: "a line of a log".into(),
+    };
+    LogReport {
+        lease: job.lease,
+        session: by.session,
+        lines: NewLines::check("log", first, vec![line; count]).expect("within bounds"),
     }
 }
 

@@ -626,6 +626,7 @@ async fn results_for_jobs_never_held_get_verdicts() {
     let result = |job_id: String, outcome| pb::Result {
         lease: Some(pb::Lease { job_id, attempt: 1 }),
         outcome,
+        log: None,
     };
     let success = |size: usize| {
         let output = pb::Payload {

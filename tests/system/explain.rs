@@ -98,6 +98,7 @@ async fn a_job_is_explained(node: &Node) {
     let failure = pb::Result {
         lease: Some(has[0].clone()),
         outcome: Some(Outcome::Failure(broken)),
+        log: None,
     };
     let results = vec![failure];
     hand.send(Request::Results(pb::Results { results })).await;

@@ -280,6 +280,7 @@ fn succeeded(lease: &pb::Lease) -> pb::Result {
     pb::Result {
         lease: Some(lease.clone()),
         outcome: Some(Outcome::Success(pb::Success::default())),
+        log: None,
     }
 }
 

@@ -50,6 +50,7 @@ impl Greedy {
         let results = leases(&jobs).into_iter().map(|lease| pb::Result {
             lease: Some(lease),
             outcome: Some(Outcome::Success(pb::Success::default())),
+            log: None,
         });
         let results = results.collect();
         let results = pb::Results { results };

@@ -145,6 +145,7 @@ impl Hand {
         let results = leases.iter().map(|lease| pb::Result {
             lease: Some(lease.clone()),
             outcome: Some(Outcome::Success(pb::Success::default())),
+            log: None,
         });
         let results = results.collect();
         self.send(Request::Results(pb::Results { results })).await;

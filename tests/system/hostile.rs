@@ -123,6 +123,7 @@ async fn results_that_name_no_lease_cost_the_server_no_more_than_others() {
             attempt: 7,
         }),
         outcome: None,
+        log: None,
     };
     let long = pb::Results {
         results: vec![unreadable(4 * MIB)],

@@ -194,6 +194,7 @@ async fn a_result_after_the_lease_was_lost_counts_if_nobody_has_the_job_again() 
     let results = has.iter().map(|lease| pb::Result {
         lease: Some(lease.clone()),
         outcome: Some(Outcome::Success(pb::Success::default())),
+        log: None,
     });
     let report = pb::ReportResultsRequest {
         resume_token: welcome.resume_token.clone(),

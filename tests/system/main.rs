@@ -31,6 +31,7 @@ mod hand;
 mod hostile;
 mod isolation;
 mod journey;
+mod logs;
 mod openapi;
 mod outage;
 mod overload;

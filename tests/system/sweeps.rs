@@ -44,6 +44,7 @@ async fn after_a_result_s_commit_its_copy_gets_the_receipt() {
     let results = has.iter().zip(outcomes).map(|(lease, outcome)| pb::Result {
         lease: Some(lease.clone()),
         outcome: Some(outcome),
+        log: None,
     });
     let results = pb::Results {
         results: results.collect(),

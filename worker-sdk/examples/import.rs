@@ -1,4 +1,5 @@
-//! An import with checkpoints: an attempt that fails in the middle is followed by one that goes on from there.
+//! An import with checkpoints: an attempt that fails in the middle is followed by one that goes on from there, and says so
+//! in the job's log.
 //!
 //!     leasehold dev                                # in one terminal
 //!     cargo run -p worker-sdk --example import
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use worker_sdk::{Client, Context, JobError, NewJob, TypedJob, Worker};
+use worker_sdk::{Client, Context, JobError, LogLevel, NewJob, TypedJob, Worker};
 
 /// Lines between two checkpoints: what is done twice at most.
 const EVERY: usize = 100;
@@ -46,6 +47,8 @@ async fn import(context: Context, job: Import) -> Result<Imported, JobError> {
         Some(kept) => serde_json::from_slice(&kept)?,
         None => Imported::default(),
     };
+    let goes_on = format!("goes on after line {}", done.lines);
+    context.log(LogLevel::Info, goes_on);
     while done.lines < job.lines {
         if done.lines == 650 && context.attempt() == 1 {
             return Err(JobError::new("line 650 is broken"));
@@ -89,6 +92,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let job = client.wait(&id, Duration::from_secs(60)).await?;
     let imported = job.output_of::<Import>()?;
     println!("{} lines, sum {}", imported.lines, imported.sum);
+    for line in &job.log {
+        println!("attempt {}: {}", line.attempt, line.message);
+    }
     worker.abort();
     Ok(())
 }

@@ -22,11 +22,12 @@ use tonic::transport::{Channel, Endpoint};
 use crate::context::{Context, Shared};
 use crate::error::{CallError, Error, chain};
 use crate::handler::Handlers;
+use crate::logger::Logger;
 use crate::proto;
 use crate::reporter::{Report, Reporter};
 use crate::run::Run;
 use crate::session::{
-    Action, End, Event, Note, Saved, SessionNo, Sessions, StreamNo, Ticket, Waiter,
+    Action, End, Event, Note, Said, Saved, SessionNo, Sessions, StreamNo, Ticket, Waiter,
 };
 use proto::lease_jobs_response::Message;
 use proto::worker_service_client::WorkerServiceClient;
@@ -40,6 +41,8 @@ const FINISHED_AT_ONCE: usize = 256;
 /// Reports of handlers that wait to be looked at; more progress is dropped, and
 /// who saves a checkpoint waits.
 const REPORTS_MAX: usize = 1024;
+/// Lines of handlers are fetched so long after the first of them was said.
+const FETCH_LINES: Duration = Duration::from_millis(250);
 /// One call of `ReportResults`.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest sleep; an idle worker wakes up so often for nothing.
@@ -82,6 +85,11 @@ struct Running {
     events: mpsc::Sender<Event>,
     finished: mpsc::Sender<Event>,
     progress: mpsc::Sender<Report>,
+    /// Takes attempts whose handlers have said something.
+    said: mpsc::Sender<Ticket>,
+    /// Those that are to be asked what it was, and when.
+    talkers: Vec<Ticket>,
+    fetch_at: Option<Instant>,
     /// Handlers that wait for a checkpoint to be durable.
     waiters: HashMap<Waiter, oneshot::Sender<Saved>>,
     last_waiter: u64,
@@ -100,6 +108,7 @@ struct Stream {
 }
 
 struct Attempt {
+    logger: Logger,
     stop: CancellationToken,
     drop: CancellationToken,
 }
@@ -121,6 +130,7 @@ impl Pump {
         // Room for every handler that can run: none ever waits to be heard.
         let (finished, mut ends) = mpsc::channel(concurrency.max(1));
         let (progress, mut reports) = mpsc::channel(REPORTS_MAX);
+        let (said, mut talkers) = mpsc::channel(concurrency.max(1));
         let mut running = Running {
             reports: endpoint.connect_lazy(),
             endpoint,
@@ -130,6 +140,9 @@ impl Pump {
             events,
             finished,
             progress,
+            said,
+            talkers: Vec::new(),
+            fetch_at: None,
             waiters: HashMap::new(),
             last_waiter: 0,
             streams: HashMap::new(),
@@ -143,15 +156,24 @@ impl Pump {
             // What has ended meanwhile comes along, so that results share a message.
             let (mut next, mut taken) = (Some(event), 0);
             while let Some(event) = next {
+                let mut before = running.fetched();
                 if let Event::Finished(ticket, _) = &event {
-                    running.attempts.remove(ticket);
+                    // Its last words come before its end.
+                    before.extend(
+                        running
+                            .attempts
+                            .remove(ticket)
+                            .and_then(|a| a.said(*ticket)),
+                    );
                 }
-                for action in sessions.handle(start.elapsed(), event) {
-                    if let Action::End(why) = action {
-                        renewal.at.store(NEVER, Ordering::Relaxed);
-                        return why.map_or(Ok(()), |why| Err(Error::Refused(why)));
+                for event in before.into_iter().chain([event]) {
+                    for action in sessions.handle(start.elapsed(), event) {
+                        if let Action::End(why) = action {
+                            renewal.at.store(NEVER, Ordering::Relaxed);
+                            return why.map_or(Ok(()), |why| Err(Error::Refused(why)));
+                        }
+                        running.perform(action);
                     }
-                    running.perform(action);
                 }
                 taken += 1;
                 next = if taken < FINISHED_AT_ONCE {
@@ -169,6 +191,10 @@ impl Pump {
                 .unwrap_or(SLEEP_MAX)
                 .saturating_sub(start.elapsed())
                 .min(SLEEP_MAX);
+            let fetch_in = running
+                .fetch_at
+                .map(|at| at.saturating_duration_since(Instant::now()));
+            let wake = fetch_in.map_or(wake, |fetch_in| wake.min(fetch_in));
             // Cancel safety: receiving from a channel, the next of a set and a
             // sleep all lose nothing when another branch wins.
             event = tokio::select! {
@@ -182,6 +208,11 @@ impl Pump {
                 Some(event) = received.recv() => event,
                 Some(no) = running.written.next(), if !running.written.is_empty() => Event::Written(no),
                 Some(report) = reports.recv() => running.reported(report),
+                Some(ticket) = talkers.recv() => {
+                    running.talkers.push(ticket);
+                    running.fetch_at.get_or_insert_with(|| Instant::now() + FETCH_LINES);
+                    Event::Tick
+                }
                 Some(_) = running.tasks.join_next(), if !running.tasks.is_empty() => Event::Tick,
                 () = tokio::time::sleep(wake) => Event::Tick,
             };
@@ -189,6 +220,13 @@ impl Pump {
                 running.streams.remove(no);
             }
         }
+    }
+}
+
+impl Attempt {
+    fn said(&self, ticket: Ticket) -> Option<Event> {
+        let lines = self.logger.fetch()?;
+        Some(Event::Said(ticket, Said(lines)))
     }
 }
 
@@ -278,7 +316,9 @@ impl Running {
         let Some((handler, next)) = self.handlers.of(&job.kind) else {
             return;
         };
+        let logger = Logger::new(ticket, self.said.clone());
         let attempt = Attempt {
+            logger: logger.clone(),
             stop: CancellationToken::new(),
             drop: CancellationToken::new(),
         };
@@ -292,6 +332,7 @@ impl Running {
                 &mut job,
                 attempt.stop.clone(),
                 reporter,
+                logger,
                 Arc::clone(&self.shared),
             ),
             drop: attempt.drop.clone(),
@@ -300,6 +341,17 @@ impl Running {
         self.attempts.insert(ticket, attempt);
         // Owned by the sessions: they count it until it has reported its end.
         self.runtime.spawn(run.run());
+    }
+
+    /// What handlers have said, if it is time to ask.
+    fn fetched(&mut self) -> Vec<Event> {
+        if self.fetch_at.is_none_or(|at| at > Instant::now()) {
+            return Vec::new();
+        }
+        self.fetch_at = None;
+        let talkers = std::mem::take(&mut self.talkers).into_iter();
+        let said = |ticket| self.attempts.get(&ticket)?.said(ticket);
+        talkers.filter_map(said).collect()
     }
 
     /// What a handler says on the way, and who waits for it.

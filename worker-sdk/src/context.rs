@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::codec::Sealer;
 use crate::failure::JobError;
-use crate::proto;
+use crate::logger::Logger;
+use crate::proto::{self, LogLevel};
 use crate::reporter::Reporter;
 use crate::run::Thread;
 use crate::session::{Saved, wire_duration};
@@ -45,6 +46,7 @@ struct Inner {
     deadline: Option<Instant>,
     token: CancellationToken,
     reporter: Reporter,
+    logger: Logger,
     shared: Arc<Shared>,
     checkpoint: Mutex<Option<Bytes>>,
     steps: tokio::sync::Mutex<Option<Steps>>,
@@ -56,6 +58,7 @@ impl Context {
         job: &mut proto::LeasedJob,
         token: CancellationToken,
         reporter: Reporter,
+        logger: Logger,
         shared: Arc<Shared>,
     ) -> Self {
         let deadline =
@@ -72,6 +75,7 @@ impl Context {
                 deadline,
                 token,
                 reporter,
+                logger,
                 shared,
                 checkpoint: Mutex::new(job.checkpoint.take()),
                 steps: tokio::sync::Mutex::new(None),
@@ -171,6 +175,25 @@ impl Context {
             note: Some(note),
             ..Default::default()
         });
+    }
+
+    /// Says something for people who look at the job: GetJob, `leasehold jobs logs` and
+    /// `GET /jobs/{id}` show it, and who watches the job sees it within a second. It is
+    /// for a few lines that tell how an attempt went, not for all that a program logs:
+    /// of a job's lines the newest 1,000, and 256 KiB of them, are kept, over all its
+    /// attempts.
+    ///
+    /// It never waits. Lines are sent a few times a second, and the last ones with the
+    /// result, so that none is missed by who sees that; what is said after the handler has
+    /// returned is lost. While no server can be reached,
+    /// as many as a job keeps are kept here, the newest ones; what is dropped is counted
+    /// in the job. A line longer than 8 KiB is cut, and says so.
+    ///
+    /// **Not sealed**: unlike payloads and checkpoints, lines are never sealed by a
+    /// [`Codec`](crate::Codec), as people are to read them. Leave out what the server
+    /// must not know.
+    pub fn log(&self, level: LogLevel, message: impl Into<String>) {
+        self.job.logger.say(level, message.into());
     }
 
     /// The newest checkpoint of this job: of this attempt, or of an earlier one.

@@ -32,6 +32,7 @@
 mod attach;
 mod held;
 mod leave;
+mod log;
 mod messages;
 mod outcome;
 mod progress;
@@ -49,6 +50,8 @@ use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use held::Book;
+pub(crate) use log::Lines;
+pub use log::{Line, Said};
 pub use messages::{
     Action, Config, End, Event, Note, Saved, SessionNo, StopReason, StreamNo, Ticket, Waiter,
 };
@@ -171,6 +174,7 @@ impl Sessions {
             }
             Event::Ended(no, end) => self.ended(no, end),
             Event::Progress(ticket, report, waiter) => self.report_progress(ticket, report, waiter),
+            Event::Said(ticket, said) => self.said(ticket, said.0),
             Event::Finished(ticket, outcome) => self.finished(ticket, outcome),
             Event::Reported(no, answer) => self.reported(no, answer),
             Event::Shutdown(grace) => self.leave(grace),
@@ -226,6 +230,7 @@ impl Sessions {
             Timer::Timeout(ticket) => self.stop(ticket, StopReason::Overdue),
             Timer::Resend(ticket) => self.queue(ticket),
             Timer::Progress(ticket) => self.queue_progress(ticket),
+            Timer::Log(ticket) => self.log_again(ticket),
             Timer::Report(no) => {
                 if let Some(session) = self.sessions.get_mut(&no) {
                     session.report_paused = false;
@@ -262,6 +267,7 @@ impl Sessions {
         let no = held.session;
         self.end_progress(ticket);
         self.timers.clear(Timer::Timeout(ticket));
+        self.timers.clear(Timer::Log(ticket));
         let Some(session) = self.sessions.get_mut(&no) else {
             return;
         };
@@ -274,7 +280,7 @@ impl Sessions {
             None => {
                 if let Some(held) = self.book.remove(ticket) {
                     if self.current == Some(no) {
-                        self.link.stopped(&held.lease);
+                        self.link.stopped(&held.lease, held.log.lines);
                     }
                     session.done(held.lease);
                 }

@@ -8,8 +8,9 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use worker_sdk::proto::{Attempt, Backoff, Failure, JobSpec, Progress, payload::Body};
-use worker_sdk::{Job, Payload, Problem};
+use worker_sdk::{Job, LogLine, Payload, Problem};
 
+use super::logs;
 use super::show::{bytes, ending, expire_time, level, time, word};
 use crate::cli::terminal;
 
@@ -38,6 +39,14 @@ pub(super) fn findings(found: &[Problem]) -> String {
     };
     let findings: Vec<_> = found.iter().map(of).collect();
     format!("{:#}", serde_json::json!({ "findings": findings }))
+}
+
+/// A line of a log, on one line.
+pub(super) fn log_line(said: &LogLine) -> String {
+    serde_json::to_string(&LineJson::of(said)).unwrap_or_else(|why| {
+        terminal::note(format_args!("error: {why}"));
+        "null".into()
+    })
 }
 
 #[derive(Serialize)]
@@ -104,6 +113,10 @@ struct JobJson<'a> {
     progress: Option<ProgressJson<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     attempts: Vec<AttemptJson<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log: Option<Vec<LineJson<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_dropped: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -149,12 +162,35 @@ struct AttemptJson<'a> {
     end_time: Option<String>,
 }
 
+#[derive(Serialize)]
+struct LineJson<'a> {
+    number: u64,
+    attempt: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<String>,
+    level: &'static str,
+    message: &'a str,
+}
+
+impl<'a> LineJson<'a> {
+    fn of(said: &'a LogLine) -> Self {
+        Self {
+            number: said.number,
+            attempt: said.attempt,
+            time: logs::moment(said),
+            level: logs::level(said.level()),
+            message: &said.message,
+        }
+    }
+}
+
 impl<'a> JobJson<'a> {
     fn of(job: &'a Job) -> Self {
         static ABSENT: LazyLock<JobSpec> = LazyLock::new(JobSpec::default);
         let spec = job.spec.as_ref().unwrap_or(&ABSENT);
         let payload = Shown::of(spec.payload.as_ref());
         let output = Shown::of(job.output.as_ref());
+        let has_log = !job.log.is_empty() || job.log_dropped > 0;
         Self {
             id: &job.id,
             idempotency_key: Some(job.idempotency_key.as_str()).filter(|key| !key.is_empty()),
@@ -202,6 +238,8 @@ impl<'a> JobJson<'a> {
             last_failure: job.last_failure.as_ref().map(FailureJson::of),
             progress: job.progress.as_ref().map(ProgressJson::of),
             attempts: job.attempts.iter().map(AttemptJson::of).collect(),
+            log: has_log.then(|| job.log.iter().map(LineJson::of).collect()),
+            log_dropped: has_log.then_some(job.log_dropped),
         }
     }
 }

@@ -8,6 +8,7 @@ use worker_sdk::proto::{
 use worker_sdk::{Job, JobState, Payload, Priority, Problem};
 
 use super::json::{findings, json};
+use super::logs::words;
 use crate::cli::remote::Output;
 use crate::cli::terminal::{line, plain, table};
 
@@ -50,6 +51,9 @@ impl Output {
         }
     }
 }
+
+/// Lines of a job's log that are shown with it, the newest ones. `leasehold jobs logs` shows all.
+const LINES_SHOWN: usize = 10;
 
 /// Jobs, one a row.
 pub(super) struct Rows {
@@ -181,6 +185,13 @@ fn details(job: &Job) -> Vec<(&'static str, String)> {
                 .to_owned(),
         ));
     }
+    let (shown, all) = (LINES_SHOWN.min(job.log.len()), job.log.len());
+    let newest = job.log.iter().skip(all - shown);
+    lines.extend(newest.map(|said| ("log", words(said))));
+    if shown < all || job.log_dropped > 0 {
+        let more = format!("the last {shown} of {} lines", job.log_dropped + all as u64);
+        lines.push(("log", more));
+    }
     lines
 }
 
@@ -227,7 +238,8 @@ pub(super) fn ending(outcome: AttemptOutcome) -> &'static str {
     short(outcome.as_str_name(), "ATTEMPT_OUTCOME_")
 }
 
-fn short(name: &'static str, prefix: &str) -> &'static str {
+/// A name without its prefix.
+pub(super) fn short(name: &'static str, prefix: &str) -> &'static str {
     name.strip_prefix(prefix).unwrap_or(name)
 }
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::super::{Core, Engine};
-use super::{Seen, Watcher};
+use super::{Said, Seen, Watcher};
 use crate::error::{Error, Result};
 use crate::job::limits::{WATCH_BLIND_MAX, WATCH_KEEPALIVE};
-use crate::job::{Job, JobId, View};
+use crate::job::{Job, JobId, LogLine, View};
 use crate::store::Version;
 
 /// The first look comes within this, however many begin to watch with this one.
@@ -22,6 +22,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(250);
 pub enum Told {
     /// The job as it is now.
     Job(Box<Job>),
+    /// New lines of its log, in order; at least one. Those of an attempt come before its end.
+    Lines(Vec<LogLine>),
     /// Nothing has changed for a while; the watch goes on.
     Quiet,
 }
@@ -36,6 +38,8 @@ pub struct Watch {
     after_revision: u64,
     /// What was last seen of it, and what was told then, which may be newer.
     told: Option<(Version, Version)>,
+    /// The caller wants to know what is said, and knows it up to this line.
+    last_line: Option<u64>,
     begun: Instant,
     is_over: bool,
 }
@@ -43,11 +47,17 @@ pub struct Watch {
 impl Engine {
     /// Watches a job: what is newer than `after_revision` now, then each change. Returns after the first look at it. A
     /// basic view shows the progress too, its checkpoint aside; it is shared by all who watch, while a full one is read
-    /// for each of them.
+    /// for each of them. With `after_line`, also the lines of its log that are above this number.
     ///
     /// # Errors
     /// `JobNotFound`, `Draining`, `LimitReached`, `Unavailable`.
-    pub async fn watch(&self, id: JobId, after_revision: u64, view: View) -> Result<Watch> {
+    pub async fn watch(
+        &self,
+        id: JobId,
+        after_revision: u64,
+        view: View,
+        after_line: Option<u64>,
+    ) -> Result<Watch> {
         let core = &self.core;
         if core.is_draining() {
             return Err(Error::Draining);
@@ -55,13 +65,13 @@ impl Engine {
         if core.store_is_away() {
             return Err(Error::unavailable("the store"));
         }
-        let mut watcher = core.watches.watch(id)?;
+        let mut watcher = core.watches.watch(id, after_line.is_some())?;
         let begun = Instant::now();
         let is_there = loop {
             let shown = watcher.seen.wait_for(|seen| !matches!(seen, Seen::Nothing));
             // Cancel safe: it only waits.
             match tokio::time::timeout(ASK_AGAIN, shown).await {
-                Ok(Ok(seen)) => break matches!(*seen, Seen::Job(_)),
+                Ok(Ok(seen)) => break matches!(*seen, Seen::Job(..)),
                 _ if core.store_is_away() || begun.elapsed() >= FIRST_WITHIN => {
                     return Err(Error::unavailable("the store"));
                 }
@@ -75,6 +85,7 @@ impl Engine {
                 view,
                 after_revision,
                 told: None,
+                last_line: after_line,
                 begun,
                 is_over: false,
             }),
@@ -87,7 +98,9 @@ impl Watch {
     /// The job is final, and the caller knows that.
     pub fn has_ended(&self) -> bool {
         match &*self.watcher.seen.borrow() {
-            Seen::Job(job) => job.state.is_final() && !self.is_news(job),
+            Seen::Job(job, _) => {
+                job.state.is_final() && !self.is_news(job) && !self.is_unheard(job)
+            }
             Seen::Nothing | Seen::Gone => false,
         }
     }
@@ -99,9 +112,16 @@ impl Watch {
             let seen = self.watcher.seen.borrow_and_update().clone();
             match seen {
                 Seen::Gone => return self.fail(Error::JobNotFound(self.watcher.job.to_string())),
-                Seen::Job(job) if self.is_news(&job) => return Some(self.tell(job).await),
-                Seen::Job(job) if job.state.is_final() => break,
-                Seen::Job(_) | Seen::Nothing => {}
+                Seen::Job(job, said) if self.is_unheard(&job) => {
+                    match self.listen(&job, &said).await {
+                        Ok(lines) if lines.is_empty() => continue,
+                        Ok(lines) => return Some(Ok(Told::Lines(lines))),
+                        Err(error) => return self.fail(error),
+                    }
+                }
+                Seen::Job(job, _) if self.is_news(&job) => return Some(self.tell(job).await),
+                Seen::Job(job, _) if job.state.is_final() => break,
+                Seen::Job(..) | Seen::Nothing => {}
             }
             let draining = self.core.draining.clone();
             // Cancel safe: these only wait, and a change that comes later is kept.
@@ -118,6 +138,28 @@ impl Watch {
         }
         self.is_over = true;
         None
+    }
+
+    /// More was said than the caller knows.
+    fn is_unheard(&self, job: &Job) -> bool {
+        self.last_line.is_some_and(|last| job.lines_said > last)
+    }
+
+    /// The lines that the caller does not know. He who has just come, or was slow, reads them for himself.
+    async fn listen(&mut self, job: &Job, said: &Said) -> Result<Vec<LogLine>> {
+        let known = self.last_line.unwrap_or_default();
+        let last = said.lines.last().map_or(0, |line| line.number);
+        let mut lines = match said.after <= known && last >= job.lines_said {
+            true => said.lines.clone(),
+            false => {
+                let read = self.core.store.lines(vec![(job.id, known)]).await?.pop();
+                read.unwrap_or_default()
+            }
+        };
+        lines.retain(|line| line.number > known);
+        let last = lines.last().map_or(0, |line| line.number);
+        self.last_line = Some(last.max(job.lines_said));
+        Ok(lines)
     }
 
     async fn tell(&mut self, job: Arc<Job>) -> Result<Told> {
@@ -149,7 +191,10 @@ impl Watch {
     /// Of the revision that the caller says he knows, he may not know the newest progress.
     fn is_news(&self, job: &Job) -> bool {
         match self.told {
-            Some((seen, told)) => ![seen, told].contains(&Version::of(job)),
+            Some((seen, told)) => {
+                let now = Version::of(job).but_for_lines();
+                ![seen, told].map(Version::but_for_lines).contains(&now)
+            }
             None if job.revision == self.after_revision => {
                 job.progress.is_some() && !job.state.is_final()
             }

@@ -5,6 +5,8 @@
     reason = "a test says so by failing"
 )]
 
+mod lines;
+
 use std::sync::Mutex;
 
 use super::*;
@@ -99,7 +101,7 @@ impl Node {
     }
 
     async fn watch(&self, id: JobId) -> Watch {
-        self.engine.watch(id, 0, View::Basic).await.unwrap()
+        self.engine.watch(id, 0, View::Basic, None).await.unwrap()
     }
 }
 
@@ -108,7 +110,7 @@ async fn next(watch: &mut Watch) -> Option<Job> {
     let told = tokio::time::timeout(SOON, watch.next()).await.unwrap();
     told.map(|told| match told.unwrap() {
         Told::Job(job) => *job,
-        Told::Quiet => panic!("it has changed"),
+        told => panic!("it has changed, {told:?}"),
     })
 }
 
@@ -181,7 +183,12 @@ async fn a_slow_reader_is_told_the_newest_and_always_the_last() {
 async fn a_watch_goes_on_after_the_revision_that_is_known() {
     let node = Node::start().await;
     let id = node.jobs(1).await[0];
-    let known = async |revision| node.engine.watch(id, revision, View::Full).await.unwrap();
+    let known = async |revision| {
+        node.engine
+            .watch(id, revision, View::Full, None)
+            .await
+            .unwrap()
+    };
     let mut watch = known(1).await;
     assert!(!watch.has_ended());
     node.engine.cancel(id, By::default()).await.unwrap();
@@ -194,7 +201,7 @@ async fn a_watch_goes_on_after_the_revision_that_is_known() {
         assert_eq!(next(&mut watch).await.map(|job| job.revision), told);
     }
     let nobody = node.engine.ids().await.fresh();
-    let refused = node.engine.watch(nobody, 0, View::Basic).await;
+    let refused = node.engine.watch(nobody, 0, View::Basic, None).await;
     assert!(matches!(refused, Err(Error::JobNotFound(_))));
 }
 
@@ -211,7 +218,7 @@ async fn a_node_that_leaves_ends_every_wait_and_watch_at_once() {
     assert_eq!(waited.unwrap().state, JobState::Queued);
     assert!(matches!(ended, Some(Err(Error::Draining))));
     assert!(watch.next().await.is_none());
-    let refused = node.engine.watch(id, 0, View::Basic).await;
+    let refused = node.engine.watch(id, 0, View::Basic, None).await;
     assert!(matches!(refused, Err(Error::Draining)));
     assert!(begun.elapsed() < SOON);
 }
@@ -221,13 +228,13 @@ async fn a_node_takes_so_many_watchers_and_no_more() {
     let watches = Arc::new(Watches::default());
     let id = |n: u128| JobId::from_store(uuid::Uuid::from_u128(n));
     let mut places: Vec<_> = (0..WATCHERS_MAX)
-        .map(|n| watches.watch(id(n as u128 % 10)).unwrap())
+        .map(|n| watches.watch(id(n as u128 % 10), false).unwrap())
         .collect();
-    let refused = watches.watch(id(0)).unwrap_err();
+    let refused = watches.watch(id(0), false).unwrap_err();
     assert_eq!(refused.code().reason, "TOO_MANY_STREAMS");
     assert!(refused.retry_after().is_some());
     places.pop();
-    places.push(watches.watch(id(0)).unwrap());
+    places.push(watches.watch(id(0), false).unwrap());
     drop(places);
     assert_eq!(watches.count(), 0);
     assert_eq!(watches.all(), []);

@@ -90,6 +90,8 @@ async fn events_that_cannot_be_told_are_refused() {
     assert_eq!(bad.problem().2, ["Last-Event-ID"]);
     let bad = fetch(address, &format!("{path}?view=ALL&wait=1s")).await;
     assert_eq!(bad.problem().2, ["view", "wait"]);
+    let bad = fetch(address, &format!("{path}?log=perhaps&after_log=x")).await;
+    assert_eq!(bad.problem().2, ["log", "after_log"]);
     let nobody = uuid::Uuid::now_v7();
     let missing = fetch(address, &format!("/jobs/{nobody}/events")).await;
     assert_eq!(missing.problem(), (404, "JOB_NOT_FOUND".into(), vec![]));

@@ -99,7 +99,7 @@ fn a_resumed_session_says_welcome_then_lost_then_what_the_worker_misses() {
     assert_eq!(pushed(&actions), [(1, lease(2), true)]);
     assert_eq!(session.in_flight(), 3, "the lost one until it has stopped");
     assert_eq!(session.free(s(0), &queue()), 1);
-    session.handle(s(0), result(9, Reported::Stopped));
+    session.handle(s(0), result(9, Reported::Stopped(None)));
     assert_eq!(session.in_flight(), 2);
 }
 
@@ -418,9 +418,9 @@ fn a_stopped_is_no_result_its_lease_is_given_back_and_it_has_no_receipt() {
     // The worker had the verdict on another stream after it said Hello on this one.
     let (mut session, _) = resumed(&[1], &[1]);
     assert_eq!(session.free(s(1), &queue()), 3);
-    let actions = session.handle(s(1), result(1, Reported::Stopped));
+    let actions = session.handle(s(1), result(1, Reported::Stopped(None)));
     assert!(
-        !actions.iter().any(|a| matches!(a, Action::Record(_))),
+        !actions.iter().any(|a| matches!(a, Action::Record(..))),
         "{actions:?}"
     );
     let given_back = Outcome::Release {

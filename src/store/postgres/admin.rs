@@ -24,9 +24,24 @@ const GET_BASIC: &str = concat!(
     job_columns!(),
     " FROM jobs WHERE id = ANY($1) AND state <> 7"
 );
+/// Lines that a job's attempts have said. Only those jobs are looked for in the other table that have something there.
+macro_rules! said {
+    () => {
+        "CASE WHEN has_log THEN (SELECT l.said FROM job_logs l WHERE l.job = jobs.id) END AS said"
+    };
+}
+const GET_PROGRESS: &str = concat!(
+    "SELECT ",
+    job_columns!(),
+    ", ",
+    said!(),
+    " FROM jobs WHERE id = ANY($1) AND state <> 7"
+);
 const GET_FULL: &str = concat!(
     "SELECT ",
     job_columns!(),
+    ", ",
+    said!(),
     ", payload_type, payload_is_text, payload, output_type, output_is_text, output FROM jobs WHERE id = ANY($1) AND state <> 7"
 );
 /// The newest of each job, and the newest that says why it failed, which may be older than those. (A lost lease says
@@ -42,10 +57,13 @@ SELECT a.* FROM unnest($1::uuid[]) AS n (job), LATERAL (
 const PROGRESS: &str = "
 SELECT job, revision, percent, note, CASE WHEN $2 THEN checkpoint END AS checkpoint FROM progress WHERE job = ANY($1)";
 
-/// Only those jobs are looked for in the other table that have something there.
-const VERSIONS: &str = "
-SELECT id, revision, CASE WHEN has_progress THEN (SELECT p.revision FROM progress p WHERE p.job = j.id) END AS progress
-  FROM jobs j WHERE id = ANY($1) AND state <> 7";
+/// Only those jobs are looked for in the other tables that have something there.
+const VERSIONS: &str = concat!(
+    "SELECT id, revision,
+       CASE WHEN has_progress THEN (SELECT p.revision FROM progress p WHERE p.job = jobs.id) END AS progress, ",
+    said!(),
+    " FROM jobs WHERE id = ANY($1) AND state <> 7"
+);
 
 const RETRY: &str = concat!(
     "WITH locked AS MATERIALIZED (
@@ -153,7 +171,8 @@ pub(super) async fn get(pool: &Pool, ids: &[JobId], view: View) -> Result<Vec<Op
 async fn read(pool: &Pool, ids: &[JobId], view: View) -> Result<HashMap<JobId, Job>> {
     let keys: Vec<Uuid> = ids.iter().map(|id| id.uuid()).collect();
     let sql = match view {
-        View::Basic | View::Progress => GET_BASIC,
+        View::Basic => GET_BASIC,
+        View::Progress => GET_PROGRESS,
         View::Full => GET_FULL,
     };
     let mut found = HashMap::with_capacity(ids.len());
@@ -195,7 +214,9 @@ pub(super) async fn versions(pool: &Pool, ids: &[JobId]) -> Result<Vec<Option<Ve
         let id = row.next::<Uuid>()?;
         let revision = row.next::<i64>()?;
         let progress = row.next::<Option<i64>>()?.unwrap_or(0);
+        let lines = row.next::<Option<i64>>()?.unwrap_or(0);
         let version = Version {
+            lines: u64::try_from(lines).unwrap_or(0),
             revision: u64::try_from(revision).unwrap_or(0),
             progress: u64::try_from(progress).unwrap_or(0),
         };

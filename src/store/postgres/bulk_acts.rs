@@ -150,19 +150,22 @@ counted AS (
 macro_rules! delete {
     ($unchanged:expr) => {
         concat!(
-            begin!(", j.labels", $unchanged),
+            begin!(", j.labels, j.has_log", $unchanged),
             "done AS (
   UPDATE jobs j
      SET state = 7, revision = j.revision + 1, session = NULL, queue = '', kind = '', worker = '', labels = NULL, headers = NULL,
          fingerprint = '', payload = '', payload_type = '', output = NULL, output_type = NULL, idempotency_key = NULL,
          unique_key = NULL, unique_held = NULL, due_at = NULL,
-         failed_at = NULL, expire_at = NULL, has_progress = false, purge_time = greatest(c.now, j.create_time + $8)
+         failed_at = NULL, expire_at = NULL, has_progress = false, has_log = false,
+         purge_time = greatest(c.now, j.create_time + $8)
     FROM clock c, locked l WHERE j.id = l.id AND j.state = l.was
-  RETURNING j.id, j.purge_time, l.queue, l.labels, l.was),
+  RETURNING j.id, j.purge_time, l.queue, l.labels, l.has_log, l.was),
 history AS (
   DELETE FROM attempts a USING done g WHERE a.job = g.id),
 progressed AS (
   DELETE FROM progress p USING done g WHERE p.job = g.id),
+logged AS (
+  UPDATE job_logs h SET gone = true FROM done g WHERE g.has_log AND h.job = g.id),
 unlabelled AS (
   DELETE FROM job_labels WHERE ctid = ANY (ARRAY(
     SELECT x.ctid FROM done k CROSS JOIN LATERAL jsonb_each_text(k.labels) AS e

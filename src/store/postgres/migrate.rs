@@ -54,6 +54,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         include_str!("migrations/0012_job_labels.sql"),
     ),
     (9, "bulks", include_str!("migrations/0009_bulks.sql")),
+    (
+        8,
+        "logs of jobs",
+        include_str!("migrations/0008_job_logs.sql"),
+    ),
 ];
 
 /// Any number that nobody else locks.

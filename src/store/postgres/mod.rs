@@ -17,6 +17,7 @@ mod enqueue;
 mod fault;
 mod lease;
 mod list;
+mod log;
 mod migrate;
 mod nodes;
 mod pool;
@@ -39,15 +40,16 @@ pub use pool::PostgresOptions;
 
 use crate::error::Result;
 use crate::job::{
-    AuditEvent, BulkId, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, Priority,
-    QueueName, SessionId, Start, Timestamp, Verdict, View,
+    AuditEvent, BulkId, By, Ending, HeldLease, Job, JobId, Lease, LogLine, NewJob, NodeId,
+    Priority, QueueName, SessionId, Start, Timestamp, Verdict, View,
 };
 use crate::store::{
     AllSettings, Ask, Attach, Attached, Attaching, Bulk, BulkStep, Cancelled, ClaimedBulk, Deleted,
     Draining, Drains, EnqueueAnswer, EntryId, Epoch, Expired, FinishAnswer, Found, Granted,
-    JobFilter, JobPage, Line, MigrationReport, NewBulk, NewSession, NodeReport, NodeView, Offer,
-    QueueStats, QueueView, Report, Rescheduled, Retried, Segment, SessionPage, SessionReport,
-    SessionState, Signal, Started, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
+    JobFilter, JobPage, Line, LogReport, MigrationReport, NewBulk, NewSession, NodeReport,
+    NodeView, Offer, QueueStats, QueueView, Report, Rescheduled, Retried, Segment, SessionPage,
+    SessionReport, SessionState, Signal, Started, Steer, Steered, Store, Swept, Unit, Version,
+    Whereabouts,
 };
 use pool::{Pool, Transactions};
 
@@ -188,6 +190,12 @@ impl Store for PostgresStore {
     }
     async fn report(&self, reports: Vec<Report>) -> Result<Vec<Verdict>> {
         progress::report(&self.hot, &reports).await
+    }
+    async fn log(&self, reports: Vec<LogReport>) -> Result<Vec<Verdict>> {
+        log::log(&self.hot, &reports).await
+    }
+    async fn lines(&self, after: Vec<(JobId, u64)>) -> Result<Vec<Vec<LogLine>>> {
+        log::lines(&self.reads, &after).await
     }
     async fn offered(&self, offers: Vec<Offer>) -> Result<()> {
         backlog::offered(&self.loops, &offers).await

@@ -68,6 +68,10 @@ pub(super) fn job(row: &PgRow, view: View) -> Result<Job> {
         View::Basic | View::Progress => (None, None),
         View::Full => (Some(payload(row)?), output(row)?),
     };
+    let said = match view {
+        View::Basic => None,
+        View::Progress | View::Full => column::<Option<i64>>(row, "said")?,
+    };
     Ok(Job {
         id: JobId::from_store(column(row, "id")?),
         idempotency_key: column::<Option<&str>>(row, "idempotency_key")?
@@ -108,6 +112,8 @@ pub(super) fn job(row: &PgRow, view: View) -> Result<Job> {
         finish_time: column::<Option<i64>>(row, "finish_time")?.map(Timestamp),
         purge_time: column::<Option<i64>>(row, "purge_time")?.map(Timestamp),
         attempts: Vec::new(),
+        lines_said: said.and_then(|n| u64::try_from(n).ok()).unwrap_or(0),
+        log: None,
     })
 }
 

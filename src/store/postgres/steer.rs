@@ -72,7 +72,8 @@ gone AS (
      SET state = 7, session = NULL, queue = '', kind = '', worker = '', labels = NULL, headers = NULL, fingerprint = '',
          payload = '', payload_type = '', output = NULL, output_type = NULL, idempotency_key = NULL, unique_key = NULL,
          unique_held = NULL,
-         failed_at = NULL, expire_at = NULL, has_progress = false, purge_time = greatest(c.now, j.create_time + $2)
+         failed_at = NULL, expire_at = NULL, has_progress = false, has_log = false,
+         purge_time = greatest(c.now, j.create_time + $2)
     FROM clock c, locked l WHERE j.id = l.id AND j.state = l.was
   RETURNING j.id, j.purge_time, l.queue, l.labels, l.was, c.now),
 history AS (
@@ -84,6 +85,10 @@ unlabelled AS (
     SELECT x.ctid FROM gone k CROSS JOIN LATERAL jsonb_each_text(k.labels) AS e
      CROSS JOIN LATERAL (
        SELECT l.ctid FROM job_labels l WHERE l.label = lh_label(e.key, e.value) AND l.job = k.id OFFSET 0) AS x))),
+logged AS (
+  DELETE FROM job_logs l USING gone g WHERE l.job = g.id),
+said AS (
+  DELETE FROM log_lines l USING gone g WHERE l.job = g.id),
 ended AS (
   INSERT INTO finished (bucket, check_at, size, jobs)
   SELECT purge_time / 3600000000, purge_time, 1, ARRAY[id] FROM gone),

@@ -71,7 +71,7 @@ taken AS MATERIALIZED (
 named AS MATERIALIZED (
   SELECT DISTINCT u.job FROM taken t JOIN finished f ON f.id = t.id, unnest(f.jobs) AS u (job)),
 locked AS MATERIALIZED (
-  SELECT j.id, j.has_progress, j.labels FROM jobs j, clock c
+  SELECT j.id, j.has_progress, j.has_log, j.labels FROM jobs j, clock c
    WHERE j.id = ANY (ARRAY(SELECT job FROM named)) AND j.state IN (4, 5, 6, 7) AND j.purge_time <= c.now
    ORDER BY j.id FOR UPDATE OF j SKIP LOCKED),
 gone AS (
@@ -85,6 +85,8 @@ unlabelled AS (
     SELECT x.ctid FROM locked k CROSS JOIN LATERAL jsonb_each_text(k.labels) AS e
      CROSS JOIN LATERAL (
        SELECT l.ctid FROM job_labels l WHERE l.label = lh_label(e.key, e.value) AND l.job = k.id OFFSET 0) AS x))),
+logged AS (
+  UPDATE job_logs h SET gone = true FROM locked l WHERE l.has_log AND h.job = l.id),
 counted AS (
   INSERT INTO queue_counts (queue, succeeded, failed, cancelled)
   SELECT queue, -count(*) FILTER (WHERE state = 4), -count(*) FILTER (WHERE state = 5), -count(*) FILTER (WHERE state = 6)
@@ -226,6 +228,17 @@ chunks AS (DELETE FROM bulk_chunks k USING old o WHERE k.bulk = o.id),
 gone AS (DELETE FROM bulks b USING old o WHERE b.id = o.id RETURNING b.id)
 SELECT count(*) AS changed, count(*) >= $1 AS more FROM gone";
 
+/// What their jobs said goes some time after them, and not in the purge: of a thousand jobs it may be a million lines.
+const DROP_LOGS: &str = "
+WITH old AS MATERIALIZED (
+  SELECT job FROM job_logs WHERE gone ORDER BY job LIMIT $1 FOR UPDATE SKIP LOCKED),
+lines AS (DELETE FROM log_lines l USING old o WHERE l.job = o.job),
+dropped AS (DELETE FROM job_logs h USING old o WHERE h.job = o.job RETURNING h.job)
+SELECT count(*) AS changed, count(*) >= $1 AS more FROM dropped";
+
+/// A job's log is counted as so many rows of other kinds.
+const LOG_ROWS: i64 = 20;
+
 /// Makes due jobs QUEUED.
 pub(super) async fn promote(pool: &Pool, limit: usize) -> Result<Swept> {
     let rows = pool
@@ -278,15 +291,16 @@ pub(super) async fn retain(pool: &Pool, limit: usize) -> Result<Swept> {
     })
 }
 
-/// Drops log rows that point at nothing, sums up counts.
+/// Drops log rows that point at nothing, logs of jobs that are gone, sums up counts.
 pub(super) async fn tidy(pool: &Pool, limit: usize) -> Result<Swept> {
     let mut swept = Swept::default();
-    let steps: [fn(i64) -> Statement<'static>; 9] = [
+    let steps: [fn(i64) -> Statement<'static>; 10] = [
         |limit| sqlx::query(DROP_BACKLOG).bind(limit),
         |limit| sqlx::query(DROP_GRANTS).bind(limit),
         |limit| sqlx::query(MERGE_FINISHED).bind(limit),
         |limit| sqlx::query(DROP_SIGNALS).bind(limit),
         |limit| sqlx::query(SUM_COUNTS).bind(limit),
+        |limit| sqlx::query(DROP_LOGS).bind((limit / LOG_ROWS).max(1)),
         |limit| sqlx::query(DROP_SETTINGS).bind(limit),
         |limit| sqlx::query(DROP_NODES).bind(limit).bind(micros(NODE_KEPT)),
         |limit| sqlx::query(DROP_AUDIT).bind(limit).bind(bound(AUDIT_KEPT)),

@@ -19,15 +19,15 @@ use sqlx::{ConnectOptions, Connection, Executor, Sqlite, Transaction};
 use super::{
     AllSettings, Ask, Attach, Attached, Attaching, Bulk, BulkStep, Cancelled, ClaimedBulk, Deleted,
     Draining, Drains, EnqueueAnswer, Epoch, Expired, FinishAnswer, Found, Granted, JobFilter,
-    JobPage, Line, MigrationReport, NewBulk, NewSession, NodeReport, NodeView, Offer, QueueStats,
-    QueueView, Report, Rescheduled, Retried, Segment, SessionPage, SessionReport, SessionState,
-    Signal, Started, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
+    JobPage, Line, LogReport, MigrationReport, NewBulk, NewSession, NodeReport, NodeView, Offer,
+    QueueStats, QueueView, Report, Rescheduled, Retried, Segment, SessionPage, SessionReport,
+    SessionState, Signal, Started, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::error::Result;
 use crate::job::{
-    AuditEvent, BulkId, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, Priority,
-    QueueName, SessionId, Start, Timestamp, Verdict, View,
+    AuditEvent, BulkId, By, Ending, HeldLease, Job, JobId, Lease, LogLine, NewJob, NodeId,
+    Priority, QueueName, SessionId, Start, Timestamp, Verdict, View,
 };
 use fault::{commit_fault, fault};
 
@@ -42,6 +42,7 @@ mod change;
 mod enqueue;
 mod fault;
 mod lease;
+mod log;
 mod migrate;
 mod nodes;
 mod progress;
@@ -263,6 +264,14 @@ impl Store for SqliteStore {
 
     async fn report(&self, reports: Vec<Report>) -> Result<Vec<Verdict>> {
         progress::report(self, reports).await
+    }
+
+    async fn log(&self, reports: Vec<LogReport>) -> Result<Vec<Verdict>> {
+        log::log(self, &reports).await
+    }
+
+    async fn lines(&self, after: Vec<(JobId, u64)>) -> Result<Vec<Vec<LogLine>>> {
+        log::lines(self, &after).await
     }
 
     async fn offered(&self, offers: Vec<Offer>) -> Result<()> {

@@ -9,9 +9,8 @@ use bytes::Bytes;
 use sqlx::{FromRow, SqliteConnection};
 use uuid::Uuid;
 
-use super::SqliteStore;
 use super::fault::{broken, fault};
-use super::progress;
+use super::{SqliteStore, log, progress};
 use crate::error::{Error, Result};
 use crate::job::limits::ATTEMPTS_SHOWN;
 use crate::job::{
@@ -43,7 +42,8 @@ SELECT attempt, worker, outcome, failure_kind, message, detail, permanent, retry
  ORDER BY attempt DESC LIMIT 1";
 
 const VERSIONS: &str = "
-SELECT j.id, j.revision, (SELECT p.revision FROM progress p WHERE p.id = j.id)
+SELECT j.id, j.revision, (SELECT p.revision FROM progress p WHERE p.id = j.id),
+       (SELECT l.said FROM job_logs l WHERE l.job = j.id)
   FROM jobs j WHERE j.id IN (SELECT unhex(value) FROM json_each(?1))";
 
 /// Reads jobs, in the order of `ids`, from one snapshot.
@@ -61,24 +61,31 @@ pub(super) async fn get(
             for (id, job) in &mut found {
                 job.progress = progress.remove(id);
             }
+            log::count(&mut snapshot, &mut found).await?;
         }
-        View::Full => complete(&mut snapshot, &mut found).await?,
+        View::Full => {
+            complete(&mut snapshot, &mut found).await?;
+            log::count(&mut snapshot, &mut found).await?;
+        }
     }
     snapshot.rollback().await.map_err(fault)?;
     Ok(ids.iter().map(|id| found.get(id).cloned()).collect())
 }
 
+type VersionRow = (Uuid, i64, Option<i64>, Option<i64>);
+
 /// How new jobs are, in the order of `ids`.
 pub(super) async fn versions(store: &SqliteStore, ids: &[JobId]) -> Result<Vec<Option<Version>>> {
-    let rows: Vec<(Uuid, i64, Option<i64>)> = sqlx::query_as(VERSIONS)
+    let rows: Vec<VersionRow> = sqlx::query_as(VERSIONS)
         .bind(id_list(ids)?)
         .fetch_all(&store.readers)
         .await
         .map_err(fault)?;
-    let of = |(id, revision, progress): (Uuid, i64, Option<i64>)| {
+    let of = |(id, revision, progress, lines): VersionRow| {
         let version = Version {
             revision: u64::try_from(revision).unwrap_or(0),
             progress: progress.and_then(|n| u64::try_from(n).ok()).unwrap_or(0),
+            lines: lines.and_then(|n| u64::try_from(n).ok()).unwrap_or(0),
         };
         (id, version)
     };
@@ -363,6 +370,8 @@ impl JobRow {
             finish_time: self.finish_time.map(Timestamp),
             purge_time: self.purge_time.map(Timestamp),
             attempts: Vec::new(),
+            lines_said: 0,
+            log: None,
         })
     }
 }

@@ -45,9 +45,15 @@ const LOST: &str = "
 SELECT j.id, s.expire_time <= (SELECT grace_until FROM pulse) AS in_outage
   FROM sessions s CROSS JOIN jobs j ON j.session = s.id AND j.state = 3
  WHERE s.dead = 1 LIMIT ?1";
+// How many lines they have said comes along: all of them go at once.
 const PURGEABLE: &str = "
-SELECT id FROM jobs WHERE purge_time <= ?1 ORDER BY purge_time LIMIT ?2";
-pub(super) const PURGE: [&str; 6] = [
+SELECT j.id, coalesce((SELECT l.kept FROM job_logs l WHERE l.job = j.id), 0) FROM jobs j
+ WHERE j.purge_time <= ?1 ORDER BY j.purge_time LIMIT ?2";
+/// Lines of logs that one purge removes, or those of one job.
+const PURGED_LINES_MAX: i64 = 50_000;
+pub(super) const PURGE: [&str; 8] = [
+    "DELETE FROM log_lines WHERE job IN (SELECT unhex(value) FROM json_each(?1))",
+    "DELETE FROM job_logs WHERE job IN (SELECT unhex(value) FROM json_each(?1))",
     "DELETE FROM job_labels WHERE (key, value, id) IN (
        SELECT e.key, e.value, p.id FROM json_each(?1) AS n CROSS JOIN payloads p ON p.id = unhex(n.value), json_each(p.labels) AS e)",
     "DELETE FROM progress WHERE id IN (SELECT unhex(value) FROM json_each(?1))",
@@ -232,13 +238,23 @@ pub(super) async fn expire(store: &SqliteStore, limit: usize) -> Result<Expired>
 /// Removes final jobs whose purge time is past, and what is left of deleted ones.
 pub(super) async fn retain(store: &SqliteStore, limit: usize) -> Result<Swept> {
     let (mut tx, now) = store.write().await?;
-    let found: Vec<Uuid> = sqlx::query_scalar(PURGEABLE)
+    let found: Vec<(Uuid, i64)> = sqlx::query_as(PURGEABLE)
         .bind(now.0)
         .bind(rows_max(limit))
         .fetch_all(&mut *tx)
         .await
         .map_err(fault)?;
-    let ids: Vec<JobId> = found.into_iter().map(JobId::from_store).collect();
+    let is_full = found.len() >= limit;
+    let mut lines = 0;
+    let all = found.len();
+    let fits = |(_, said): &(Uuid, i64)| {
+        let is_first = lines == 0;
+        lines += said;
+        is_first || lines <= PURGED_LINES_MAX
+    };
+    let taken = found.into_iter().take_while(fits);
+    let ids: Vec<JobId> = taken.map(|(id, _)| JobId::from_store(id)).collect();
+    let more = is_full || ids.len() < all;
     let freed = sqlx::query(FREE_IDS)
         .bind(now.0)
         .bind(rows_max(limit))
@@ -260,7 +276,7 @@ pub(super) async fn retain(store: &SqliteStore, limit: usize) -> Result<Swept> {
     commit(tx).await?;
     Ok(Swept {
         changed: count(ids.len()) + freed,
-        more: ids.len() >= limit || freed >= count(limit),
+        more: more || freed >= count(limit),
         segments: Vec::new(),
     })
 }

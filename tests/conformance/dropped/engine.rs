@@ -81,7 +81,9 @@ impl Crowd {
                     attempt: 1,
                 };
                 let token = [7; 32];
-                engine.report(&token, vec![(lease, success())]).await?;
+                engine
+                    .report(&token, vec![(lease, success())], vec![])
+                    .await?;
             }
             _ => {
                 let live = engine.open_session(hello(5)).await?;

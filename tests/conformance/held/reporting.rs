@@ -1,7 +1,9 @@
 //! Progress and checkpoints of an attempt, beside its end.
 
-use leasehold::job::{JobState, Lease, Progress, StaleReason, Verdict};
-use leasehold::store::{Attached, Cancelled, Report};
+use leasehold::job::{
+    JobState, Lease, LogLevel, NewLine, NewLines, Progress, StaleReason, Verdict,
+};
+use leasehold::store::{Attached, Cancelled, LogReport, Report};
 use tokio::task::JoinHandle;
 
 use super::{Gate, answer, begin, waiting};
@@ -86,6 +88,41 @@ async fn a_checkpoint_behind_the_end_of_its_attempt_is_stale_and_changes_nothing
     assert_eq!(world.look(lease.job).await.progress, None);
 }
 on_postgres!(a_checkpoint_behind_the_end_of_its_attempt_is_stale_and_changes_nothing);
+
+async fn the_last_words_of_an_attempt_whose_end_is_being_written_are_taken(world: World) {
+    for is_cancelled in [true, false] {
+        let (lease, session) = world.running().await;
+        let mut gate = Gate::shut(&world, "ending", "attempts", "INSERT", "true").await;
+        let ending = begin(&world, move |world| async move {
+            match is_cancelled {
+                true => drop(world.cancel(lease.job).await),
+                false => drop(world.finish(lease, session, release()).await),
+            }
+        });
+        gate.holds(1).await;
+        let line = NewLine {
+            elapsed: None,
+            level: LogLevel::Info,
+            message: "good bye".into(),
+        };
+        let report = LogReport {
+            lease,
+            session: session.session,
+            lines: NewLines::check("log", 1, vec![line]).expect("within bounds"),
+        };
+        let late = begin(&world, move |world| async move {
+            let answers = world.store.log(vec![report]).await;
+            answers.expect("log answers").remove(0)
+        });
+        waiting(&world, 1).await;
+        gate.open().await;
+        answer(ending).await;
+        assert!(matches!(answer(late).await, Verdict::Recorded(_)));
+        let lines = world.store.lines(vec![(lease.job, 0)]).await;
+        assert_eq!(lines.expect("lines answers")[0].len(), 1);
+    }
+}
+on_postgres!(the_last_words_of_an_attempt_whose_end_is_being_written_are_taken);
 
 async fn of_two_checkpoints_that_cross_the_newer_stays(world: World) {
     for (first, second) in [(1, 2), (2, 1)] {

@@ -52,6 +52,10 @@ pub struct Job {
     pub ended: BTreeMap<u32, (No, AttemptOutcome)>,
     /// Revision and checkpoint of the newest report.
     pub progress: Option<(u64, Option<String>)>,
+    /// Number, attempt and words of all its lines.
+    pub log: Vec<(u64, u32, String)>,
+    /// How many lines were said before the attempt that said the newest, which attempt that was, and how many in all.
+    pub said: (u64, u32, u64),
 }
 
 #[derive(Debug, Clone)]
@@ -215,6 +219,8 @@ impl Model {
             holder: None,
             ended: BTreeMap::new(),
             progress: None,
+            log: Vec::new(),
+            said: (0, 0, 0),
         };
         job.waits(delay, self.now);
         self.jobs.push(Some(job));
@@ -375,6 +381,32 @@ impl Model {
             false => (last, before),
         });
         Verdict::Recorded(job.state)
+    }
+
+    /// Lines of an attempt that is the newest, and was handed to this session.
+    pub fn say(&mut self, no: No, attempt: u32, by: No, first: u64, count: u64) -> Verdict {
+        let Some(job) = &mut self.jobs[no] else {
+            return Verdict::Unknown;
+        };
+        let had = job.ended.get(&attempt).map(|(by, _)| *by);
+        if job.attempt != attempt || job.holder.or(had) != Some(by) {
+            return job.stale(attempt, by);
+        }
+        let (mut base, of, said) = job.said;
+        if of < attempt {
+            base = said;
+        }
+        for number in (first..first + count).filter(|n| base + n > said) {
+            job.log.push((base + number, attempt, number.to_string()));
+        }
+        job.said = (base, attempt, said.max(base + first + count - 1));
+        Verdict::Recorded(job.state)
+    }
+
+    /// All lines of a job, and how many were said.
+    pub fn log(&self, no: No) -> (Vec<(u64, u32, String)>, u64) {
+        let job = self.jobs[no].as_ref();
+        job.map_or_else(Default::default, |job| (job.log.clone(), job.said.2))
     }
 
     /// `Ok`: with the session that ran it. Else the state that does not allow it.

@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use leasehold::job::draft::{RawExpiry, RawStart};
 use leasehold::job::{
-    By, Ending, JobId, JobState, Lease, NewJob, Outcome, Priority, Progress, Start, UniqueConflict,
+    By, Ending, JobId, JobState, Lease, NewJob, Outcome, Priority, Start, UniqueConflict,
     UniqueKey, Verdict, View,
 };
 use leasehold::store::{
-    Ask, Attach, Attached, Cancelled, Enqueued, Granted, Line, Report, Rescheduled, Retried,
-    SessionState, Unit,
+    Ask, Attach, Attached, Cancelled, Enqueued, Granted, Line, Rescheduled, Retried, SessionState,
+    Unit,
 };
+
+mod saying;
 
 use super::Op;
 use super::model::{Asked, BACKOFF, Fault, Model, No, RETENTION, TICK, TTL, Unique, Unretried};
@@ -141,6 +143,7 @@ impl Play {
             }
             Op::Grant(asks) => self.grant(asks).await,
             Op::Finish(some) => self.finish(some).await,
+            Op::Say(job, lease, first, count) => self.say(*job, *lease, *first, *count).await,
             Op::Report(job, lease, revision, has_checkpoint) => {
                 self.report(*job, *lease, *revision, *has_checkpoint).await;
             }
@@ -386,33 +389,6 @@ impl Play {
                 _ => assert_eq!(told, expected, "of {ending:?} in {endings:?}"),
             }
         }
-    }
-
-    async fn report(&mut self, job: No, lease: usize, revision: u64, has_checkpoint: bool) {
-        let Some(job) = self.some_job(job) else {
-            return;
-        };
-        let Some((attempt, by)) = self.some_lease(job, lease) else {
-            return;
-        };
-        let checkpoint = has_checkpoint.then(|| format!("{attempt} {revision}"));
-        let expected = self
-            .model
-            .report(job, attempt, by, revision, checkpoint.as_deref());
-        let report = Report {
-            lease: Lease {
-                job: self.jobs[job].id,
-                attempt,
-            },
-            session: self.sessions[by].session,
-            progress: Progress {
-                checkpoint: checkpoint.map(Into::into),
-                revision,
-                ..Progress::default()
-            },
-        };
-        let told = self.world.store.report(vec![report]).await;
-        assert_eq!(told.expect("report answers"), [expected]);
     }
 
     async fn cancel(&mut self, job: No) {

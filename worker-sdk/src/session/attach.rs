@@ -146,12 +146,15 @@ impl Sessions {
         session.is_some() && self.current == Some(no)
     }
 
-    /// Puts every result and checkpoint without a receipt in line: the way it
+    /// Puts every result, checkpoint and line without a receipt in line: the way it
     /// went is gone.
     pub(super) fn send_again(&mut self, no: SessionNo) {
         for ticket in self.book.running_of(no) {
             match self.has_streams(no) {
-                true => self.queue_progress(ticket),
+                true => {
+                    self.queue_progress(ticket);
+                    self.log_again(ticket);
+                }
                 // There is no other way for these.
                 false => self.end_progress(ticket),
             }

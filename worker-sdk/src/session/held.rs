@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use prost::Message;
 
+use super::log::Log;
 use super::progress::Reports;
 use super::{SessionNo, StopReason, Ticket};
 use crate::proto;
@@ -18,6 +19,7 @@ pub(super) struct Held {
     pub(super) lease: proto::Lease,
     pub(super) state: State,
     pub(super) reports: Reports,
+    pub(super) log: Log,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -30,8 +32,8 @@ pub(super) enum State {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Finished {
-    pub(super) result: proto::Result,
-    /// Encoded size of the result.
+    pub(super) outcome: proto::result::Outcome,
+    /// Encoded size of the result, with the lines that go with it.
     pub(super) bytes: usize,
     /// When the handler ended.
     pub(super) since: Duration,
@@ -78,6 +80,7 @@ impl Book {
             lease,
             state,
             reports,
+            log: Log::default(),
         };
         self.held.insert(ticket, Box::new(held));
         ticket
@@ -105,11 +108,7 @@ impl Book {
         let Some(held) = self.held.get_mut(&ticket) else {
             return;
         };
-        let result = proto::Result {
-            lease: Some(held.lease.clone()),
-            outcome: Some(outcome),
-        };
-        let bytes = result.encoded_len();
+        let bytes = held.lease.encoded_len() + outcome.encoded_len() + held.log.lines.size();
         let (since, rejections) = match &held.state {
             State::Running { .. } => {
                 self.running = self.running.saturating_sub(1);
@@ -122,7 +121,7 @@ impl Book {
         };
         self.finished_bytes = self.finished_bytes.saturating_add(bytes);
         held.state = State::Finished(Finished {
-            result,
+            outcome,
             bytes,
             since,
             rejections,
@@ -206,6 +205,15 @@ impl Book {
 }
 
 impl Held {
+    /// The result, as it is sent, with the lines that have no receipt.
+    pub(super) fn result(&self) -> Option<proto::Result> {
+        Some(proto::Result {
+            lease: Some(self.lease.clone()),
+            outcome: Some(self.finished()?.outcome.clone()),
+            log: self.log.lines.wire(),
+        })
+    }
+
     pub(super) fn is_running(&self) -> bool {
         matches!(self.state, State::Running { .. })
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::Outcome;
+use super::{Outcome, Said};
 use crate::proto;
 
 /// The worker's own number of one of its sessions: what it holds is held under it.
@@ -72,6 +72,8 @@ pub enum Event {
     Ended(StreamNo, End),
     /// A handler says how far it is; somebody may wait for that to be durable.
     Progress(Ticket, proto::Progress, Option<Waiter>),
+    /// A handler has said something for people.
+    Said(Ticket, Said),
     /// A handler is no more.
     Finished(Ticket, Outcome),
     /// The answer to `Action::Report`; an error says only that there is none.

@@ -64,6 +64,11 @@ impl Sessions {
                 self.leave(self.config.grace);
             }
             Response::Leave(_) => {}
+            Response::LogReceipts(receipts) => {
+                for receipt in &receipts.receipts {
+                    self.log_receipt(no, receipt);
+                }
+            }
         }
     }
 
@@ -201,7 +206,7 @@ impl Sessions {
             return false;
         }
         let status = receipt.status();
-        let Some(lease) = receipt.lease else {
+        let Some(lease) = receipt.lease.clone() else {
             return false;
         };
         let Some(ticket) = self.book.find(no, &lease) else {
@@ -210,6 +215,7 @@ impl Sessions {
         let Some(held) = self.book.get(ticket) else {
             return false;
         };
+        let has_lines = !held.log.lines.is_empty();
         let State::Finished(finished) = &held.state else {
             // A verdict on something this handler has not said yet: the lease is not ours.
             if status == proto::ReceiptStatus::Stale {
@@ -228,6 +234,14 @@ impl Sessions {
             proto::ReceiptStatus::Recorded => {}
             proto::ReceiptStatus::Stale => self.note(Note::Stale(lease, why)),
             proto::ReceiptStatus::Unknown => self.note(Note::GaveUp(lease)),
+            proto::ReceiptStatus::Rejected if has_lines && is_of_log(&receipt) => {
+                // The outcome is good: it goes without them.
+                if let Some(held) = self.book.get_mut(ticket) {
+                    held.log.refuse();
+                }
+                self.queue(ticket);
+                return true;
+            }
             proto::ReceiptStatus::Rejected if rejections >= REJECTIONS_MAX => {
                 self.note(Note::GaveUp(lease))
             }
@@ -254,4 +268,10 @@ impl Sessions {
             session.done(held.lease);
         }
     }
+}
+
+/// What was refused are the lines that came with a result.
+fn is_of_log(receipt: &proto::Receipt) -> bool {
+    let problem = receipt.problem.as_ref();
+    problem.is_some_and(|problem| problem.field == "log" || problem.field.starts_with("log."))
 }

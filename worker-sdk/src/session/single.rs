@@ -37,6 +37,8 @@ pub(super) struct Session {
     pub(super) outbox: VecDeque<Ticket>,
     /// Attempts with a report to be sent.
     pub(super) progress: VecDeque<Ticket>,
+    /// Attempts with lines to be sent.
+    pub(super) logs: VecDeque<Ticket>,
     /// When the newest message was sent of which the server said that it renewed
     /// the session: a heartbeat that was acknowledged, or a Hello that was
     /// welcome, on any stream.
@@ -79,6 +81,7 @@ impl Session {
             over: false,
             outbox: VecDeque::new(),
             progress: VecDeque::new(),
+            logs: VecDeque::new(),
             renewed: asked_at,
             ttl: Duration::from_secs(30),
             interval: Duration::from_secs(10),
@@ -193,9 +196,13 @@ impl Session {
     pub(super) fn take_batch(&mut self, book: &mut Book) -> (Vec<proto::Result>, Vec<Ticket>) {
         let (mut results, mut tickets, mut bytes) = (Vec::new(), Vec::new(), 0);
         while let Some(ticket) = self.outbox.front().copied() {
-            let Some(finished) = book.get_mut(ticket).and_then(|held| held.finished_mut()) else {
+            let Some(held) = book.get_mut(ticket).filter(|held| !held.is_running()) else {
                 self.outbox.pop_front();
                 continue;
+            };
+            let result = held.result();
+            let (Some(result), Some(finished)) = (result, held.finished_mut()) else {
+                break;
             };
             let full = results.len() >= BATCH_RESULTS_MAX || bytes + finished.bytes > BATCH_BYTES;
             if full && !results.is_empty() {
@@ -203,7 +210,7 @@ impl Session {
             }
             bytes += finished.bytes;
             finished.queued = false;
-            results.push(finished.result.clone());
+            results.push(result);
             tickets.push(ticket);
             self.outbox.pop_front();
         }

@@ -7,7 +7,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::held::Book;
-use super::single::{BATCH_RESULTS_MAX, Session};
+use super::log::Lines;
+use super::single::{BATCH_BYTES, BATCH_RESULTS_MAX, Session};
 use super::{SessionNo, StreamNo, Ticket};
 use crate::proto;
 use proto::lease_jobs_request::Message as Request;
@@ -32,11 +33,14 @@ impl Link {
 
     /// Frees the slot of a lease that asks for no more: also on the stream asked
     /// for, whose Hello may list it.
-    pub(super) fn stopped(&mut self, lease: &proto::Lease) {
+    pub(super) fn stopped(&mut self, lease: &proto::Lease, last_words: Lines) {
         if let Some(used) = &mut self.used
             && !used.closing
         {
-            used.stopped.push(lease.clone());
+            used.stopped.push(Stopped {
+                lease: lease.clone(),
+                last_words,
+            });
         }
         self.settled(lease);
     }
@@ -44,7 +48,27 @@ impl Link {
     /// As `stopped`, for one whose verdict freed the slot on the stream in use.
     pub(super) fn settled(&mut self, lease: &proto::Lease) {
         if let Some(asked) = &mut self.asked {
-            asked.stopped.push(lease.clone());
+            asked.stopped.push(Stopped {
+                lease: lease.clone(),
+                last_words: Lines::default(),
+            });
+        }
+    }
+}
+
+/// A handler that was told to end, and did.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Stopped {
+    lease: proto::Lease,
+    last_words: Lines,
+}
+
+impl Stopped {
+    fn result(self) -> proto::Result {
+        proto::Result {
+            lease: Some(self.lease),
+            outcome: Some(proto::result::Outcome::Stopped(proto::Stopped {})),
+            log: self.last_words.wire(),
         }
     }
 }
@@ -83,7 +107,7 @@ pub(super) struct Stream {
     /// The window that the server was told last.
     window: u32,
     /// Slots to free: said once, never repeated, no receipt awaited.
-    stopped: Vec<proto::Lease>,
+    stopped: Vec<Stopped>,
     sequence: u64,
     beats: VecDeque<(u64, Duration)>,
 }
@@ -182,14 +206,19 @@ impl Stream {
                 tickets,
             ));
         }
+        let (reports, tickets) = session.take_logs(book);
+        if !reports.is_empty() {
+            return Some((Request::Logs(proto::Logs { reports }), tickets));
+        }
         let (mut results, tickets) = session.take_batch(book);
-        let room = BATCH_RESULTS_MAX
-            .saturating_sub(results.len())
-            .min(self.stopped.len());
-        results.extend(self.stopped.drain(..room).map(|lease| proto::Result {
-            lease: Some(lease),
-            outcome: Some(proto::result::Outcome::Stopped(proto::Stopped {})),
-        }));
+        let mut bytes = 0;
+        let room = BATCH_RESULTS_MAX.saturating_sub(results.len());
+        let fits = |stopped: &&Stopped| {
+            bytes += stopped.last_words.size();
+            bytes <= BATCH_BYTES
+        };
+        let room = self.stopped.iter().take(room).take_while(fits).count();
+        results.extend(self.stopped.drain(..room).map(Stopped::result));
         if results.is_empty() {
             return None;
         }

@@ -56,6 +56,7 @@ impl Sessions {
             let to = stream.no;
             match &message {
                 proto::lease_jobs_request::Message::Progress(_) => self.progress_sent(&tickets),
+                proto::lease_jobs_request::Message::Logs(_) => self.log_sent(&tickets),
                 _ => {
                     for ticket in tickets {
                         self.timers.set(Timer::Resend(ticket), self.now + RESEND);

@@ -8,6 +8,7 @@
 )]
 
 mod bench;
+mod log;
 mod progress;
 mod random;
 mod resume;

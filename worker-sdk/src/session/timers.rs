@@ -28,6 +28,8 @@ pub(super) enum Timer {
     Resend(Ticket),
     /// A checkpoint that was sent has no receipt yet.
     Progress(Ticket),
+    /// Lines that were sent have no receipt yet.
+    Log(Ticket),
     /// The pause before the next `ReportResults` of a session is over.
     Report(SessionNo),
     /// The half-closed stream should have ended by now.

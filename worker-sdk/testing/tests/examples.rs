@@ -80,7 +80,8 @@ async fn an_import_goes_on_from_its_checkpoint() {
     let said = said("import", &server).await;
     assert_eq!(
         said,
-        "attempt 1 worked on 650 lines\nattempt 2 worked on 400 lines\n1000 lines, sum 499500\n"
+        "attempt 1 worked on 650 lines\nattempt 2 worked on 400 lines\n1000 lines, sum 499500\n\
+         attempt 1: goes on after line 0\nattempt 2: goes on after line 600\n"
     );
 }
 

@@ -180,7 +180,10 @@ fn told(state: JobState, revision: u64) -> Result<WatchJobResponse, Status> {
         revision,
         ..Job::default()
     };
-    Ok(WatchJobResponse { job: Some(job) })
+    Ok(WatchJobResponse {
+        job: Some(job),
+        log: vec![],
+    })
 }
 
 #[tokio::test]
@@ -195,7 +198,7 @@ async fn a_watch_that_breaks_goes_on_where_it_was() {
         }
         seen
     });
-    let quiet = Ok(WatchJobResponse { job: None });
+    let quiet = Ok(WatchJobResponse::default());
     let leaves = Err(Status::unavailable("this node is draining"));
     let streams = [
         (0, vec![told(JobState::Queued, 1), quiet, leaves.clone()]),

@@ -10,6 +10,7 @@
 mod around;
 mod batches;
 mod calls;
+mod logs;
 mod peer;
 mod resume;
 mod sealed;

@@ -39,6 +39,8 @@ struct Peer {
     half_closed: bool,
     window: u32,
     unanswered: Vec<proto::Result>,
+    /// Receipts of lines that are on their way.
+    heard: Vec<proto::LogReceipt>,
     busy: bool,
     frame: u64,
     /// The highest frame that it brought while it was the newest stream.
@@ -77,6 +79,10 @@ struct World {
     calls: Vec<(SessionNo, u64, Vec<proto::Result>)>,
     /// What was said of each job, until it was refused.
     said: BTreeMap<String, proto::Result>,
+    /// What handlers have said: it waits for the pump, and how many lines it was in all.
+    lines: BTreeMap<String, (Lines, u64)>,
+    /// The last line of each job that is recorded.
+    recorded: BTreeMap<String, u64>,
     succeeded: BTreeSet<String>,
     verdicts: BTreeSet<String>,
     settled: BTreeSet<String>,
@@ -109,6 +115,8 @@ fn whatever_a_server_does_slots_leases_and_results_hold() {
             leased_in: BTreeMap::new(),
             calls: vec![],
             said: BTreeMap::new(),
+            lines: BTreeMap::new(),
+            recorded: BTreeMap::new(),
             succeeded: BTreeSet::new(),
             verdicts: BTreeSet::new(),
             settled: BTreeSet::new(),
@@ -121,7 +129,9 @@ fn whatever_a_server_does_slots_leases_and_results_hold() {
         let owed: Vec<_> = world.succeeded.difference(&world.verdicts).collect();
         assert!(owed.is_empty(), "results without a verdict: {owed:?}");
     }
-    for what in ["resumed", "over", "copied", "moved", "drained", "ignored"] {
+    for what in [
+        "said", "unheard", "resumed", "over", "copied", "moved", "drained", "ignored",
+    ] {
         assert!(seen.get(what) > Some(&50), "{what} happens: {seen:?}");
     }
 }
@@ -227,6 +237,7 @@ impl World {
                 half_closed: false,
                 window,
                 unanswered: vec![],
+                heard: vec![],
                 busy: true,
                 frame: 0,
                 taken_frame: 0,
@@ -264,6 +275,11 @@ impl World {
         peer.busy = true;
         match message {
             Request::Progress(_) => {}
+            Request::Logs(logs) => {
+                for report in logs.reports {
+                    self.report_of_lines(no, session, report);
+                }
+            }
             Request::Hello(_) => panic!("Hello comes once"),
             Request::SetCapacity(set) => peer.window = set.max_in_flight,
             Request::Heartbeat(beat) => {
@@ -308,11 +324,15 @@ impl World {
         self.served.get_mut(&session).unwrap().in_flight.remove(job);
         if !matches!(result.outcome, Some(Wire::Stopped(_))) {
             assert!(!self.settled.contains(job), "not after its receipt");
+            let result = proto::Result {
+                log: None,
+                ..result.clone()
+            };
             let said = self
                 .said
                 .entry(job.clone())
                 .or_insert_with(|| result.clone());
-            assert_eq!(said, result, "the same bytes");
+            assert_eq!(*said, result, "the same outcome");
         }
     }
 }

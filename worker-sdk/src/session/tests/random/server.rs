@@ -5,7 +5,7 @@ use super::*;
 impl World {
     pub(super) fn step(&mut self, seen: &mut BTreeMap<&'static str, u32>) {
         let no = self.random.of(self.peers.keys().copied());
-        let what = match self.random.below(14) {
+        let what = match self.random.below(17) {
             0 => self.tick(),
             1..=3 => self.welcome_or_push(no, true),
             4 | 5 => self.end_a_handler(),
@@ -14,6 +14,8 @@ impl World {
             9 if self.random.below(3) == 0 => self.cut(no),
             10 if self.random.below(4) == 0 => self.drain(no),
             11 => self.cancel_or_lose(no),
+            13 | 14 => self.say(),
+            15 => self.answer_logs(no),
             12 if self.random.below(2) == 0 => self.move_away(),
             _ => self.written(no),
         };
@@ -40,6 +42,7 @@ impl World {
             for no in self.peers.keys().copied().collect::<Vec<_>>() {
                 self.written(Some(no));
                 self.answer_results(Some(no));
+                self.answer_logs(Some(no));
                 let Some(peer) = self.peers.get(&no) else {
                     continue;
                 };
@@ -158,8 +161,84 @@ impl World {
         (!newest).then_some("ignored")
     }
 
+    /// A handler says its next lines; sometimes the pump fetches them only at its end.
+    fn say(&mut self) -> Option<&'static str> {
+        let ticket = self.random.of(self.running.keys().copied())?;
+        let job = self.running[&ticket].clone();
+        let count = 1 + self.random.below(3);
+        let (lines, said) = self.lines.entry(job).or_default();
+        for _ in 0..count {
+            *said += 1;
+            lines.push(Line {
+                elapsed: self.now,
+                level: proto::LogLevel::Info,
+                message: said.to_string(),
+            });
+        }
+        if self.random.below(4) > 0 {
+            self.fetch(ticket);
+        }
+        Some("said")
+    }
+
+    fn fetch(&mut self, ticket: Ticket) {
+        let job = &self.running[&ticket];
+        if let Some((lines, _)) = self
+            .lines
+            .get_mut(job)
+            .filter(|(lines, _)| !lines.is_empty())
+        {
+            let said = Said(lines.take());
+            self.event(Event::Said(ticket, said));
+        }
+    }
+
+    /// It is recorded, with a receipt or without, or it is not.
+    pub(super) fn report_of_lines(&mut self, no: StreamNo, session: u64, report: proto::LogReport) {
+        let (lease, log) = (report.lease.unwrap(), report.log.unwrap());
+        assert_eq!(
+            self.leased_in[&lease.job_id], session,
+            "under its own session"
+        );
+        assert!(!self.settled.contains(&lease.job_id), "not after its end");
+        let what = self.random.below(6);
+        if what == 0 {
+            return;
+        }
+        let last = self.record(&lease.job_id, &log);
+        if what > 1 {
+            let receipt = proto::LogReceipt {
+                lease: Some(lease),
+                last,
+                status: proto::ReceiptStatus::Recorded.into(),
+                problem: None,
+            };
+            self.peers.get_mut(&no).unwrap().heard.push(receipt);
+        }
+    }
+
+    fn record(&mut self, job: &str, log: &proto::LogLines) -> u64 {
+        let recorded = self.recorded.entry(job.to_owned()).or_default();
+        assert!(log.first <= *recorded + 1, "{job}: no line is skipped");
+        for (number, line) in (log.first..).zip(&log.lines) {
+            assert_eq!(line.message, number.to_string(), "{job}: in order");
+        }
+        let last = log.first + log.lines.len() as u64 - 1;
+        *recorded = last.max(*recorded);
+        last
+    }
+
+    fn answer_logs(&mut self, no: Option<StreamNo>) -> Option<&'static str> {
+        let no = no?;
+        let receipts = std::mem::take(&mut self.peers.get_mut(&no)?.heard);
+        let newest = no == self.newest;
+        self.hears(no, Response::LogReceipts(proto::LogReceipts { receipts }));
+        (!newest).then_some("unheard")
+    }
+
     fn end_a_handler(&mut self) -> Option<&'static str> {
         let ticket = self.random.of(self.running.keys().copied())?;
+        self.fetch(ticket);
         let job = self.running.remove(&ticket)?;
         // Only successes are owed a verdict whatever was ordered meanwhile.
         let outcome = match self.random.below(3) {
@@ -180,13 +259,22 @@ impl World {
             .filter(|result| !matches!(result.outcome, Some(Wire::Stopped(_))));
         judged
             .map(|result| {
-                let job = result.lease.unwrap().job_id;
+                let job = result.lease.clone().unwrap().job_id;
                 let rejected =
                     matches!(result.outcome, Some(Wire::Success(_))) && self.random.below(9) == 0;
                 let status = if rejected {
                     self.said.remove(&job);
                     proto::ReceiptStatus::Rejected
                 } else {
+                    if let Some(log) = &result.log {
+                        self.record(&job, log);
+                    }
+                    let said = self.lines.get(&job).map_or(0, |(_, said)| *said);
+                    let recorded = self.recorded.get(&job).copied().unwrap_or(0);
+                    assert_eq!(
+                        recorded, said,
+                        "{job}: its lines are there before its result"
+                    );
                     self.verdicts.insert(job.clone());
                     self.settled.insert(job.clone());
                     proto::ReceiptStatus::Recorded
