@@ -72,6 +72,9 @@ pub enum Error {
     /// Nothing was ever enqueued in such a queue, set of it, or takes jobs of it.
     #[error("no queue {0}")]
     QueueNotFound(String),
+    /// There is no such session, or its worker has left or is lost.
+    #[error("no session {0}")]
+    SessionNotFound(String),
     /// What is to be changed is not what the caller has read.
     #[error("the queue has changed since this etag was read")]
     EtagMismatch,
@@ -235,6 +238,7 @@ impl Error {
             Self::HeartbeatMissed => (4, 408, "HEARTBEAT_MISSED"),
             Self::JobNotFound(_) => (5, 404, "JOB_NOT_FOUND"),
             Self::QueueNotFound(_) => (5, 404, "QUEUE_NOT_FOUND"),
+            Self::SessionNotFound(_) => (5, 404, "SESSION_NOT_FOUND"),
             Self::IdConflict(_) => (6, 409, "ID_CONFLICT"),
             Self::KeyConflict(_) => (6, 409, "KEY_CONFLICT"),
             Self::UniqueConflict(_) => (6, 409, "UNIQUE_CONFLICT"),

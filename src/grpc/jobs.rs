@@ -196,7 +196,7 @@ impl Jobs {
         });
         let jobs = self.clone();
         Ok(Box::pin(told.map(move |told| match told {
-            Ok(Told::Job(job)) => Ok(pb::WatchJobResponse {
+            Ok(Told::News(job)) => Ok(pb::WatchJobResponse {
                 job: Some(convert::job(*job)),
             }),
             Ok(Told::Quiet) => Ok(pb::WatchJobResponse { job: None }),

@@ -18,7 +18,8 @@
 //! | `GET /queues?page_size=&page_token=`, `GET /queues/{queue}` | ListQueues, GetQueue |
 //! | `POST /queues/{queue}/pause`, `/resume` | PauseQueue, ResumeQueue, `{"reason": "..."}` if there is one |
 //! | `PATCH /queues/{queue}` | UpdateQueue: what the body names, as `{"default_timeout": "60s", "default_backoff": null}` |
-//! | `GET /sessions?queue=&page_size=&page_token=` | ListSessions |
+//! | `GET /queues/{queue}/events` | WatchQueue, as server-sent events (`events.rs`) |
+//! | `GET /sessions?queue=&page_size=&page_token=`, `GET /sessions/{id}` | ListSessions, GetSession |
 //! | `GET /audit?page_size=&page_token=` | ListAuditEvents |
 //! | `GET /livez`, `/readyz`, `/metrics` | how this node is |
 
@@ -66,9 +67,11 @@ pub fn router(engine: Arc<Engine>) -> Router {
         .route("/openapi.json", get(openapi::openapi))
         .route("/queues", get(queues::list))
         .route("/queues/{queue}", get(queues::get).patch(queues::update))
+        .route("/queues/{queue}/events", get(events::watch_queue))
         .route("/queues/{queue}/pause", post(queues::pause))
         .route("/queues/{queue}/resume", post(queues::resume))
         .route("/sessions", get(sessions::list))
+        .route("/sessions/{id}", get(sessions::get))
         .route("/audit", get(queues::audit))
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))

@@ -113,6 +113,7 @@ const OPERATIONS: &[Operation] = &[
     operation("delete", "/jobs/{id}", "DeleteJob", &[204], &[404, 409]),
     of_queues("get", "/queues", "ListQueues", &[]),
     of_queues("get", "/queues/{queue}", "GetQueue", &[404]),
+    of_queues("get", "/queues/{queue}/events", WATCH_QUEUE, &[404]),
     of_queues(
         "patch",
         "/queues/{queue}",
@@ -132,17 +133,19 @@ const OPERATIONS: &[Operation] = &[
         &[404, 408, 409, 413, 415],
     ),
     of_queues("get", "/sessions", "ListSessions", &[]),
+    of_queues("get", "/sessions/{id}", "GetSession", &[404]),
     of_queues("get", "/audit", "ListAuditEvents", &[]),
 ];
 
 /// The call whose body names what it changes, without a mask.
 const UPDATE: &str = "UpdateQueue";
-/// The call that answers with server-sent events, each of them a job.
+/// The calls that answer with server-sent events, each of them a job, or a queue.
 const WATCH: &str = "WatchJob";
+const WATCH_QUEUE: &str = "WatchQueue";
 /// Statuses of any call: a bad request, a page that may not call, a limit, a fault of ours, a store that is away.
 const ALWAYS: [u16; 6] = [400, 403, 429, 500, 503, 504];
 /// Fields whose own fields stand in their place.
-const FLAT: [&str; 4] = ["filter", "job", "queue", "spec"];
+const FLAT: [&str; 5] = ["filter", "job", "queue", "session", "spec"];
 /// What of a thing is not for callers to say.
 const READ_ONLY: [&str; 4] = ["name", "paused", "stats", "update_mask"];
 /// Fields that HTTP calls otherwise.
@@ -266,7 +269,9 @@ fn answers(ours: &Descriptors, one: &Operation, response: &str) -> Value {
     for status in one.good {
         let content = match (one.rpc, status) {
             (_, 204) => json!({}),
-            (WATCH, _) => json!({ "text/event-stream": { "schema": { "type": "string" } } }),
+            (WATCH | WATCH_QUEUE, _) => {
+                json!({ "text/event-stream": { "schema": { "type": "string" } } })
+            }
             _ => json!({ JSON: { "schema": body } }),
         };
         let name = http::StatusCode::from_u16(*status).ok();

@@ -74,6 +74,12 @@ impl SessionId {
         Self(Uuid::from_bytes(half))
     }
 
+    /// Reads the 32 hexadecimal digits that it is shown as; anything else is `None`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_shape = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        is_shape.then(|| Uuid::try_parse(text).ok().map(Self))?
+    }
+
     /// Takes an id that the store gives back.
     pub fn from_store(id: Uuid) -> Self {
         Self(id)
@@ -182,6 +188,8 @@ key! {
     UniqueKey
 }
 
+/// What a session's id must look like, for messages.
+pub const SESSION_SHAPE: &str = "must be the id of a session: 32 hexadecimal digits";
 /// What a name must look like, for messages.
 pub const NAME_SHAPE: &str = "[A-Za-z0-9_.:-]{1,128}";
 
@@ -201,6 +209,16 @@ mod tests {
         assert!(QueueName::parse("emails:eu.1_a-b").is_some());
         for bad in ["", " ", "a b", "ä", "a/b", "a\0", &"x".repeat(129)] {
             assert!(QueueName::parse(bad).is_none(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_session_is_read_as_it_is_shown() {
+        let session = SessionId::of_token(b"token");
+        assert_eq!(SessionId::parse(&session.to_string()), Some(session));
+        let hyphenated = session.uuid().hyphenated().to_string();
+        for bad in ["", "x", &hyphenated, &session.to_string()[1..]] {
+            assert!(SessionId::parse(bad).is_none(), "{bad:?}");
         }
     }
 

@@ -3,6 +3,7 @@
 pub mod attempt;
 pub mod audit;
 pub mod draft;
+pub mod flow;
 pub mod id;
 pub mod limits;
 pub mod queue;
@@ -20,6 +21,7 @@ pub use attempt::{
     StaleReason, Standing, Verdict,
 };
 pub use audit::{Actor, AuditAction, AuditEvent, By};
+pub use flow::{Flow, Rates, Step};
 pub use id::{IdempotencyKey, JobId, Kind, NodeId, QueueName, SessionId, UniqueKey};
 pub use queue::{Backoff, Defaultable, QueueChange, QueueDefaults, QueueSettings};
 pub use retry::RetryPolicy;

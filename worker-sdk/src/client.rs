@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use uuid::Uuid;
 
-pub use watch::Watch;
+pub use watch::{QueueWatch, Watch};
 
 use crate::codec::{Codec, Sealer};
 use crate::endpoint::endpoint;

@@ -48,7 +48,7 @@
 //! | where | what |
 //! |---|---|
 //! | [`TypedJob`] | a type for the jobs of a kind, with its queue and options |
-//! | [`Client`], [`NewJob`] | enqueue, get, list, wait, watch, explain, cancel, retry, reschedule, set the priority, delete; see and steer queues |
+//! | [`Client`], [`NewJob`] | enqueue, get, list, wait, watch, explain, cancel, retry, reschedule, set the priority, delete; see, watch and steer queues; see sessions |
 //! | [`Worker`], [`WorkerBuilder`] | handlers by kind; run, shut down, health |
 //! | [`Context`] | what a handler knows and says: attempt, deadline, cancellation, progress, checkpoints, steps |
 //! | [`Next`] | what a middleware around the handlers goes on with |
@@ -80,7 +80,7 @@ mod typed;
 mod worker;
 
 pub use builder::WorkerBuilder;
-pub use client::{Client, Enqueued, Watch};
+pub use client::{Client, Enqueued, QueueWatch, Watch};
 pub use codec::Codec;
 pub use context::Context;
 pub use error::{CallError, Error, FieldViolation};
@@ -90,7 +90,7 @@ pub use new_job::NewJob;
 pub use proto::{
     AuditAction, AuditEvent, Backoff, Job, JobFilter, JobState, ListAuditEventsResponse,
     ListJobsRequest, ListJobsResponse, ListQueuesResponse, Payload, Priority, Problem, Queue,
-    QueueStats, UniqueConflict, View,
+    QueueRates, QueueStats, RunningJob, UniqueConflict, View,
 };
 pub use typed::TypedJob;
 pub use worker::{Health, Worker};

@@ -43,6 +43,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "unique keys",
         include_str!("migrations/0007_unique_keys.sql"),
     ),
+    (
+        10,
+        "what goes on in queues",
+        include_str!("migrations/0010_queue_flows.sql"),
+    ),
 ];
 
 /// Any number that nobody else locks.

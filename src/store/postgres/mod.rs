@@ -13,6 +13,7 @@ mod audit;
 mod backlog;
 mod enqueue;
 mod fault;
+mod flows;
 mod lease;
 mod migrate;
 mod pool;
@@ -35,14 +36,15 @@ pub use pool::PostgresOptions;
 
 use crate::error::Result;
 use crate::job::{
-    AuditEvent, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, Priority, QueueName,
-    SessionId, Start, Timestamp, Verdict, View,
+    AuditEvent, By, Ending, Flow, HeldLease, Job, JobId, Lease, NewJob, NodeId, Priority,
+    QueueName, SessionId, Start, Timestamp, Verdict, View,
 };
 use crate::store::{
     AllSettings, Ask, Attach, Attached, Attaching, Cancelled, Deleted, EnqueueAnswer, EntryId,
     Epoch, Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport,
     NewSession, Offer, QueueStats, QueueView, Report, Rescheduled, Retried, Segment, SessionPage,
-    SessionReport, SessionState, Signal, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
+    SessionReport, SessionRuns, SessionState, Signal, Steer, Steered, Store, Swept, Unit, Version,
+    Whereabouts,
 };
 use pool::{Pool, Transactions};
 
@@ -243,11 +245,20 @@ impl Store for PostgresStore {
     async fn queue(&self, name: QueueName) -> Result<Option<QueueView>> {
         queues::queue(&self.reads, &name).await
     }
+    async fn queues_named(&self, names: Vec<QueueName>) -> Result<Vec<Option<QueueView>>> {
+        queues::named(&self.reads, &names).await
+    }
+    async fn note_flows(&self, span: Duration, flows: Vec<(QueueName, Flow)>) -> Result<()> {
+        flows::note(&self.loops, span, &flows).await
+    }
     async fn queues(&self, after: Option<QueueName>, size: usize) -> Result<Vec<QueueView>> {
         queues::queues(&self.reads, after.as_ref(), size).await
     }
     async fn describe(&self, reports: Vec<SessionReport>) -> Result<Vec<bool>> {
         workers::describe(&self.loops, &reports).await
+    }
+    async fn session(&self, id: SessionId, limit: usize) -> Result<Option<SessionRuns>> {
+        workers::session(&self.reads, id, limit).await
     }
     async fn sessions(
         &self,

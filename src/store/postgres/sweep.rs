@@ -4,7 +4,7 @@ use super::pool::{Pool, Statement};
 use super::row::{bound, column, segments};
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::job::limits::{AUDIT_KEPT, ROW_AGE_MIN};
+use crate::job::limits::{AUDIT_KEPT, FLOWS_KEPT, ROW_AGE_MIN};
 use crate::job::time::micros;
 use crate::store::Swept;
 
@@ -202,6 +202,14 @@ WITH old AS MATERIALIZED (
 gone AS (DELETE FROM audit a USING old o WHERE a.id = o.id RETURNING a.id)
 SELECT count(*) AS changed, count(*) >= $1 AS more FROM gone";
 
+/// And those of a clock that was set back since.
+const DROP_FLOWS: &str = "
+WITH old AS MATERIALIZED (
+  SELECT id FROM queue_flows WHERE ended_at < (SELECT lh_us() - $2) OR ended_at > (SELECT lh_us() + $2)
+   ORDER BY ended_at LIMIT $1 FOR UPDATE SKIP LOCKED),
+gone AS (DELETE FROM queue_flows f USING old o WHERE f.id = o.id RETURNING f.id)
+SELECT count(*) AS changed, count(*) >= $1 AS more FROM gone";
+
 /// Makes due jobs QUEUED.
 pub(super) async fn promote(pool: &Pool, limit: usize) -> Result<Swept> {
     let rows = pool
@@ -257,7 +265,7 @@ pub(super) async fn retain(pool: &Pool, limit: usize) -> Result<Swept> {
 /// Drops log rows that point at nothing, sums up counts.
 pub(super) async fn tidy(pool: &Pool, limit: usize) -> Result<Swept> {
     let mut swept = Swept::default();
-    let steps: [fn(i64) -> Statement<'static>; 7] = [
+    let steps: [fn(i64) -> Statement<'static>; 8] = [
         |limit| sqlx::query(DROP_BACKLOG).bind(limit),
         |limit| sqlx::query(DROP_GRANTS).bind(limit),
         |limit| sqlx::query(MERGE_FINISHED).bind(limit),
@@ -265,6 +273,7 @@ pub(super) async fn tidy(pool: &Pool, limit: usize) -> Result<Swept> {
         |limit| sqlx::query(SUM_COUNTS).bind(limit),
         |limit| sqlx::query(DROP_SETTINGS).bind(limit),
         |limit| sqlx::query(DROP_AUDIT).bind(limit).bind(bound(AUDIT_KEPT)),
+        |limit| sqlx::query(DROP_FLOWS).bind(limit).bind(micros(FLOWS_KEPT)),
     ];
     for step in steps {
         for row in pool.write(|| step(bound(limit))).await? {

@@ -20,13 +20,14 @@ use super::{
     AllSettings, Ask, Attach, Attached, Attaching, Cancelled, Deleted, EnqueueAnswer, Epoch,
     Expired, FinishAnswer, Found, Granted, JobFilter, JobPage, Line, MigrationReport, NewSession,
     Offer, QueueStats, QueueView, Report, Rescheduled, Retried, Segment, SessionPage,
-    SessionReport, SessionState, Signal, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
+    SessionReport, SessionRuns, SessionState, Signal, Steer, Steered, Store, Swept, Unit, Version,
+    Whereabouts,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::error::Result;
 use crate::job::{
-    AuditEvent, By, Ending, HeldLease, Job, JobId, Lease, NewJob, NodeId, Priority, QueueName,
-    SessionId, Start, Timestamp, Verdict, View,
+    AuditEvent, By, Ending, Flow, HeldLease, Job, JobId, Lease, NewJob, NodeId, Priority,
+    QueueName, SessionId, Start, Timestamp, Verdict, View,
 };
 use fault::{commit_fault, fault};
 
@@ -38,6 +39,7 @@ mod backlog;
 mod change;
 mod enqueue;
 mod fault;
+mod flows;
 mod lease;
 mod migrate;
 mod progress;
@@ -334,12 +336,24 @@ impl Store for SqliteStore {
         queues::queue(self, &name).await
     }
 
+    async fn queues_named(&self, names: Vec<QueueName>) -> Result<Vec<Option<QueueView>>> {
+        queues::named(self, &names).await
+    }
+
+    async fn note_flows(&self, span: Duration, flows: Vec<(QueueName, Flow)>) -> Result<()> {
+        flows::note(self, span, &flows).await
+    }
+
     async fn queues(&self, after: Option<QueueName>, size: usize) -> Result<Vec<QueueView>> {
         queues::queues(self, after.as_ref(), size).await
     }
 
     async fn describe(&self, reports: Vec<SessionReport>) -> Result<Vec<bool>> {
         workers::describe(self, &reports).await
+    }
+
+    async fn session(&self, id: SessionId, limit: usize) -> Result<Option<SessionRuns>> {
+        workers::session(self, id, limit).await
     }
 
     async fn sessions(

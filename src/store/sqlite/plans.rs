@@ -10,12 +10,13 @@ use sqlx::{AssertSqlSafe, Row};
 use super::SqliteStore;
 use crate::store::Store;
 
-const SOURCES: [&str; 14] = [
+const SOURCES: [&str; 15] = [
     include_str!("admin.rs"),
     include_str!("audit.rs"),
     include_str!("backlog.rs"),
     include_str!("change.rs"),
     include_str!("enqueue.rs"),
+    include_str!("flows.rs"),
     include_str!("lease.rs"),
     include_str!("queues.rs"),
     include_str!("result.rs"),

@@ -12,7 +12,7 @@ use super::fault::{broken, fault};
 use super::row::{id_list, priority, rows_max};
 use super::{SqliteStore, commit};
 use crate::error::Result;
-use crate::job::limits::{AUDIT_KEPT, LEASE_TTL_DEFAULT};
+use crate::job::limits::{AUDIT_KEPT, FLOWS_KEPT, LEASE_TTL_DEFAULT};
 use crate::job::time::micros;
 use crate::job::{AttemptOutcome, JobId, JobState, QueueName};
 use crate::store::{Expired, Line, Swept};
@@ -73,6 +73,11 @@ DELETE FROM queues WHERE queue IN (
 // By number: those that were given to no row only make it keep fewer.
 const DROP_AUDIT: &str = "
 DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE id <= (SELECT max(id) FROM audit) - ?1 ORDER BY id LIMIT ?2)";
+
+// And those of a clock that was set back since.
+const DROP_FLOWS: &str = "
+DELETE FROM queue_flows WHERE id IN (
+  SELECT id FROM queue_flows WHERE end_time < ?1 UNION ALL SELECT id FROM queue_flows WHERE end_time > ?2 LIMIT ?3)";
 
 /// Nobody touched the pulse for longer: the store or every node was away.
 const GAP_MAX: Duration = Duration::from_secs(5);
@@ -252,7 +257,7 @@ pub(super) async fn retain(store: &SqliteStore, limit: usize) -> Result<Swept> {
     })
 }
 
-/// Drops segments without QUEUED jobs, sessions that nothing names any more, old signals, settings and audit.
+/// Drops segments without QUEUED jobs, sessions that nothing names any more, old signals, settings, audit and flows.
 pub(super) async fn tidy(store: &SqliteStore, limit: usize) -> Result<Swept> {
     let (mut tx, now) = store.write().await?;
     let rows: Vec<SegmentRow> = sqlx::query_as(OLD_SEGMENTS)
@@ -294,13 +299,21 @@ pub(super) async fn tidy(store: &SqliteStore, limit: usize) -> Result<Swept> {
         .await
         .map_err(fault)?
         .rows_affected();
+    let flows = sqlx::query(DROP_FLOWS)
+        .bind(now.0.saturating_sub(micros(FLOWS_KEPT)))
+        .bind(now.0.saturating_add(micros(FLOWS_KEPT)))
+        .bind(rows_max(limit))
+        .execute(&mut *tx)
+        .await
+        .map_err(fault)?
+        .rows_affected();
     commit(tx).await?;
     store.tidied.store(next, Ordering::Relaxed);
     let all = count(limit);
     Ok(Swept {
-        changed: count(spent.len()) + signals + sessions + settings + audit,
+        changed: count(spent.len()) + signals + sessions + settings + audit + flows,
         more: !is_round
-            || [signals, sessions, settings, audit]
+            || [signals, sessions, settings, audit, flows]
                 .iter()
                 .any(|n| *n >= all),
         segments: Vec::new(),

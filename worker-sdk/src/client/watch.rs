@@ -1,24 +1,30 @@
-//! A job that is watched: one stream after another, each going on where the last one broke.
+//! What is watched: one stream after another, each going on where the last one broke.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::stream::{self, Stream};
 use tokio::time::{Instant, timeout};
-use tonic::{Request, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::{Client, Repeat, TRY_TIMEOUT, backoff, worth_a_retry};
 use crate::error::{CallError, Error};
-use crate::proto::{self, Job, View};
+use crate::proto::{self, Job, Queue, View};
 
 /// A server says something every 20 s; one that has been silent for so long is gone.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// What becomes of a job; made by [`Client::watch`]. A [`Stream`], which can also be read
 /// by [`next`](Self::next) alone.
-pub struct Watch(Pin<Box<dyn Stream<Item = Result<Job, Error>> + Send>>);
+pub struct Watch(Told<Job>);
+
+/// What becomes of a queue; made by [`Client::watch_queue`]. A [`Stream`], which can also
+/// be read by [`next`](Self::next) alone.
+pub struct QueueWatch(Told<Queue>);
+
+type Told<T> = Pin<Box<dyn Stream<Item = Result<T, Error>> + Send>>;
 
 impl Client {
     /// The job as it is now, and as it is after each change of its state or
@@ -29,19 +35,31 @@ impl Client {
     /// long as the client's deadline allows without a word from a server. A connection
     /// carries 1,000 calls at once, watches among them.
     pub fn watch(&self, id: &str, view: View) -> Watch {
+        let request = proto::WatchJobRequest {
+            job_id: id.to_owned(),
+            after_revision: 0,
+            view: view.into(),
+        };
+        Watch(self.watching(request))
+    }
+
+    /// The queue as it is now, and again whenever its numbers or what is set of it have
+    /// changed, about once a second at most; without end. As for [`watch`](Self::watch),
+    /// a stream that breaks is begun again.
+    pub fn watch_queue(&self, name: &str) -> QueueWatch {
+        QueueWatch(self.watching(proto::WatchQueueRequest { queue: name.into() }))
+    }
+
+    fn watching<R: Watchable>(&self, request: R) -> Told<R::Thing> {
         let watching = Watching {
             client: self.clone(),
-            request: proto::WatchJobRequest {
-                job_id: id.to_owned(),
-                after_revision: 0,
-                view: view.into(),
-            },
+            request,
             stream: None,
             heard: Instant::now(),
             tries: 0,
             is_over: false,
         };
-        Watch(Box::pin(stream::unfold(watching, Watching::next)))
+        Box::pin(stream::unfold(watching, Watching::next))
     }
 }
 
@@ -57,8 +75,26 @@ impl Watch {
     }
 }
 
+impl QueueWatch {
+    /// The queue after the next change. After an error nothing follows.
+    ///
+    /// # Errors
+    /// [`Error::Call`], among others with reason `QUEUE_NOT_FOUND`.
+    pub async fn next(&mut self) -> Option<Result<Queue, Error>> {
+        poll_fn(|context| self.0.as_mut().poll_next(context)).await
+    }
+}
+
 impl Stream for Watch {
     type Item = Result<Job, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.as_mut().poll_next(context)
+    }
+}
+
+impl Stream for QueueWatch {
+    type Item = Result<Queue, Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.0.as_mut().poll_next(context)
@@ -71,29 +107,86 @@ impl std::fmt::Debug for Watch {
     }
 }
 
-struct Watching {
+impl std::fmt::Debug for QueueWatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("QueueWatch")
+    }
+}
+
+/// A request whose answer goes on.
+trait Watchable: Clone + Send + Sync + 'static {
+    type Message: Send;
+    type Thing: Send;
+
+    fn open(
+        self,
+        client: Client,
+    ) -> impl Future<Output = Result<Response<Streaming<Self::Message>>, Status>> + Send;
+
+    /// What a message has to tell, and whether that was the last; `None`: nothing. The
+    /// request is made to go on after it.
+    fn read(
+        &mut self,
+        client: &Client,
+        message: Self::Message,
+    ) -> Option<(Result<Self::Thing, Error>, bool)>;
+}
+
+impl Watchable for proto::WatchJobRequest {
+    type Message = proto::WatchJobResponse;
+    type Thing = Job;
+
+    async fn open(self, client: Client) -> Result<Response<Streaming<Self::Message>>, Status> {
+        client.jobs.clone().watch_job(Request::new(self)).await
+    }
+
+    fn read(
+        &mut self,
+        client: &Client,
+        message: Self::Message,
+    ) -> Option<(Result<Job, Error>, bool)> {
+        let job = message.job?;
+        self.after_revision = job.revision;
+        let is_final = job.is_final();
+        Some((client.opened(Some(job)), is_final))
+    }
+}
+
+impl Watchable for proto::WatchQueueRequest {
+    type Message = proto::WatchQueueResponse;
+    type Thing = Queue;
+
+    async fn open(self, client: Client) -> Result<Response<Streaming<Self::Message>>, Status> {
+        client.queues.clone().watch_queue(Request::new(self)).await
+    }
+
+    fn read(&mut self, _: &Client, message: Self::Message) -> Option<(Result<Queue, Error>, bool)> {
+        message.queue.map(|queue| (Ok(queue), false))
+    }
+}
+
+struct Watching<R: Watchable> {
     client: Client,
     /// For the next stream.
-    request: proto::WatchJobRequest,
-    stream: Option<Streaming<proto::WatchJobResponse>>,
+    request: R,
+    stream: Option<Streaming<R::Message>>,
     /// When a server last said something.
     heard: Instant,
     tries: u32,
     is_over: bool,
 }
 
-impl Watching {
-    async fn next(mut self) -> Option<(Result<Job, Error>, Self)> {
+impl<R: Watchable> Watching<R> {
+    async fn next(mut self) -> Option<(Result<R::Thing, Error>, Self)> {
         while !self.is_over {
             match self.message().await {
-                Ok(Some(response)) => {
+                Ok(Some(message)) => {
                     (self.heard, self.tries) = (Instant::now(), 0);
-                    let Some(job) = response.job else { continue };
-                    self.request.after_revision = job.revision;
-                    self.is_over = job.is_final();
-                    let job = self.client.opened(Some(job));
-                    self.is_over |= job.is_err();
-                    return Some((job, self));
+                    let Some((told, is_last)) = self.request.read(&self.client, message) else {
+                        continue;
+                    };
+                    self.is_over = is_last || told.is_err();
+                    return Some((told, self));
                 }
                 Ok(None) => self.is_over = true,
                 Err(status) => {
@@ -109,10 +202,9 @@ impl Watching {
     }
 
     /// The next message of the stream, which is opened if there is none.
-    async fn message(&mut self) -> Result<Option<proto::WatchJobResponse>, Status> {
+    async fn message(&mut self) -> Result<Option<R::Message>, Status> {
         if self.stream.is_none() {
-            let mut jobs = self.client.jobs.clone();
-            let opening = jobs.watch_job(Request::new(self.request.clone()));
+            let opening = self.request.clone().open(self.client.clone());
             let opened = timeout(TRY_TIMEOUT, opening).await;
             let opened = opened.map_err(|_| Status::unavailable("no answer in time"))??;
             self.stream = Some(opened.into_inner());
