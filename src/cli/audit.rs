@@ -14,7 +14,10 @@ use super::terminal::{line, plain, table};
 const PAGE: u32 = 500;
 /// How often it is asked whether there are new ones.
 const ASK_EVERY: Duration = Duration::from_secs(1);
-/// So many that came within one such time are shown.
+/// Of so many, the newest, whether they are new; or of NEW_MAX, if fewer than OVERLAP of these are known. Of changes that
+/// come faster than that, some are not shown.
+const LOOKED_AT: u32 = 100;
+const OVERLAP: usize = 50;
 const NEW_MAX: u32 = 1_000;
 
 /// Flags of `leasehold audit`.
@@ -39,10 +42,9 @@ pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
     } = args;
     remote
         .ask(async |client, output| {
-            let found = list(&client, limit).await?;
             match watch {
-                true => follow(&client, found, output).await?,
-                false => show_all(&found, output)?,
+                true => follow(&client, limit, output).await?,
+                false => show_all(&list(&client, limit).await?, output)?,
             }
             Ok(Exit::Done)
         })
@@ -65,27 +67,22 @@ async fn list(client: &Client, limit: u32) -> Result<Vec<AuditEvent>, Failure> {
     }
 }
 
-/// Shows these and what comes after them.
-async fn follow(
-    client: &Client,
-    mut known: Vec<AuditEvent>,
-    output: Output,
-) -> Result<(), Failure> {
-    show_lines(&known, output)?;
-    // What may have been committed later than what it is older than must be among those that are known.
-    if known.len() < PAGE as usize {
-        known = list(client, PAGE).await?;
-    }
+/// Shows the last so many and what comes after them.
+async fn follow(client: &Client, limit: u32, output: Output) -> Result<(), Failure> {
+    // Of more than are shown it must be known that they are not new.
+    let mut known = list(client, limit.max(NEW_MAX)).await?;
+    show_lines(known.get(..limit as usize).unwrap_or(&known), output)?;
     loop {
         tokio::time::sleep(ASK_EVERY).await;
-        let mut size = PAGE / 5;
+        let mut size = LOOKED_AT;
         let news = loop {
             let newest = list(client, size).await?;
             let is_all = newest.len() < size as usize || size >= NEW_MAX;
             let (old, new): (Vec<_>, Vec<_>) =
                 newest.into_iter().partition(|event| known.contains(event));
-            // Behind one that is known there may be others that are not, but not behind many.
-            if is_all || !old.is_empty() {
+            // Numbers are not committed in their order: behind one that is known there may be one that is not, but not
+            // behind many.
+            if is_all || old.len() >= OVERLAP {
                 break new;
             }
             size = NEW_MAX;

@@ -79,7 +79,9 @@ async fn follow(looks: Looks, interval: Duration) -> Result<(), Failure> {
             }
             Err(failure) => Some(failure.why),
         };
-        let size = terminal::size().unwrap_or((80, 24));
+        let (columns, lines) = terminal::size().unwrap_or((80, 24));
+        // In the last column some terminals would wrap, or clear what stands there with the rest of the line.
+        let size = (columns.saturating_sub(1), lines);
         screen.show(&page::fitted(last.as_ref(), trouble.as_deref(), size));
         // Cancel safe: these only wait.
         tokio::select! {

@@ -10,7 +10,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use leasehold::error::Result;
-use leasehold::job::{By, JobId, JobState, Lease, Progress, QueueChange, View};
+use leasehold::job::{By, Flow, JobId, JobState, Lease, Progress, QueueChange, View};
 use leasehold::store::observed::{Observed, StoreMetrics};
 use leasehold::store::{
     Ask, Attach, Attached, Enqueued, EntryId, Epoch, Granted, JobFilter, NewSession, Offer, Report,
@@ -98,7 +98,7 @@ fn one<T: Copy>(of: &Mutex<Vec<T>>) -> Option<T> {
 }
 
 /// Verbs there are, as `Crowd::verb` numbers them.
-const VERBS: usize = 35;
+const VERBS: usize = 36;
 
 impl Crowd {
     fn verb(&self, number: usize) -> Verb {
@@ -214,6 +214,10 @@ impl Crowd {
             }
             32 => Box::pin(async move { store.settings(None).await.map(drop) }),
             33 => Box::pin(async move { store.queues(None, 5).await.map(drop) }),
+            34 => {
+                let flows = vec![(line.queue, Flow::default())];
+                Box::pin(async move { store.note_flows(secs(5), flows).await })
+            }
             _ => Box::pin(async move { store.ping().await.map(drop) }),
         }
     }

@@ -229,6 +229,34 @@ async fn on_another_node() {
     it_is_seen_here_and_done_there(&site.node().await, &site.node().await).await;
 }
 
+/// Somebody looks, and types Ctrl-C.
+async fn in_a_terminal(node: &Node) {
+    let helper = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/terminal.py");
+    let top = ["top", "--interval", "100ms", "--server"];
+    let url = node.url();
+    let mut python = std::process::Command::new("python3");
+    python.args([helper, "60", "12", "WORKER"]);
+    python.arg(env!("CARGO_BIN_EXE_leasehold"));
+    let looked = tokio::task::spawn_blocking(move || python.args(top).arg(url).output());
+    let looked = looked.await.unwrap().unwrap();
+    let text = String::from_utf8(looked.stdout).unwrap();
+    assert_eq!(looked.status.code(), Some(0), "{text:?}");
+    // The other screen without a cursor, pages that begin at its top, and back again.
+    let inside = text.strip_prefix("\u{1b}[?1049h\u{1b}[?25l").unwrap();
+    let (inside, _) = inside.split_once("\u{1b}[?25h\u{1b}[?1049l").unwrap();
+    let mut pages = inside.split("\u{1b}[H");
+    assert_eq!(pages.next(), Some(""));
+    let page = pages.next().unwrap();
+    let page = page.replace("\u{1b}[K", "").replace("\u{1b}[J", "");
+    let lines: Vec<_> = page.lines().collect();
+    assert!(lines.len() <= 12, "{page}");
+    assert!(
+        lines.iter().all(|line| line.trim_end().len() < 60),
+        "{page}"
+    );
+    assert!(page.contains("QUEUE") && page.contains("WORKER"), "{page}");
+}
+
 /// How often a node has read the queues that are watched.
 async fn reads(node: &Node) -> u64 {
     let metrics = request(node.address, "GET", "/metrics", b"").await.body;
@@ -347,6 +375,7 @@ async fn top_and_audit_show_it_all_on_the_command_line() {
     for word in ["QUEUE", "ENQUEUED/S", "WORKER", "hand", &welcome.session_id] {
         assert!(page.contains(word), "{word} is not in\n{page}");
     }
+    in_a_terminal(node).await;
     let (_, json) = typed(node, &["top", "-o", "json"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["health"], "ready");

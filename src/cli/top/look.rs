@@ -89,7 +89,15 @@ impl Look {
 /// What the node says of itself.
 async fn health(server: &str) -> String {
     let address = server.strip_prefix("http://").unwrap_or(server);
-    match doctor::ready(address.trim_end_matches('/')).await {
+    let address = address.trim_end_matches('/');
+    let has_port = address
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let ready = match has_port {
+        true => doctor::ready(address.to_owned()).await,
+        false => doctor::ready(format!("{address}:80")).await,
+    };
+    match ready {
         Ok((_, told)) => told,
         Err(why) => why,
     }

@@ -80,13 +80,15 @@ fn head(look: &Look) -> Vec<String> {
             false => format!("nodes with workers: {}", nodes.join(", ")),
         },
         format!(
-            "{} queues ({paused} paused): {} scheduled, {} queued, {} running, {} failed; a second: {} enqueued, {} started, \
-             {} succeeded, {} failed",
+            "{} queues ({paused} paused): {} scheduled, {} queued, {} running, {} failed",
             look.queues.len(),
             all(|queue| queue.stats.unwrap_or_default().scheduled),
             all(|queue| queue.stats.unwrap_or_default().queued),
             all(|queue| queue.stats.unwrap_or_default().running),
             all(|queue| queue.stats.unwrap_or_default().failed),
+        ),
+        format!(
+            "a second: {} enqueued, {} started, {} succeeded, {} failed",
             rate(|rates| rates.enqueued_per_second),
             rate(|rates| rates.started_per_second),
             rate(|rates| rates.succeeded_per_second),
@@ -179,8 +181,8 @@ mod tests {
             page.iter().any(|line| line.starts_with("worker-2")),
             "{page:#?}"
         );
-        // Three lines of head, two gaps, the sessions with their names, the queues' names: 20 have room.
-        assert!(page.iter().any(|line| line == "... 31 more"), "{page:#?}");
+        // Four lines of head, two gaps, the sessions with their names, the queues' names: 18 have room.
+        assert!(page.iter().any(|line| line == "... 32 more"), "{page:#?}");
         let page = fitted(Some(&look(50, 50)), None, (120, 30));
         assert_eq!(
             page.iter().filter(|line| line.starts_with("...")).count(),
