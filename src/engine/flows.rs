@@ -94,6 +94,15 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test says so by failing")]
 
     use super::*;
+    use crate::clock::ShiftedClock;
+    use crate::engine::{Engine, Options};
+    use crate::job::NodeId;
+    use crate::job::draft::{Draft, Fields};
+    use crate::job::limits::RATES_LAG;
+    use crate::ready::memory::MemoryReady;
+    use crate::store::Store;
+    use crate::store::sqlite::SqliteStore;
+    use crate::telemetry::Metrics;
 
     #[test]
     fn what_could_not_be_told_is_told_with_the_next() {
@@ -128,5 +137,41 @@ mod tests {
         );
         flows.put_back(untold);
         assert_eq!(flows.take().len(), FLOWS_MAX);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_stops_in_order_tells_what_it_has_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ShiftedClock::default());
+        let path = folder.path().join("db");
+        let store = SqliteStore::open_with_clock(&path, clock.clone()).await;
+        let store: Arc<dyn Store> = Arc::new(store.unwrap());
+        store.migrate().await.unwrap();
+        let engine = Engine::start(
+            store.clone(),
+            Arc::new(MemoryReady::new()),
+            NodeId(uuid::Uuid::new_v4()),
+            Arc::new(Metrics::new().unwrap()),
+            Options::default(),
+        );
+        let fields = Fields {
+            item: String::new(),
+            spec: "",
+        };
+        let ids = engine.ids().await;
+        for _ in 0..6 {
+            let draft = Draft {
+                queue: "q".into(),
+                kind: "k".into(),
+                ..Draft::default()
+            };
+            let job = draft.check(&fields, ids.fresh()).unwrap();
+            engine.enqueue(job, str::to_owned).await.unwrap();
+        }
+        engine.stop().await;
+        clock.advance(RATES_LAG + FLOWS_EVERY);
+        let queue = QueueName::parse("q").unwrap();
+        let seen = store.queue(queue).await.unwrap().unwrap();
+        assert_eq!(seen.rates.enqueued, 0.1);
     }
 }

@@ -62,7 +62,7 @@ fn head(look: &Look) -> Vec<String> {
         .map(|(node, (sessions, in_flight))| {
             let node = if node.is_empty() { "(new)" } else { node };
             format!(
-                "{} ({sessions} sessions, {in_flight} in flight)",
+                "{} (sessions {sessions}, in flight {in_flight})",
                 plain(node)
             )
         });
