@@ -184,6 +184,7 @@ impl<K: Eq + Hash + Clone, V: Watched> Board<K, V> {
         };
         let is_known = match (&*entry.seen.borrow(), &now) {
             (Seen::There(before), Some(now)) => before.is_same(now),
+            (Seen::Gone, None) => true,
             _ => false,
         };
         if !is_known {
