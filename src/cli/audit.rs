@@ -8,7 +8,7 @@ use worker_sdk::{AuditEvent, Client};
 use super::exit::{Exit, Failure};
 use super::queues::{json, one_line};
 use super::remote::{Output, Remote, failure_of};
-use super::terminal::{line, plain, table};
+use super::terminal::{line, plain, table, told};
 
 /// Changes of one page.
 const PAGE: u32 = 500;
@@ -71,8 +71,8 @@ async fn list(client: &Client, limit: u32) -> Result<Vec<AuditEvent>, Failure> {
 async fn follow(client: &Client, limit: u32, output: Output) -> Result<(), Failure> {
     // Of more than are shown it must be known that they are not new.
     let mut known = list(client, limit.max(NEW_MAX)).await?;
-    show_lines(known.get(..limit as usize).unwrap_or(&known), output)?;
-    loop {
+    let mut is_read = show_lines(known.get(..limit as usize).unwrap_or(&known), output)?;
+    while is_read {
         tokio::time::sleep(ASK_EVERY).await;
         let mut size = LOOKED_AT;
         let news = loop {
@@ -87,25 +87,29 @@ async fn follow(client: &Client, limit: u32, output: Output) -> Result<(), Failu
             }
             size = NEW_MAX;
         };
-        show_lines(&news, output)?;
+        is_read = show_lines(&news, output)?;
         known.splice(0..0, news);
         known.truncate(2 * NEW_MAX as usize);
     }
+    Ok(())
 }
 
-/// A line each, oldest first.
-fn show_lines(events: &[AuditEvent], output: Output) -> Result<(), Failure> {
+/// A line each, oldest first. `false`: nobody reads them any more.
+fn show_lines(events: &[AuditEvent], output: Output) -> Result<bool, Failure> {
     for event in events.iter().rev() {
-        match output {
-            Output::Json => line(one_line(&EventJson::of(event))?),
+        let text = match output {
+            Output::Json => one_line(&EventJson::of(event))?,
             Output::Table => {
                 let mut cells = columns(event);
                 cells.retain(|cell| !cell.is_empty());
-                line(cells.join("  "));
+                cells.join("  ")
             }
+        };
+        if !told(text) {
+            return Ok(false);
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 fn show_all(events: &[AuditEvent], output: Output) -> Result<(), Failure> {

@@ -8,7 +8,7 @@ use worker_sdk::{Client, Queue};
 
 use super::exit::{Exit, Failure};
 use super::remote::{Output, Remote, failure_of};
-use super::terminal::{brief, line, plain, table};
+use super::terminal::{brief, line, plain, table, told};
 use defaults::Defaults;
 pub(super) use json::QueueJson;
 
@@ -139,14 +139,17 @@ async fn list(client: &Client, limit: u32) -> Result<Vec<Queue>, Failure> {
     }
 }
 
-/// A line whenever it has changed. It ends only by an error, or when somebody interrupts it.
+/// A line whenever it has changed. It ends by an error, or when nobody reads it any more, or somebody interrupts it.
 async fn watch(client: &Client, queue: &str, output: Output) -> Result<(), Failure> {
     let mut changes = client.watch_queue(queue);
     while let Some(queue) = changes.next().await {
         let queue = queue.map_err(failure_of)?;
-        match output {
-            Output::Json => line(one_line(&QueueJson::of(&queue))?),
-            Output::Table => line(change(&queue)),
+        let text = match output {
+            Output::Json => one_line(&QueueJson::of(&queue))?,
+            Output::Table => change(&queue),
+        };
+        if !told(text) {
+            break;
         }
     }
     Ok(())

@@ -5,8 +5,13 @@ use std::io::Write as _;
 
 /// A line of the result, to stdout.
 pub(super) fn line(text: impl Display) {
+    told(text);
+}
+
+/// The same, of a result that has no end. `false`: nobody reads it any more.
+pub(super) fn told(text: impl Display) -> bool {
     let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+    writeln!(out, "{text}").and_then(|()| out.flush()).is_ok()
 }
 
 /// A line about the result, to stderr.

@@ -419,7 +419,21 @@ async fn top_and_audit_show_it_all_on_the_command_line() {
         (&"RESUME_QUEUE".into(), &"q".into())
     );
 
+    // Who has read enough is not written to for ever.
     let url = node.url();
+    let watching = ["queues", "get", "q", "--watch", "--server", &url];
+    let mut watching = leasehold(watching)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(watching.stdout.take());
+    until(SOON, "it ends by itself", async || {
+        let ended = watching.try_wait().unwrap();
+        enqueue(&client(&node.url()), 1).await;
+        ended
+    })
+    .await;
+
     let following = ["audit", "--watch", "-o", "json", "--server", &url];
     let following = Process::start("audit", leasehold(following));
     let count = async |count: usize| {
