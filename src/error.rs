@@ -72,7 +72,7 @@ pub enum Error {
     /// Nothing was ever enqueued in such a queue, set of it, or takes jobs of it.
     #[error("no queue {0}")]
     QueueNotFound(String),
-    /// There is no such session, or it is over.
+    /// There is no such session, or its worker has left or is lost.
     #[error("no session {0}")]
     SessionNotFound(String),
     /// There is no such node, or it has left.

@@ -1,10 +1,11 @@
 //! `leasehold doctor`: tries what a node needs, and says what is wrong and how to mend it.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, ToSocketAddrs};
 use uuid::Uuid;
 
 use super::exit::{Exit, Failure, told};
@@ -198,18 +199,18 @@ async fn probe(address: SocketAddr) -> Result<Exit, Failure> {
     Ok(if ready { Exit::Done } else { Exit::Failed })
 }
 
-/// Status and body of `GET /readyz`.
-async fn ready(address: SocketAddr) -> Result<(u16, String), String> {
+/// Status and body of `GET /readyz` at `host:port`.
+pub(super) async fn ready(address: impl ToSocketAddrs + Display) -> Result<(u16, String), String> {
     match tokio::time::timeout(PROBE_WITHIN, get(address, "/readyz")).await {
         Ok(answer) => answer.map_err(|why| why.to_string()),
         Err(_) => Err(format!("no answer within {PROBE_WITHIN:?}")),
     }
 }
 
-async fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect(address).await?;
+async fn get(address: impl ToSocketAddrs + Display, path: &str) -> std::io::Result<(u16, String)> {
     // HTTP/1.0: the answer is not in chunks, and ends with the connection.
     let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let mut stream = TcpStream::connect(address).await?;
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     stream

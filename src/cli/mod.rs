@@ -11,6 +11,7 @@
 //! | 3 | a server or a store is away, or answered with an error; `bench` was interrupted, and told what it had |
 //! | 130 | a second signal came while a server was stopping; `bench` was stopped before it had removed all of its own, and named the rest |
 
+mod audit;
 mod bench;
 mod bulk;
 mod demo;
@@ -31,6 +32,7 @@ mod sessions;
 mod settings;
 mod signals;
 mod terminal;
+mod top;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -75,10 +77,14 @@ enum Verb {
     Bulk(Box<bulk::Args>),
     /// Looks after queues: their numbers, and whether they are handed out
     Queues(queues::Args),
-    /// Lists the sessions of workers, and asks one to leave
+    /// Lists the sessions of workers, shows what one of them runs, and asks one to leave
     Sessions(sessions::Args),
     /// Lists nodes, and asks one to leave
     Nodes(nodes::Args),
+    /// Shows queues with their rates, and workers, on one screen that is kept up to date
+    Top(top::Args),
+    /// Lists what was changed by hand, newest first: who, what and why
+    Audit(audit::Args),
     /// Brings the database's schema up to date
     Migrate(migrate::Args),
     /// Prints the configuration in force and where each value is from, without secrets
@@ -147,6 +153,8 @@ async fn run(cli: Cli, options: &ArgMatches) -> Result<Exit, Failure> {
         Verb::Queues(args) => queues::run(args).await,
         Verb::Sessions(args) => sessions::run(args).await,
         Verb::Nodes(args) => nodes::run(args).await,
+        Verb::Top(args) => top::run(args).await,
+        Verb::Audit(args) => audit::run(args).await,
         Verb::Migrate(args) => migrate::run(args, given).await,
         Verb::Config => settings::show(given),
         Verb::Doctor(args) => doctor::run(args, given).await,

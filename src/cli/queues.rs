@@ -4,6 +4,7 @@ mod defaults;
 mod drain;
 
 use std::time::Duration;
+mod json;
 
 use serde::Serialize;
 use worker_sdk::{Client, Queue};
@@ -11,8 +12,9 @@ use worker_sdk::{Client, Queue};
 use super::bulk;
 use super::exit::{Exit, Failure};
 use super::remote::{Output, Remote, failure_of};
-use super::terminal::{line, note, plain, table};
-use defaults::{Defaults, DefaultsJson};
+use super::terminal::{brief, line, note, plain, table, told};
+use defaults::Defaults;
+pub(super) use json::QueueJson;
 
 /// Queues of one page.
 const PAGE: u32 = 500;
@@ -35,9 +37,13 @@ enum Verb {
         limit: u32,
     },
     /// Shows a queue with its numbers
-    Show {
+    #[command(alias = "show")]
+    Get {
         /// Name of the queue
         queue: String,
+        /// Show it as it is, and a line whenever it has changed, until it is interrupted
+        #[arg(long)]
+        watch: bool,
     },
     /// Stops hand-out, on all nodes within a second; running jobs go on, new ones are accepted
     Pause {
@@ -123,7 +129,8 @@ pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
 async fn act(client: Client, verb: Verb, output: Output) -> Result<Exit, Failure> {
     match verb {
         Verb::List { limit } => show_all(&list(&client, limit).await?, output)?,
-        Verb::Show { queue } => show(&client.queue(&queue).await.map_err(failure_of)?, output)?,
+        Verb::Get { queue, watch: true } => watch(&client, &queue, output).await?,
+        Verb::Get { queue, .. } => show(&client.queue(&queue).await.map_err(failure_of)?, output)?,
         Verb::Pause { queues, reason } => {
             for queue in queues {
                 let paused = client.pause_queue(&queue, &reason).await;
@@ -216,26 +223,61 @@ async fn list(client: &Client, limit: u32) -> Result<Vec<Queue>, Failure> {
     }
 }
 
+/// A line whenever it has changed. It ends by an error, or when nobody reads it any more, or somebody interrupts it.
+async fn watch(client: &Client, queue: &str, output: Output) -> Result<(), Failure> {
+    let mut changes = client.watch_queue(queue);
+    while let Some(queue) = changes.next().await {
+        let queue = queue.map_err(failure_of)?;
+        let text = match output {
+            Output::Json => one_line(&QueueJson::of(&queue))?,
+            Output::Table => change(&queue),
+        };
+        if !told(text) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// What a queue has come to.
+fn change(queue: &Queue) -> String {
+    let stats = queue.stats.unwrap_or_default();
+    let rates = stats.rates.unwrap_or_default();
+    let time = stats.as_of_time.as_ref().map(ToString::to_string);
+    let time = time.unwrap_or_default();
+    let time = time.get(11..19).unwrap_or_default();
+    let mut text = format!(
+        "{time}  {}  {}  {} queued  {} running  {} scheduled  {} succeeded  {} failed  {} cancelled  {} free slots of {} sessions",
+        plain(&queue.name),
+        state(queue),
+        stats.queued,
+        stats.running,
+        stats.scheduled,
+        stats.succeeded,
+        stats.failed,
+        stats.cancelled,
+        stats.free_slots,
+        stats.sessions,
+    );
+    for (what, rate) in [
+        ("enqueued", rates.enqueued_per_second),
+        ("succeeded", rates.succeeded_per_second),
+        ("failed", rates.failed_per_second),
+    ] {
+        if rate > 0.0 {
+            text.push_str(&format!("  {} {what}/s", per_second(rate)));
+        }
+    }
+    text
+}
+
 fn show_all(queues: &[Queue], output: Output) -> Result<(), Failure> {
     match output {
         Output::Json => {
             let all: Vec<_> = queues.iter().map(QueueJson::of).collect();
             line(json(&all)?);
         }
-        Output::Table => table(
-            [
-                "QUEUE",
-                "STATE",
-                "QUEUED",
-                "RUNNING",
-                "SCHEDULED",
-                "FAILED",
-                "OLDEST",
-                "SESSIONS",
-                "FREE",
-            ],
-            queues.iter().map(columns).collect(),
-        ),
+        Output::Table => table(COLUMNS, queues.iter().map(columns).collect()),
     }
     Ok(())
 }
@@ -256,8 +298,32 @@ pub(super) fn json(value: &impl Serialize) -> Result<String, Failure> {
     serde_json::to_string_pretty(value).map_err(|why| Failure::trouble(why.to_string()))
 }
 
-fn columns(queue: &Queue) -> Vec<String> {
+/// On one line.
+pub(super) fn one_line(value: &impl Serialize) -> Result<String, Failure> {
+    serde_json::to_string(value).map_err(|why| Failure::trouble(why.to_string()))
+}
+
+/// What a table of queues has.
+pub(super) const COLUMNS: [&str; 13] = [
+    "QUEUE",
+    "STATE",
+    "QUEUED",
+    "RUNNING",
+    "SCHEDULED",
+    "FAILED",
+    "OLDEST",
+    "SESSIONS",
+    "FREE",
+    "ENQUEUED/S",
+    "STARTED/S",
+    "SUCCEEDED/S",
+    "FAILED/S",
+];
+
+/// A queue as its row.
+pub(super) fn columns(queue: &Queue) -> Vec<String> {
     let stats = queue.stats.unwrap_or_default();
+    let rates = stats.rates.unwrap_or_default();
     vec![
         plain(&queue.name),
         state(queue).to_owned(),
@@ -265,9 +331,13 @@ fn columns(queue: &Queue) -> Vec<String> {
         stats.running.to_string(),
         stats.scheduled.to_string(),
         stats.failed.to_string(),
-        span(stats.oldest_wait.as_ref()).unwrap_or_default(),
+        stats.oldest_wait.as_ref().map(brief).unwrap_or_default(),
         stats.sessions.to_string(),
         stats.free_slots.to_string(),
+        per_second(rates.enqueued_per_second),
+        per_second(rates.started_per_second),
+        per_second(rates.succeeded_per_second),
+        per_second(rates.failed_per_second),
     ]
 }
 
@@ -288,6 +358,14 @@ fn details(queue: &Queue) -> Vec<(&'static str, String)> {
     lines.extend(counts.map(|(name, count)| (name, count.to_string())));
     lines.push(("sessions", stats.sessions.to_string()));
     lines.push(("free slots", stats.free_slots.to_string()));
+    let rates = stats.rates.unwrap_or_default();
+    let rates = [
+        ("enqueued/s", rates.enqueued_per_second),
+        ("started/s", rates.started_per_second),
+        ("succeeded/s", rates.succeeded_per_second),
+        ("failed/s", rates.failed_per_second),
+    ];
+    lines.extend(rates.map(|(name, rate)| (name, per_second(rate))));
     lines.extend(span(stats.oldest_wait.as_ref()).map(|wait| ("oldest wait", wait)));
     lines.extend(defaults::shown(queue));
     lines
@@ -300,58 +378,17 @@ fn state(queue: &Queue) -> &'static str {
     }
 }
 
+/// A rate, to about three digits.
+pub(super) fn per_second(rate: f64) -> String {
+    match rate {
+        0.0 => "0".into(),
+        rate if rate < 10.0 => format!("{rate:.2}"),
+        rate if rate < 100.0 => format!("{rate:.1}"),
+        rate => format!("{rate:.0}"),
+    }
+}
+
 /// A span as proto3 JSON writes it.
 fn span(span: Option<&impl ToString>) -> Option<String> {
     span.map(ToString::to_string)
-}
-
-/// A queue in the form of `GET /queues/{queue}`.
-#[derive(Serialize)]
-struct QueueJson<'a> {
-    name: &'a str,
-    paused: bool,
-    #[serde(flatten)]
-    defaults: DefaultsJson,
-    stats: StatsJson,
-    etag: &'a str,
-}
-
-#[derive(Serialize)]
-struct StatsJson {
-    scheduled: u64,
-    queued: u64,
-    running: u64,
-    succeeded: u64,
-    failed: u64,
-    cancelled: u64,
-    sessions: u32,
-    free_slots: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    oldest_wait: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    as_of_time: Option<String>,
-}
-
-impl<'a> QueueJson<'a> {
-    fn of(queue: &'a Queue) -> Self {
-        let stats = queue.stats.unwrap_or_default();
-        Self {
-            name: &queue.name,
-            paused: queue.paused,
-            defaults: DefaultsJson::of(queue),
-            stats: StatsJson {
-                scheduled: stats.scheduled,
-                queued: stats.queued,
-                running: stats.running,
-                succeeded: stats.succeeded,
-                failed: stats.failed,
-                cancelled: stats.cancelled,
-                sessions: stats.sessions,
-                free_slots: stats.free_slots,
-                oldest_wait: span(stats.oldest_wait.as_ref()),
-                as_of_time: span(stats.as_of_time.as_ref()),
-            },
-            etag: &queue.etag,
-        }
-    }
 }

@@ -41,6 +41,11 @@ pub(super) enum Output {
 }
 
 impl Remote {
+    /// Where the server is.
+    pub(super) fn server(&self) -> &str {
+        &self.server
+    }
+
     /// Asks the server. Which one it was is the first thing to look at when it is not there: a failure names it.
     pub(super) async fn ask(
         self,

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use worker_sdk::Client;
-use worker_sdk::proto::Session;
+use worker_sdk::RunningJob;
+use worker_sdk::proto::{GetSessionResponse, Session};
 
 use super::exit::{Exit, Failure};
 use super::queues::json;
 use super::remote::{Output, Remote, failure_of};
-use super::terminal::{line, note, plain, table};
+use super::terminal::{brief, line, note, plain, table};
 
 /// Sessions of one page.
 const PAGE: u32 = 500;
@@ -21,16 +22,19 @@ pub(super) struct Args {
     remote: Remote,
     #[command(subcommand)]
     verb: Option<Verb>,
-    /// Only those that take jobs of this queue
-    #[arg(long, value_name = "NAME")]
-    queue: Option<String>,
-    /// At most so many
-    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    limit: u32,
+    #[command(flatten)]
+    list: List,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
+    /// Lists the sessions of workers; so does no word at all
+    List(List),
+    /// Shows a session, and the jobs that it runs
+    Get {
+        /// Id of the session
+        id: String,
+    },
     /// Asks the worker of a session to leave as by SIGTERM: it gets no more jobs
     Drain {
         /// Id of the session
@@ -41,51 +45,116 @@ enum Verb {
     },
 }
 
+#[derive(Debug, clap::Args)]
+struct List {
+    /// Only those that take jobs of this queue
+    #[arg(long, value_name = "NAME")]
+    queue: Option<String>,
+    /// At most so many [default: 500]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    limit: Option<u32>,
+}
+
 /// `leasehold sessions`.
 pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
-    let Args {
-        remote,
-        verb,
-        queue,
-        limit,
-    } = args;
+    let Args { remote, verb, list } = args;
+    if verb.is_some() && (list.queue.is_some() || list.limit.is_some()) {
+        return Err(Failure::usage(
+            "--queue and --limit come after `list`, or without a word",
+        ));
+    }
     remote
         .ask(async |client, output| {
-            if let Some(Verb::Drain { session, reason }) = verb {
-                if queue.is_some() {
-                    return Err(Failure::usage("--queue is for the list alone"));
+            match verb.unwrap_or(Verb::List(list)) {
+                Verb::List(List { queue, limit }) => {
+                    let found = sessions(&client, queue.as_deref(), limit.unwrap_or(PAGE)).await?;
+                    show_all(&found, output)?;
                 }
-                let asked = client.drain_session(&session, &reason).await;
-                asked.map_err(failure_of)?;
-                note(format_args!("session {session} is asked to leave"));
-                return Ok(Exit::Done);
-            }
-            let found = list(&client, queue.as_deref(), limit).await?;
-            match output {
-                Output::Json => {
-                    let all: Vec<_> = found.iter().map(SessionJson::of).collect();
-                    line(json(&all)?);
+                Verb::Get { id } => {
+                    let runs = client.session(&id).await.map_err(failure_of)?;
+                    show(&runs, output)?;
                 }
-                Output::Table => table(
-                    [
-                        "SESSION",
-                        "WORKER",
-                        "NODE",
-                        "QUEUES",
-                        "IN FLIGHT",
-                        "TTL LEFT",
-                        "SDK",
-                    ],
-                    found.iter().map(columns).collect(),
-                ),
+                Verb::Drain { session, reason } => {
+                    let asked = client.drain_session(&session, &reason).await;
+                    asked.map_err(failure_of)?;
+                    note(format_args!("session {session} is asked to leave"));
+                }
             }
             Ok(Exit::Done)
         })
         .await
 }
 
+fn show_all(found: &[Session], output: Output) -> Result<(), Failure> {
+    match output {
+        Output::Json => {
+            let all: Vec<_> = found.iter().map(SessionJson::of).collect();
+            line(json(&all)?);
+        }
+        Output::Table => table(COLUMNS, found.iter().map(columns).collect()),
+    }
+    Ok(())
+}
+
+fn show(runs: &GetSessionResponse, output: Output) -> Result<(), Failure> {
+    let session = runs.session.clone().unwrap_or_default();
+    if output == Output::Json {
+        let running = runs.running.iter().map(RunningJson::of);
+        line(json(&RunsJson {
+            session: SessionJson::of(&session),
+            running: running.collect(),
+            more_running: runs.more_running,
+        })?);
+        return Ok(());
+    }
+    for (name, value) in COLUMNS.iter().zip(columns(&session)) {
+        line(format_args!("{:<12} {value}", name.to_lowercase()));
+    }
+    line(format_args!(
+        "{:<12} {}",
+        "kinds",
+        plain(&session.kinds.join(","))
+    ));
+    let labels = session.labels.iter().map(|(k, v)| format!("{k}={v}"));
+    let mut labels: Vec<_> = labels.collect();
+    labels.sort();
+    line(format_args!(
+        "{:<12} {}",
+        "labels",
+        plain(&labels.join(","))
+    ));
+    if !runs.running.is_empty() {
+        line("");
+        let rows = runs.running.iter().map(running).collect();
+        table(
+            ["JOB", "ATTEMPT", "QUEUE", "KIND", "SINCE", "TIME LEFT"],
+            rows,
+        );
+    }
+    if runs.more_running {
+        line("and more");
+    }
+    Ok(())
+}
+
+fn running(job: &RunningJob) -> Vec<String> {
+    let since = job.start_time.as_ref().map(ToString::to_string);
+    vec![
+        job.job_id.clone(),
+        job.attempt.to_string(),
+        plain(&job.queue),
+        plain(&job.kind),
+        since.unwrap_or_default(),
+        job.time_left.as_ref().map(brief).unwrap_or_default(),
+    ]
+}
+
 /// Page after page, until there are enough or no more.
-async fn list(client: &Client, queue: Option<&str>, limit: u32) -> Result<Vec<Session>, Failure> {
+pub(super) async fn sessions(
+    client: &Client,
+    queue: Option<&str>,
+    limit: u32,
+) -> Result<Vec<Session>, Failure> {
     let mut found = Vec::new();
     let mut token = String::new();
     loop {
@@ -100,7 +169,19 @@ async fn list(client: &Client, queue: Option<&str>, limit: u32) -> Result<Vec<Se
     }
 }
 
-fn columns(session: &Session) -> Vec<String> {
+/// What a table of sessions has.
+pub(super) const COLUMNS: [&str; 7] = [
+    "SESSION",
+    "WORKER",
+    "NODE",
+    "QUEUES",
+    "IN FLIGHT",
+    "TTL LEFT",
+    "SDK",
+];
+
+/// A session as its row.
+pub(super) fn columns(session: &Session) -> Vec<String> {
     let queues = session.queues.iter().map(|of| match of.max_in_flight {
         0 => of.queue.clone(),
         most => format!("{}:{most}", of.queue),
@@ -115,18 +196,48 @@ fn columns(session: &Session) -> Vec<String> {
         plain(&session.node),
         plain(&queues.collect::<Vec<_>>().join(",")),
         slots,
-        session
-            .ttl_left
-            .as_ref()
-            .map(ToString::to_string)
-            .unwrap_or_default(),
+        session.ttl_left.as_ref().map(brief).unwrap_or_default(),
         plain(&session.sdk),
     ]
 }
 
+/// A session in the form of `GET /sessions/{id}`.
+#[derive(Serialize)]
+struct RunsJson<'a> {
+    #[serde(flatten)]
+    session: SessionJson<'a>,
+    running: Vec<RunningJson<'a>>,
+    more_running: bool,
+}
+
+#[derive(Serialize)]
+struct RunningJson<'a> {
+    job_id: &'a str,
+    attempt: u32,
+    queue: &'a str,
+    kind: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    start_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time_left: Option<String>,
+}
+
+impl<'a> RunningJson<'a> {
+    fn of(job: &'a RunningJob) -> Self {
+        Self {
+            job_id: &job.job_id,
+            attempt: job.attempt,
+            queue: &job.queue,
+            kind: &job.kind,
+            start_time: job.start_time.as_ref().map(ToString::to_string),
+            time_left: job.time_left.as_ref().map(ToString::to_string),
+        }
+    }
+}
+
 /// A session in the form of `GET /sessions`.
 #[derive(Serialize)]
-struct SessionJson<'a> {
+pub(super) struct SessionJson<'a> {
     id: &'a str,
     worker: &'a str,
     sdk: &'a str,
@@ -148,7 +259,7 @@ struct SubscriptionJson<'a> {
 }
 
 impl<'a> SessionJson<'a> {
-    fn of(session: &'a Session) -> Self {
+    pub(super) fn of(session: &'a Session) -> Self {
         let queues = session.queues.iter().map(|of| SubscriptionJson {
             queue: &of.queue,
             max_in_flight: of.max_in_flight,

@@ -26,7 +26,7 @@ use super::{Core, lines_of, queues};
 use crate::error::Error;
 use crate::failpoint;
 use crate::job::limits::BATCH_MAX;
-use crate::job::{LeasedJob, Priority, QueueName};
+use crate::job::{LeasedJob, Priority, QueueName, Step};
 use crate::ready::{Hint, Want};
 use crate::session::Event;
 use crate::store::{Ask, Granted, SessionState};
@@ -455,10 +455,13 @@ async fn grant(core: Arc<Core>, brake: Arc<Brake>, claims: Arc<Claims>, batch: V
         failpoint::reached("grant-committed");
     }
     let leased = answers.iter().filter_map(|answer| match answer {
-        Granted::Lease(job) => Some(job.lease.job),
+        Granted::Lease(job) => Some(job),
         _ => None,
     });
-    core.watches.changed(leased);
+    core.watches
+        .changed(leased.clone().map(|job| job.lease.job));
+    core.flows
+        .count(Step::Started, leased.map(|job| &job.queue));
     core.metrics.batch("grant", batch.len());
     if answers.iter().all(|answer| *answer == Granted::Locked) {
         brake.pull(AFTER_LOCKED);

@@ -18,7 +18,7 @@ use crate::failpoint;
 use crate::job::limits::{
     BATCH_BYTES_MAX, BATCH_MAX, ENQUEUE_BYTES_MAX, ID_AGE_MAX, ID_AHEAD_MAX, SPAN_MAX,
 };
-use crate::job::{JobId, NewJob};
+use crate::job::{JobId, NewJob, Step};
 use crate::store::{EnqueueAnswer, Enqueued, Unit};
 
 /// How often a flush whose outcome is not known is run again with the same ids.
@@ -198,11 +198,14 @@ fn mark_created(asked: &[NewJob], answer: &mut EnqueueAnswer) {
 
 fn count(core: &Core, answers: &[Enqueued]) {
     core.metrics.batch("enqueue", answers.len());
-    for answer in answers {
-        if let Enqueued::Created(job) = answer {
-            core.metrics.enqueued(&job.spec.queue, 1);
-        }
+    let created = answers.iter().filter_map(|answer| match answer {
+        Enqueued::Created(job) => Some(&job.spec.queue),
+        _ => None,
+    });
+    for queue in created.clone() {
+        core.metrics.enqueued(queue, 1);
     }
+    core.flows.count(Step::Enqueued, created);
 }
 
 fn accepted(

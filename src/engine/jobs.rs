@@ -59,7 +59,7 @@ impl Engine {
             return self.read(id, view).await;
         }
         // Before the first look, so that no change falls between the two.
-        let mut watcher = self.core.watches.watch(id, false)?;
+        let mut watcher = self.core.watches.watch(id)?;
         let mut job = self.read(id, view).await?;
         while !job.state.is_final() {
             // Cancel safe: these only wait.

@@ -3,8 +3,8 @@
 //! ```text
 //! enqueue ─> store ─> offer ─> ready-list ─> dispatch ─> store (grant) ─> sessions ─> worker
 //!                       └─ if hungry here ─────^           results, renewals <─ sessions
-//! loops: promote, expire_jobs, expire, reconcile, retain, tidy, bulk, signals, settings, health
-//! watch: looks at the jobs that callers wait for
+//! loops: promote, expire_jobs, expire, reconcile, retain, tidy, bulk, signals, settings, health, flows, nodes
+//! watch: looks at the jobs and queues that callers wait for
 //! ```
 
 mod attach;
@@ -17,6 +17,7 @@ mod describe;
 mod dispatch;
 mod enqueue;
 mod explain;
+mod flows;
 mod heal;
 mod hunger;
 mod ids;
@@ -51,7 +52,7 @@ pub use ids::Ids;
 pub use jobs::Accepted;
 pub use outbox::Outbox;
 pub use sessions::Live;
-pub use watch::{Told, Watch};
+pub use watch::{JobNews, QueueWatch, Told, Watch};
 
 use crate::error::{Error, Result};
 use crate::job::limits::LEASE_TTL_DEFAULT;
@@ -65,6 +66,7 @@ use crate::store::{Line, Store};
 use crate::telemetry::Metrics;
 use attach::Attaches;
 use enqueue::Enqueues;
+use flows::Flows;
 use heal::Doubts;
 use hunger::Hungry;
 use logs::Logs;
@@ -135,7 +137,9 @@ pub(crate) struct Core {
     node: NodeId,
     metrics: Arc<Metrics>,
     sessions: Registry,
-    watches: Arc<Watches>,
+    watches: Watches,
+    /// What goes on in queues here.
+    flows: Flows,
     /// What the store may have that the sessions do not know of: grants that it did not answer.
     doubts: Doubts,
     /// The store's clock against this machine's.
@@ -193,7 +197,8 @@ impl Engine {
             node,
             metrics,
             sessions: Registry::default(),
-            watches: Arc::default(),
+            watches: Watches::default(),
+            flows: Flows::default(),
             doubts: Doubts::default(),
             clock: ids::Offset::default(),
             wake: Notify::new(),
@@ -218,7 +223,9 @@ impl Engine {
         let attaches = Attaches::start(&tasks, core.clone());
         dispatch::start(&tasks, core.clone(), offers.clone());
         loops::start(&tasks, core.clone(), &offers);
-        tasks.spawn(watch::look(tasks.clone(), core.clone()));
+        tasks.spawn(watch::look_at_jobs(tasks.clone(), core.clone()));
+        tasks.spawn(watch::look_at_queues(tasks.clone(), core.clone()));
+        tasks.spawn(flows::follow(tasks.clone(), core.clone()));
         let name = options.node_name.clone();
         tasks.spawn(describe::follow(tasks.clone(), core.clone(), name.clone()));
         tasks.spawn(nodes::tell(tasks.clone(), core.clone(), name));

@@ -68,18 +68,16 @@ impl Engine {
         Ok(Listed::NODES.cut(found, size, |node| *node.report.id.0.as_bytes()))
     }
 
-    /// Asks a node to leave. `id` as it is shown.
+    /// Asks a node to leave.
     ///
     /// # Errors
     /// `NodeNotFound`, and the store's.
-    pub async fn drain_node(&self, id: &str, by: By) -> Result<()> {
-        let gone = || Error::NodeNotFound(id.to_owned());
-        let node = NodeId::parse(id).ok_or_else(gone)?;
+    pub async fn drain_node(&self, node: NodeId, by: By) -> Result<()> {
         let actor = by.actor.clone();
         match self.core.store.drain_node(node, by).await? {
             Draining::Done => info!(%node, actor = actor.as_str(), "a node is asked to leave"),
             Draining::Already => {}
-            Draining::NotFound => return Err(gone()),
+            Draining::NotFound => return Err(Error::NodeNotFound(node.to_string())),
         }
         if node == self.core.node {
             let node = true;
@@ -89,20 +87,18 @@ impl Engine {
         Ok(())
     }
 
-    /// Asks the worker of a session to leave. `id` as it is shown.
+    /// Asks the worker of a session to leave.
     ///
     /// # Errors
     /// `SessionNotFound`, and the store's.
-    pub async fn drain_session(&self, id: &str, by: By) -> Result<()> {
-        let gone = || Error::SessionNotFound(id.to_owned());
-        let session = SessionId::parse(id).ok_or_else(gone)?;
+    pub async fn drain_session(&self, session: SessionId, by: By) -> Result<()> {
         let actor = by.actor.clone();
         match self.core.store.drain_session(session, by).await? {
             Draining::Done => {
                 info!(%session, actor = actor.as_str(), "a session is asked to leave")
             }
             Draining::Already => {}
-            Draining::NotFound => return Err(gone()),
+            Draining::NotFound => return Err(Error::SessionNotFound(session.to_string())),
         }
         let sessions = vec![session];
         let node = false;

@@ -15,8 +15,9 @@ use super::cursor::{Listed, Page, RawCursor};
 use super::tasks::Tasks;
 use super::{Core, Engine};
 use crate::error::{Error, Limit, Result};
+use crate::job::limits::RUNNING_SHOWN;
 use crate::job::{AuditEvent, By, NewJob, QueueChange, QueueName, QueueSettings, SessionId};
-use crate::store::{AllSettings, QueueView, SessionView, Steer, Steered};
+use crate::store::{AllSettings, QueueView, SessionRuns, SessionView, Steer, Steered};
 
 /// How often a node asks what is set: what changes must have reached all of them within a second.
 const ASK_EVERY: Duration = Duration::from_millis(400);
@@ -205,6 +206,15 @@ impl Engine {
             }
         }
         self.queue(queue).await
+    }
+
+    /// A session, and what it runs.
+    ///
+    /// # Errors
+    /// `SessionNotFound`, and the store's.
+    pub async fn session(&self, id: SessionId) -> Result<SessionRuns> {
+        let found = self.core.store.session(id, RUNNING_SHOWN).await?;
+        found.ok_or_else(|| Error::SessionNotFound(id.to_string()))
     }
 
     /// Sessions by id: all, or those that take jobs of a queue.

@@ -20,7 +20,7 @@ use super::results::{RecordRequest, Results};
 use super::{Core, Options};
 use crate::error::{Error, Limit, Result};
 use crate::job::limits::{HEARTBEATS_PER_TTL, STREAMS_MAX, STREAMS_SPARE};
-use crate::job::{HeldLease, Lease, QueueName, SessionId};
+use crate::job::{HeldLease, Lease, QueueName, SessionId, Step};
 use crate::session::message::{Hello, ServerMessage, Subscription, Welcome};
 use crate::session::{Action, Event, Session};
 use crate::store::{Attached, NewSession, QueueSlots, SessionProfile, SessionSlots};
@@ -222,6 +222,9 @@ impl Live {
                     ended.outcome,
                     Some(ended.ran),
                 );
+                if let Some(step) = Step::of(ended.outcome) {
+                    self.core.flows.count(step, [&ended.queue].into_iter());
+                }
             }
             Action::EndSession => {
                 let (core, attached) = (self.core.clone(), self.attached);

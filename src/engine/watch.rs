@@ -1,239 +1,139 @@
-//! Who waits for changes of jobs on this node: calls that watch a job, and calls that wait for its end.
+//! Who waits on this node for changes: calls that watch a job or a queue, and calls that wait for a job's end.
 //!
-//! All watchers of a job share one entry, and all entries share the looks at the store: while anybody watches, one look
-//! at a time asks for the versions of all watched jobs, about ten times a second, and reads those that have changed. What
-//! this node changes itself is told here ([`Watches::changed`]) and read at once. A watcher sees the newest row there is
-//! when it looks, and has no queue: one that is slow misses what came between, and never the last.
+//! All watchers of a thing share one entry of a [`Board`], and all entries share the looks at the store: while anybody
+//! watches, one look at a time asks for all watched jobs how new they are, about ten times a second, and reads those that
+//! have changed; another reads all watched queues, once a second. What this node changes itself of jobs is told here
+//! ([`Board::changed`]) and read at once. A watcher sees the newest that there is when it looks, and has no queue: one
+//! that is slow misses what came between, and never the last.
 
+mod board;
+mod job;
+mod listen;
+mod queue;
 mod stream;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tracing::debug;
 
-pub use stream::{Told, Watch};
+pub use job::{JobNews, Watch};
+pub use queue::QueueWatch;
+pub use stream::Told;
 
 use super::Core;
 use super::tasks::Tasks;
-use crate::error::{Error, Limit, Result};
-use crate::job::limits::{BATCH_MAX, LOGS_READ_MAX, WATCHERS_MAX};
-use crate::job::{Job, JobId, LogLine, View};
-use crate::store::Version;
+use crate::error::Result;
+use crate::job::limits::{BATCH_MAX, LOGS_READ_MAX};
+use crate::job::{Job, JobId, QueueName, View};
+use crate::store::{QueueView, Version};
+use board::{Board, Seen, Watched, Watcher};
+use listen::{Listeners, Said, SeenJob};
 
 /// From one look at all watched jobs to the next. One that takes longer than half of this makes the next one wait as long
 /// as it took: looks never take more than half of a connection.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Changes of this node that come within this are read together.
 const READ_EVERY: Duration = Duration::from_millis(10);
+/// The same for queues: a look at one costs about as much as one at all of them.
+const LOOK_AT_QUEUES_EVERY: Duration = Duration::from_secs(1);
+const READ_QUEUES_EVERY: Duration = Duration::from_millis(100);
 /// After a look that failed.
 const AFTER_FAULT: Duration = Duration::from_millis(500);
-/// A node with too many watchers may have fewer by then.
-const FULL_FOR: Duration = Duration::from_secs(5);
 
-/// The jobs that are watched on this node.
-#[derive(Debug, Default)]
+/// All that is watched on this node.
+#[derive(Debug)]
 pub struct Watches {
-    jobs: Mutex<Watched>,
-    /// Watchers; beside the lock, as whoever changes jobs asks for it each time.
-    watchers: AtomicUsize,
-    /// Rings when a job is to be read at once.
-    rung: Notify,
-    /// When a look at all of them last came to its end.
-    looked_at: Mutex<Option<Instant>>,
+    jobs: Arc<Board<JobId, SeenJob>>,
+    /// Those who want to know what is said.
+    listeners: Arc<Listeners>,
+    queues: Arc<Board<QueueName, QueueView>>,
+    watchers: Arc<AtomicUsize>,
 }
 
-#[derive(Debug, Default)]
-struct Watched {
-    entries: HashMap<JobId, Entry>,
-    /// Those that are to be read at once.
-    due: HashSet<JobId>,
-}
-
-/// A job that is watched.
-#[derive(Debug)]
-struct Entry {
-    watchers: usize,
-    /// Of them, those who want to know what is said.
-    listeners: usize,
-    seen: watch::Sender<Seen>,
-    version: Option<Version>,
-    /// The last line that was said by the last look.
-    last_line: u64,
-}
-
-/// What the last look at a job has shown.
-#[derive(Debug, Clone)]
-enum Seen {
-    /// There was none yet.
-    Nothing,
-    /// The job, in [`View::Progress`], and the newest of its lines, for those who listen.
-    Job(Arc<Job>, Arc<Said>),
-    /// There is no such job, or not any more.
-    Gone,
-}
-
-/// Lines that were read together.
-#[derive(Debug, Clone, Default)]
-struct Said {
-    /// There are none but these above this number.
-    after: u64,
-    lines: Vec<LogLine>,
-}
-
-/// A place among those who watch a job. It ends when it is dropped.
-#[derive(Debug)]
-pub struct Watcher {
-    watches: Arc<Watches>,
-    job: JobId,
-    listens: bool,
-    seen: watch::Receiver<Seen>,
+impl Default for Watches {
+    fn default() -> Self {
+        let watchers = Arc::new(AtomicUsize::new(0));
+        Self {
+            jobs: Arc::new(Board::new(watchers.clone())),
+            listeners: Arc::default(),
+            queues: Arc::new(Board::new(watchers.clone())),
+            watchers,
+        }
+    }
 }
 
 impl Watches {
-    /// Begins to watch a job; who `listens` wants to know what is said, too.
+    /// Begins to watch a job.
     ///
     /// # Errors
     /// `LimitReached` when the node has all the watchers it takes.
-    pub fn watch(self: &Arc<Self>, job: JobId, listens: bool) -> Result<Watcher> {
-        let mut watched = self.lock();
-        if self.count() >= WATCHERS_MAX {
-            return Err(Error::LimitReached {
-                limit: Limit::Streams,
-                retry_after: FULL_FOR,
-            });
-        }
-        let Watched { entries, due } = &mut *watched;
-        let entry = entries.entry(job).or_insert_with(|| Entry {
-            watchers: 0,
-            listeners: 0,
-            seen: watch::Sender::new(Seen::Nothing),
-            version: None,
-            last_line: 0,
-        });
-        // What others have seen as its end may not be that any more: a hand may have brought it back.
-        let is_over = matches!(&*entry.seen.borrow(), Seen::Job(job, _) if job.state.is_final());
-        if is_over {
-            entry.version = None;
-            entry.seen.send_replace(Seen::Nothing);
-        }
-        if entry.version.is_none() {
-            due.insert(job);
-            self.rung.notify_one();
-        }
-        entry.listeners += usize::from(listens);
-        entry.watchers += 1;
-        self.watchers.fetch_add(1, Ordering::SeqCst);
-        let seen = entry.seen.subscribe();
-        Ok(Watcher {
-            watches: self.clone(),
-            job,
-            listens,
-            seen,
-        })
-    }
-
-    /// How many there are.
-    pub fn count(&self) -> usize {
-        self.watchers.load(Ordering::SeqCst)
+    pub fn watch(&self, job: JobId) -> Result<Watcher<JobId, SeenJob>> {
+        self.jobs.watch(job)
     }
 
     /// This node has changed these jobs, durably.
     pub fn changed(&self, jobs: impl IntoIterator<Item = JobId>) {
-        // Who begins to watch after this reads what is so by then.
-        if self.count() == 0 {
-            return;
-        }
-        let mut watched = self.lock();
-        let Watched { entries, due } = &mut *watched;
-        due.extend(jobs.into_iter().filter(|job| entries.contains_key(job)));
-        if !due.is_empty() {
-            self.rung.notify_one();
-        }
+        self.jobs.changed(jobs);
     }
 
-    /// Takes the jobs that are to be read at once. Should that fail, the next look at all of them finds them.
-    fn due(&self) -> Vec<JobId> {
-        self.lock().due.drain().collect()
-    }
-
-    fn all(&self) -> Vec<JobId> {
-        self.lock().entries.keys().copied().collect()
-    }
-
-    /// Those of them that are not what was last seen of them.
-    fn changed_since(&self, ids: &[JobId], now: &[Option<Version>]) -> Vec<JobId> {
-        let watched = self.lock();
-        let is_news = |id: &JobId, now: &Option<Version>| {
-            watched.entries.get(id).is_some_and(|entry| match now {
-                Some(_) => entry.version != *now,
-                None => !matches!(*entry.seen.borrow(), Seen::Gone),
-            })
-        };
-        let pairs = ids.iter().zip(now);
-        pairs
-            .filter(|(id, now)| is_news(id, now))
-            .map(|(id, _)| *id)
-            .collect()
-    }
-
-    /// Those of the jobs of which more was said than has been read for who listens, each with the last line that was.
-    /// What was said before the first look, each of them reads for himself.
-    fn unread(&self, jobs: &[Option<Job>]) -> Vec<(JobId, u64)> {
-        let watched = self.lock();
-        let unread = |job: &Job| {
-            let entry = watched.entries.get(&job.id)?;
-            let is_new = job.lines_said > entry.last_line && entry.version.is_some();
-            (is_new && entry.listeners > 0).then_some((job.id, entry.last_line))
-        };
-        jobs.iter().flatten().filter_map(unread).collect()
-    }
-
-    /// Shows what was read to those who watch it.
-    fn show(&self, id: JobId, job: Option<Job>, said: Option<Said>) {
-        let mut watched = self.lock();
-        let Some(entry) = watched.entries.get_mut(&id) else {
-            return;
-        };
-        let version = job.as_ref().map(Version::of);
-        if version.is_some() && version == entry.version {
-            return;
-        }
-        entry.version = version;
-        let said = said.unwrap_or_default();
-        let last = said.lines.last().map_or(0, |line| line.number);
-        entry.last_line = last.max(job.as_ref().map_or(0, |job| job.lines_said));
-        entry.seen.send_replace(match job {
-            Some(job) => Seen::Job(Arc::new(job), Arc::new(said)),
-            None => Seen::Gone,
-        });
-    }
-
-    fn looked(&self) {
-        *self.last_look() = Some(Instant::now());
-    }
-
-    fn last_look(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.looked_at
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Watched> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    /// How many watchers there are of anything.
+    pub fn count(&self) -> usize {
+        self.watchers.load(Ordering::SeqCst)
     }
 }
 
-impl Watcher {
+impl Watches {
+    /// Those of the jobs of which more was said than has been read for who listens, each with the last line that was.
+    /// What was said before the first look, each of them reads for himself.
+    fn unread(&self, jobs: &[Option<Job>]) -> Vec<(JobId, u64)> {
+        let unread = |job: &Job| match self.jobs.seen(&job.id) {
+            Some(Seen::There(seen)) if job.lines_said > seen.last_line() => {
+                let line = seen.last_line();
+                self.listeners.has(job.id).then_some((job.id, line))
+            }
+            _ => None,
+        };
+        jobs.iter().flatten().filter_map(unread).collect()
+    }
+}
+
+impl Watched for SeenJob {
+    fn is_same(&self, other: &Self) -> bool {
+        Version::of(&self.job) == Version::of(&other.job)
+    }
+
+    fn is_over(&self) -> bool {
+        self.job.state.is_final()
+    }
+}
+
+impl Watched for QueueView {
+    fn is_same(&self, other: &Self) -> bool {
+        let (mut one, mut two) = (self.clone(), other.clone());
+        for view in [&mut one, &mut two] {
+            // These run on by themselves.
+            view.as_of = self.as_of;
+            view.stats.oldest_wait = view.stats.oldest_wait.map(|_| Duration::ZERO);
+        }
+        one == two
+    }
+
+    fn is_over(&self) -> bool {
+        false
+    }
+}
+
+impl Watcher<JobId, SeenJob> {
     /// Waits until a look has shown the job to be final, at a later revision than this, or gone. Cancel safe.
     pub async fn ended(&mut self, after_revision: u64) {
-        let is_over = |seen: &Seen| match seen {
+        let is_over = |seen: &Seen<SeenJob>| match seen {
             Seen::Nothing => false,
-            Seen::Job(job, _) => job.state.is_final() && job.revision > after_revision,
+            Seen::There(seen) => seen.job.state.is_final() && seen.job.revision > after_revision,
             Seen::Gone => true,
         };
         // The sending half lives as long as this place.
@@ -241,68 +141,120 @@ impl Watcher {
     }
 }
 
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        let entries = &mut self.watches.lock().entries;
-        if let Some(entry) = entries.get_mut(&self.job) {
-            entry.watchers -= 1;
-            entry.listeners -= usize::from(self.listens);
-            if entry.watchers == 0 {
-                entries.remove(&self.job);
-            }
-        }
-        self.watches.watchers.fetch_sub(1, Ordering::SeqCst);
+/// Looks at jobs for as long as the node lives.
+pub(super) async fn look_at_jobs(tasks: Tasks, core: Arc<Core>) {
+    let board = &core.watches.jobs;
+    let mut pace = Pace::new(LOOK_EVERY, READ_EVERY);
+    while let Some(look) = pace.next(&tasks, board).await {
+        let looked = match look {
+            Look::AtAll => look_at_all_jobs(&core).await,
+            Look::AtDue => read_jobs(&core, &board.due()).await,
+        };
+        pace.looked(look, looked);
     }
 }
 
-/// Looks for as long as the node lives: at all watched jobs every so often, at those that this node has changed at once,
-/// and not at all while nobody watches.
-pub(super) async fn look(tasks: Tasks, core: Arc<Core>) {
-    let watches = &core.watches;
-    let mut read_at: Option<Instant> = None;
-    let mut next = Instant::now();
-    loop {
+/// Looks at queues for as long as the node lives.
+pub(super) async fn look_at_queues(tasks: Tasks, core: Arc<Core>) {
+    let board = &core.watches.queues;
+    let mut pace = Pace::new(LOOK_AT_QUEUES_EVERY, READ_QUEUES_EVERY);
+    while let Some(look) = pace.next(&tasks, board).await {
+        let looked = match look {
+            Look::AtAll => look_at_all_queues(&core).await,
+            Look::AtDue => read_queues(&core, &board.due()).await,
+        };
+        pace.looked(look, looked);
+    }
+}
+
+/// When to look, and at what.
+struct Pace {
+    every: Duration,
+    /// Things that are due within this are read together.
+    at_once: Duration,
+    began: Instant,
+    ended: Option<Instant>,
+    next: Instant,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    AtAll,
+    AtDue,
+}
+
+impl Pace {
+    fn new(every: Duration, at_once: Duration) -> Self {
+        Self {
+            every,
+            at_once,
+            began: Instant::now(),
+            ended: None,
+            next: Instant::now(),
+        }
+    }
+
+    /// Waits for the next look: at all things every so often, at those that are due at once, and at nothing while nobody
+    /// watches. `None`: it is time to stop.
+    async fn next<K: Eq + Hash + Clone, V: Watched>(
+        &mut self,
+        tasks: &Tasks,
+        board: &Board<K, V>,
+    ) -> Option<Look> {
         // Cancel safe: these only wait, and a ring that comes later is kept.
         tokio::select! {
-            () = tasks.stopping().cancelled() => return,
-            () = watches.rung.notified() => {}
-            () = tokio::time::sleep_until(next), if watches.count() > 0 => {}
+            () = tasks.stopping().cancelled() => return None,
+            () = board.rung.notified() => {}
+            () = tokio::time::sleep_until(self.next), if board.count() > 0 => {}
         }
-        let rest = read_at.map(|at| READ_EVERY.saturating_sub(at.elapsed()));
+        let rest = self
+            .ended
+            .map(|at| self.at_once.saturating_sub(at.elapsed()));
         if !tasks.sleep(rest.unwrap_or_default()).await {
-            return;
+            return None;
         }
-        let began = Instant::now();
-        let is_at_all = began >= next;
-        let looked = match is_at_all {
-            true => look_at_all(&core).await,
-            false => read(&core, &watches.due()).await,
-        };
-        let took = began.elapsed();
-        read_at = Some(Instant::now());
-        match looked {
-            Ok(()) if is_at_all => next = began + LOOK_EVERY.max(2 * took),
+        self.began = Instant::now();
+        Some(match self.began >= self.next {
+            true => Look::AtAll,
+            false => Look::AtDue,
+        })
+    }
+
+    /// How it went.
+    fn looked(&mut self, look: Look, how: Result<()>) {
+        let took = self.began.elapsed();
+        self.ended = Some(Instant::now());
+        match how {
+            Ok(()) if look == Look::AtAll => self.next = self.began + self.every.max(2 * took),
             Ok(()) => {}
             Err(error) => {
-                debug!(%error, "no look at the jobs that are watched");
-                next = Instant::now() + AFTER_FAULT;
+                debug!(%error, "no look at what is watched");
+                self.next = Instant::now() + AFTER_FAULT.max(self.every);
             }
         }
     }
 }
 
-async fn look_at_all(core: &Core) -> Result<()> {
-    let watches = &core.watches;
-    read(core, &watches.due()).await?;
-    for ids in watches.all().chunks(BATCH_MAX) {
+async fn look_at_all_jobs(core: &Core) -> Result<()> {
+    let board = &core.watches.jobs;
+    read_jobs(core, &board.due()).await?;
+    for ids in board.all().chunks(BATCH_MAX) {
         let versions = core.store.versions(ids.to_vec()).await?;
-        read(core, &watches.changed_since(ids, &versions)).await?;
+        let pairs = ids.iter().zip(versions);
+        let changed = pairs.filter(|(id, now)| match board.seen(id) {
+            Some(Seen::There(seen)) => *now != Some(Version::of(&seen.job)),
+            Some(Seen::Gone) => now.is_some(),
+            Some(Seen::Nothing) => true,
+            None => false,
+        });
+        let changed: Vec<JobId> = changed.map(|(id, _)| *id).collect();
+        read_jobs(core, &changed).await?;
     }
-    watches.looked();
+    board.looked();
     Ok(())
 }
 
-async fn read(core: &Core, ids: &[JobId]) -> Result<()> {
+async fn read_jobs(core: &Core, ids: &[JobId]) -> Result<()> {
     for ids in ids.chunks(BATCH_MAX) {
         let jobs = core.store.get(ids.to_vec(), View::Progress).await?;
         // Whatever is said before a change is in the store before it: so lines are read after the job, and told before it.
@@ -311,17 +263,34 @@ async fn read(core: &Core, ids: &[JobId]) -> Result<()> {
         for unread in unread.chunks(LOGS_READ_MAX) {
             let lines = core.store.lines(unread.to_vec()).await?;
             for ((id, after), lines) in unread.iter().zip(lines) {
-                said.insert(
-                    *id,
-                    Said {
-                        after: *after,
-                        lines,
-                    },
-                );
+                let after = *after;
+                said.insert(*id, Said { after, lines });
             }
         }
         for (id, job) in ids.iter().zip(jobs) {
-            core.watches.show(*id, job, said.remove(id));
+            let said = said.remove(id).unwrap_or_default();
+            core.watches
+                .jobs
+                .show(id, job.map(|job| SeenJob { job, said }));
+        }
+    }
+    Ok(())
+}
+
+async fn look_at_all_queues(core: &Core) -> Result<()> {
+    let board = &core.watches.queues;
+    // Those that are due are among them.
+    drop(board.due());
+    read_queues(core, &board.all()).await?;
+    board.looked();
+    Ok(())
+}
+
+async fn read_queues(core: &Core, names: &[QueueName]) -> Result<()> {
+    for names in names.chunks(BATCH_MAX) {
+        let queues = core.store.queues_named(names.to_vec()).await?;
+        for (name, queue) in names.iter().zip(queues) {
+            core.watches.queues.show(name, queue);
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ use super::convert;
 use super::queues::{actor, by};
 use super::status::status;
 use crate::engine::page::{Names, RawPage, write_token};
-use crate::engine::{Accepted, Engine, Told};
+use crate::engine::{Accepted, Engine, JobNews, Told};
 use crate::error::{Error, Result, Violation};
 use crate::job::draft::{DraftCopy, Fields, RawStart, span, start};
 use crate::job::limits::{BATCH_BYTES_MAX, BATCH_MAX, SPAN_MAX, WAIT_MAX};
@@ -200,13 +200,15 @@ impl Jobs {
         });
         let jobs = self.clone();
         Ok(Box::pin(told.map(move |told| match told {
-            Ok(Told::Job(job)) => Ok(pb::WatchJobResponse {
-                job: Some(convert::job(*job)),
-                log: Vec::new(),
-            }),
-            Ok(Told::Lines(lines)) => Ok(pb::WatchJobResponse {
-                job: None,
-                log: lines.into_iter().map(convert::log_line).collect(),
+            Ok(Told::News(news)) => Ok(match *news {
+                JobNews::Job(job) => pb::WatchJobResponse {
+                    job: Some(convert::job(job)),
+                    log: Vec::new(),
+                },
+                JobNews::Lines(lines) => pb::WatchJobResponse {
+                    job: None,
+                    log: lines.into_iter().map(convert::log_line).collect(),
+                },
             }),
             Ok(Told::Quiet) => Ok(pb::WatchJobResponse::default()),
             Err(error) => Err(jobs.refuse(error)),

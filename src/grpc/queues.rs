@@ -1,24 +1,26 @@
 //! QueueService over the engine.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
+use futures_util::{Stream, StreamExt, stream};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Request, Response, Status};
 
 use super::bulks::bulk;
 use super::convert::{self, duration, timestamp};
 use super::status::status;
-use crate::engine::Engine;
 use crate::engine::cursor::RawCursor;
 use crate::engine::queues::etag;
+use crate::engine::{Engine, Told};
 use crate::error::{Error, Result};
 use crate::job::audit::{ACTOR_FIELD, is_reason};
-use crate::job::id::NAME_SHAPE;
+use crate::job::id::{ID_SHAPE, NAME_SHAPE};
 use crate::job::limits::REASON_BYTES_MAX;
 use crate::job::queue::RawDefaults;
-use crate::job::{Actor, AuditEvent, By, Defaultable, QueueChange, QueueName};
+use crate::job::{Actor, AuditEvent, By, Defaultable, NodeId, QueueChange, QueueName, SessionId};
 use crate::proto as pb;
-use crate::store::{NodeView, QueueView, SessionView};
+use crate::store::{NodeView, QueueView, RunningJob, SessionView};
 
 /// What a mask must be, for messages.
 const MASK_SHAPE: &str = "must name some of default_priority, default_max_attempts, default_backoff, default_timeout \
@@ -35,6 +37,15 @@ impl pb::queue_service_server::QueueService for Queues {
         request: Request<pb::GetQueueRequest>,
     ) -> Result<Response<pb::GetQueueResponse>, Status> {
         self.answer(self.get(request.into_inner()).await)
+    }
+
+    type WatchQueueStream = Watching;
+
+    async fn watch_queue(
+        &self,
+        request: Request<pb::WatchQueueRequest>,
+    ) -> Result<Response<Watching>, Status> {
+        self.answer(self.watch(request.into_inner()).await)
     }
 
     async fn list_queues(
@@ -76,6 +87,13 @@ impl pb::queue_service_server::QueueService for Queues {
         self.answer(self.purge(actor, request.into_inner()).await)
     }
 
+    async fn get_session(
+        &self,
+        request: Request<pb::GetSessionRequest>,
+    ) -> Result<Response<pb::GetSessionResponse>, Status> {
+        self.answer(self.session(request.into_inner()).await)
+    }
+
     async fn list_sessions(
         &self,
         request: Request<pb::ListSessionsRequest>,
@@ -114,12 +132,19 @@ impl pb::queue_service_server::QueueService for Queues {
     }
 }
 
+/// What goes to who watches a queue.
+pub type Watching = Pin<Box<dyn Stream<Item = Result<pb::WatchQueueResponse, Status>> + Send>>;
+
 impl Queues {
     fn answer<T>(&self, result: Result<T>) -> Result<Response<T>, Status> {
-        result.map(Response::new).map_err(|error| {
-            self.0.metrics().failed_request("grpc", error.code().reason);
-            status(error)
-        })
+        result
+            .map(Response::new)
+            .map_err(|error| self.refuse(error))
+    }
+
+    fn refuse(&self, error: Error) -> Status {
+        self.0.metrics().failed_request("grpc", error.code().reason);
+        status(error)
     }
 
     async fn get(&self, request: pb::GetQueueRequest) -> Result<pb::GetQueueResponse> {
@@ -127,6 +152,23 @@ impl Queues {
         Ok(pb::GetQueueResponse {
             queue: Some(queue(found)),
         })
+    }
+
+    async fn watch(&self, request: pb::WatchQueueRequest) -> Result<Watching> {
+        let name = queue_name("queue", &request.queue)?;
+        let watch = self.0.watch_queue(name).await?;
+        let told = stream::unfold(watch, |mut watch| async move {
+            let told = watch.next().await?;
+            Some((told, watch))
+        });
+        let queues = self.clone();
+        Ok(Box::pin(told.map(move |told| match told {
+            Ok(Told::News(view)) => Ok(pb::WatchQueueResponse {
+                queue: Some(queue(*view)),
+            }),
+            Ok(Told::Quiet) => Ok(pb::WatchQueueResponse { queue: None }),
+            Err(error) => Err(queues.refuse(error)),
+        })))
     }
 
     async fn list(&self, request: pb::ListQueuesRequest) -> Result<pb::ListQueuesResponse> {
@@ -206,6 +248,15 @@ impl Queues {
         })
     }
 
+    async fn session(&self, request: pb::GetSessionRequest) -> Result<pb::GetSessionResponse> {
+        let runs = self.0.session(session_id(&request.session_id)?).await?;
+        Ok(pb::GetSessionResponse {
+            session: Some(session(runs.view)),
+            running: runs.running.into_iter().map(running).collect(),
+            more_running: runs.more,
+        })
+    }
+
     async fn sessions(&self, request: pb::ListSessionsRequest) -> Result<pb::ListSessionsResponse> {
         let queue = match request.queue.as_str() {
             "" => None,
@@ -228,7 +279,9 @@ impl Queues {
         request: pb::DrainSessionRequest,
     ) -> Result<pb::DrainSessionResponse> {
         let by = by(actor?, request.reason)?;
-        self.0.drain_session(&request.session_id, by).await?;
+        self.0
+            .drain_session(session_id(&request.session_id)?, by)
+            .await?;
         Ok(pb::DrainSessionResponse {})
     }
 
@@ -252,7 +305,9 @@ impl Queues {
         request: pb::DrainNodeRequest,
     ) -> Result<pb::DrainNodeResponse> {
         let by = by(actor?, request.reason)?;
-        self.0.drain_node(&request.node_id, by).await?;
+        let node =
+            NodeId::parse(&request.node_id).ok_or_else(|| Error::field("node_id", ID_SHAPE))?;
+        self.0.drain_node(node, by).await?;
         Ok(pb::DrainNodeResponse {})
     }
 
@@ -318,6 +373,10 @@ fn mask(paths: &[String]) -> Result<Defaultable> {
     }
 }
 
+fn session_id(text: &str) -> Result<SessionId> {
+    SessionId::parse(text).ok_or_else(|| Error::field("session_id", ID_SHAPE))
+}
+
 fn queue_name(field: &str, text: &str) -> Result<QueueName> {
     QueueName::parse(text).ok_or_else(|| Error::field(field, format!("must match {NAME_SHAPE}")))
 }
@@ -329,6 +388,7 @@ fn queue(view: QueueView) -> pb::Queue {
         stats,
         sessions,
         free_slots,
+        rates,
         as_of,
     } = view;
     let [scheduled, queued, running, succeeded, failed, cancelled] = stats.counts;
@@ -358,6 +418,12 @@ fn queue(view: QueueView) -> pb::Queue {
             free_slots,
             oldest_wait: stats.oldest_wait.map(duration),
             as_of_time: Some(timestamp(as_of)),
+            rates: Some(pb::QueueRates {
+                enqueued_per_second: rates.enqueued,
+                started_per_second: rates.started,
+                succeeded_per_second: rates.succeeded,
+                failed_per_second: rates.failed,
+            }),
         }),
         etag: revision.to_string(),
     }
@@ -405,6 +471,17 @@ fn node(view: NodeView) -> pb::Node {
         draining: report.draining,
         start_time: Some(timestamp(start)),
         seen_time: Some(timestamp(seen)),
+    }
+}
+
+fn running(job: RunningJob) -> pb::RunningJob {
+    pb::RunningJob {
+        job_id: job.lease.job.to_string(),
+        attempt: job.lease.attempt,
+        queue: job.queue.to_string(),
+        kind: job.kind.to_string(),
+        start_time: Some(timestamp(job.start_time)),
+        time_left: job.time_left.map(duration),
     }
 }
 

@@ -1,9 +1,10 @@
-//! WatchJob as server-sent events, for browsers and anything that reads lines.
+//! WatchJob and WatchQueue as server-sent events, for browsers and anything that reads lines.
 //!
 //! | event | data | then |
 //! |---|---|---|
 //! | `job` | the job, as `GET /jobs/{id}` has it; `id` is its revision | |
 //! | `log` | with `?log=true`: `{"log": [...]}`, new lines of its log. Then each `id` is revision and line, as `4-17` | |
+//! | `queue` | the queue, as `GET /queues/{queue}` has it; without an `id`: whoever comes back is told how it is then | |
 //! | `end` | `{}`: the job is final, and that was told | the stream ends; 204 if it is asked for again |
 //! | `problem` | why nothing more can be told here, as an error's body has it | the stream ends; to be asked for again |
 //!
@@ -11,6 +12,7 @@
 
 use std::convert::Infallible;
 use std::fmt::Write;
+use std::future::Future;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -22,19 +24,21 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Serialize;
 
 use super::job::{JobJson, LinesJson};
-use super::jobs::{Answer, job_id};
+use super::jobs::{Answer, Shared, job_id};
 use super::problem::Problem;
 use super::query;
-use crate::engine::{Engine, Told, Watch};
+use super::queues::{QueueJson, queue_name};
+use crate::engine::{Engine, JobNews, QueueWatch, Told, Watch};
 use crate::error::{Error, Result};
 
 const LAST_EVENT: &str = "Last-Event-ID";
 /// How long a client waits before it comes back, if it was not told that this is the end.
 const BEGIN: &str = "retry: 1000\n\n";
+const QUIET: &str = ": nothing has changed\n\n";
 
 /// `GET /jobs/{id}/events`
 pub async fn watch(
-    State(engine): State<Arc<Engine>>,
+    State(engine): Shared,
     Path(id): Path<String>,
     RawQuery(asked): RawQuery,
     headers: HeaderMap,
@@ -56,7 +60,69 @@ pub async fn watch(
         line: lines,
         ..seen
     };
-    let begun = Some(Events::new(engine, watch, seen));
+    Ok(answer(engine, JobEvents { watch, seen }))
+}
+
+/// `GET /queues/{queue}/events`
+pub async fn watch_queue(
+    State(engine): Shared,
+    Path(name): Path<String>,
+    RawQuery(asked): RawQuery,
+) -> Answer {
+    query::none(&asked.unwrap_or_default())?;
+    let watch = engine.watch_queue(queue_name(&name)?).await?;
+    Ok(answer(engine, watch))
+}
+
+/// Something that is told event by event.
+trait Source: Send + 'static {
+    /// The text of the next event; `None`: that was the last one.
+    fn next_event(&mut self) -> impl Future<Output = Option<Result<String>>> + Send;
+}
+
+/// The events of a job, and what was told of it.
+struct JobEvents {
+    watch: Watch,
+    seen: EventId,
+}
+
+impl Source for JobEvents {
+    async fn next_event(&mut self) -> Option<Result<String>> {
+        let news = match self.watch.next().await? {
+            Ok(Told::News(news)) => *news,
+            Ok(Told::Quiet) => return Some(Ok(QUIET.into())),
+            Err(error) => return Some(Err(error)),
+        };
+        Some(match news {
+            JobNews::Job(job) => {
+                self.seen.revision = job.revision;
+                written("job", Some(self.seen), &JobJson::of(&job))
+            }
+            JobNews::Lines(lines) => {
+                self.seen.line = lines.last().map(|line| line.number).or(self.seen.line);
+                written("log", Some(self.seen), &LinesJson::of(&lines))
+            }
+        })
+    }
+}
+
+impl Source for QueueWatch {
+    async fn next_event(&mut self) -> Option<Result<String>> {
+        Some(match self.next().await? {
+            Ok(Told::News(queue)) => written("queue", None, &QueueJson::of(&queue)),
+            Ok(Told::Quiet) => Ok(QUIET.into()),
+            Err(error) => Err(error),
+        })
+    }
+}
+
+fn answer(engine: Arc<Engine>, source: impl Source) -> Response {
+    let begun = Some(Events {
+        engine,
+        source,
+        has_begun: false,
+        is_over: false,
+    });
     let events = stream::unfold(begun, |events| async move {
         let mut events = events?;
         let text = events.next().await;
@@ -72,14 +138,12 @@ pub async fn watch(
         HeaderName::from_static("x-accel-buffering"),
         HeaderValue::from_static("no"),
     );
-    Ok(answer)
+    answer
 }
 
-struct Events {
+struct Events<S> {
     engine: Arc<Engine>,
-    watch: Watch,
-    /// What was told.
-    seen: EventId,
+    source: S,
     has_begun: bool,
     is_over: bool,
 }
@@ -112,39 +176,17 @@ impl std::fmt::Display for EventId {
     }
 }
 
-impl Events {
-    fn new(engine: Arc<Engine>, watch: Watch, seen: EventId) -> Self {
-        Self {
-            engine,
-            watch,
-            seen,
-            has_begun: false,
-            is_over: false,
-        }
-    }
-
+impl<S: Source> Events<S> {
     /// The next event. After the last one, `is_over`.
     async fn next(&mut self) -> String {
         if !self.has_begun {
             self.has_begun = true;
             return BEGIN.into();
         }
-        let told = match self.watch.next().await {
-            Some(Ok(Told::Job(job))) => {
-                self.seen.revision = job.revision;
-                self.told("job", &JobJson::of(&job))
-            }
-            Some(Ok(Told::Lines(lines))) => {
-                self.seen.line = lines.last().map(|line| line.number).or(self.seen.line);
-                self.told("log", &LinesJson::of(&lines))
-            }
-            Some(Ok(Told::Quiet)) => Ok(": nothing has changed\n\n".into()),
-            Some(Err(error)) => Err(error),
-            None => {
-                self.is_over = true;
-                Ok(event("end", None, "{}"))
-            }
-        };
+        let told = self.source.next_event().await.unwrap_or_else(|| {
+            self.is_over = true;
+            Ok(event("end", None, "{}"))
+        });
         told.unwrap_or_else(|error| {
             self.is_over = true;
             let reason = error.code().reason;
@@ -154,11 +196,9 @@ impl Events {
     }
 }
 
-impl Events {
-    fn told(&self, name: &str, data: &impl Serialize) -> Result<String> {
-        let data = serde_json::to_string(data).map_err(Error::internal)?;
-        Ok(event(name, Some(self.seen), &data))
-    }
+fn written(name: &str, id: Option<EventId>, data: &impl Serialize) -> Result<String> {
+    let data = serde_json::to_string(data).map_err(Error::internal)?;
+    Ok(event(name, id, &data))
 }
 
 fn event(name: &str, id: Option<EventId>, data: &str) -> String {

@@ -22,7 +22,10 @@
 //! | `POST /bulks` | StartBulk: `{"action": "RETRY", "filter": {"queues": ["emails"], "failure_type": "Timeout"}}`; 201 with Location, 200 when it was there before |
 //! | `GET /bulks?page_size=&page_token=`, `GET /bulks/{id}` | ListBulks, GetBulk |
 //! | `POST /bulks/{id}/abort` | AbortBulk, `{"reason": "..."}` if there is one |
-//! | `GET /sessions?queue=&page_size=&page_token=` | ListSessions |
+//! | `GET /queues/{queue}/events` | WatchQueue, as server-sent events (`events.rs`) |
+//! | `GET /sessions?queue=&page_size=&page_token=`, `GET /sessions/{id}` | ListSessions, GetSession |
+//! | `POST /sessions/{id}/drain` | DrainSession, `{"reason": "..."}` if there is one; 204 |
+//! | `GET /nodes?page_size=&page_token=`, `POST /nodes/{id}/drain` | ListNodes, DrainNode |
 //! | `GET /audit?page_size=&page_token=` | ListAuditEvents |
 //! | `GET /livez`, `/readyz`, `/metrics` | how this node is |
 
@@ -72,6 +75,7 @@ pub fn router(engine: Arc<Engine>) -> Router {
         .route("/openapi.json", get(openapi::openapi))
         .route("/queues", get(queues::list))
         .route("/queues/{queue}", get(queues::get).patch(queues::update))
+        .route("/queues/{queue}/events", get(events::watch_queue))
         .route("/queues/{queue}/pause", post(queues::pause))
         .route("/queues/{queue}/resume", post(queues::resume))
         .route("/queues/{queue}/purge", post(bulks::purge))
@@ -82,6 +86,7 @@ pub fn router(engine: Arc<Engine>) -> Router {
         .route("/sessions/{id}/drain", post(sessions::drain))
         .route("/nodes", get(nodes::list))
         .route("/nodes/{id}/drain", post(nodes::drain))
+        .route("/sessions/{id}", get(sessions::get))
         .route("/audit", get(queues::audit))
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))

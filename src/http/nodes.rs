@@ -12,7 +12,9 @@ use super::problem::Problem;
 use super::query;
 use super::queues::{actor, reason};
 use super::time::write_time;
-use crate::job::By;
+use crate::error::Error;
+use crate::job::id::ID_SHAPE;
+use crate::job::{By, NodeId};
 use crate::store::NodeView;
 
 /// `GET /nodes`
@@ -34,7 +36,8 @@ pub async fn drain(
     request: Request,
 ) -> Answer {
     let by = by(asked, request).await?;
-    engine.drain_node(&id, by).await?;
+    let node = NodeId::parse(&id).ok_or_else(|| Error::field("node_id", ID_SHAPE))?;
+    engine.drain_node(node, by).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

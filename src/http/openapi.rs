@@ -140,6 +140,7 @@ const OPERATIONS: &[Operation] = &[
     operation("delete", "/jobs/{id}", "DeleteJob", &[204], &[404, 409]),
     of_queues("get", "/queues", "ListQueues", &[]),
     of_queues("get", "/queues/{queue}", "GetQueue", &[404]),
+    of_queues("get", "/queues/{queue}/events", WATCH_QUEUE, &[404]),
     of_queues(
         "patch",
         "/queues/{queue}",
@@ -184,17 +185,19 @@ const OPERATIONS: &[Operation] = &[
     drain("/sessions/{id}/drain", "DrainSession"),
     of_queues("get", "/nodes", "ListNodes", &[]),
     drain("/nodes/{id}/drain", "DrainNode"),
+    of_queues("get", "/sessions/{id}", "GetSession", &[404]),
     of_queues("get", "/audit", "ListAuditEvents", &[]),
 ];
 
 /// The call whose body names what it changes, without a mask.
 const UPDATE: &str = "UpdateQueue";
-/// The call that answers with server-sent events, each of them a job.
+/// The calls that answer with server-sent events, each of them a job, or a queue.
 const WATCH: &str = "WatchJob";
+const WATCH_QUEUE: &str = "WatchQueue";
 /// Statuses of any call: a bad request, a page that may not call, a limit, a fault of ours, a store that is away.
 const ALWAYS: [u16; 6] = [400, 403, 429, 500, 503, 504];
 /// Fields whose own fields stand in their place.
-const FLAT: [&str; 5] = ["bulk", "filter", "job", "queue", "spec"];
+const FLAT: [&str; 6] = ["bulk", "filter", "job", "queue", "session", "spec"];
 /// Messages whose filter is a part of its own, beside fields that would be taken for its.
 const NESTED: [&str; 2] = ["Bulk", "StartBulkRequest"];
 /// What of a thing is not for callers to say.
@@ -320,7 +323,9 @@ fn answers(ours: &Descriptors, one: &Operation, response: &str) -> Value {
     for status in one.good {
         let content = match (one.rpc, status) {
             (_, 204) => json!({}),
-            (WATCH, _) => json!({ "text/event-stream": { "schema": { "type": "string" } } }),
+            (WATCH | WATCH_QUEUE, _) => {
+                json!({ "text/event-stream": { "schema": { "type": "string" } } })
+            }
             _ => json!({ JSON: { "schema": body } }),
         };
         let name = http::StatusCode::from_u16(*status).ok();

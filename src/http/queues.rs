@@ -160,8 +160,9 @@ pub fn queue_name(text: &str) -> Result<QueueName> {
     QueueName::parse(text).ok_or_else(|| Error::field("queue", format!("must match {NAME_SHAPE}")))
 }
 
+/// A queue, as `GET /queues/{queue}` has it.
 #[derive(Serialize)]
-struct QueueJson<'a> {
+pub struct QueueJson<'a> {
     name: &'a str,
     paused: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -191,6 +192,15 @@ struct StatsJson {
     #[serde(skip_serializing_if = "Option::is_none")]
     oldest_wait: Option<String>,
     as_of_time: String,
+    rates: RatesJson,
+}
+
+#[derive(Serialize)]
+struct RatesJson {
+    enqueued_per_second: f64,
+    started_per_second: f64,
+    succeeded_per_second: f64,
+    failed_per_second: f64,
 }
 
 #[derive(Serialize)]
@@ -200,7 +210,8 @@ struct QueuesJson<'a> {
 }
 
 impl<'a> QueueJson<'a> {
-    fn of(view: &'a QueueView) -> Self {
+    /// Of what is seen of it.
+    pub fn of(view: &'a QueueView) -> Self {
         let (stats, defaults) = (&view.stats, view.settings.defaults);
         let [scheduled, queued, running, succeeded, failed, cancelled] = stats.counts;
         Self {
@@ -222,6 +233,12 @@ impl<'a> QueueJson<'a> {
                 free_slots: view.free_slots,
                 oldest_wait: stats.oldest_wait.map(write_span),
                 as_of_time: write_time(view.as_of),
+                rates: RatesJson {
+                    enqueued_per_second: view.rates.enqueued,
+                    started_per_second: view.rates.started,
+                    succeeded_per_second: view.rates.succeeded,
+                    failed_per_second: view.rates.failed,
+                },
             },
             etag: view.revision.to_string(),
         }

@@ -11,8 +11,11 @@ use super::jobs::{Answer, Shared, json};
 use super::nodes;
 use super::query;
 use super::queues::queue_name;
-use super::time::write_span;
-use crate::store::SessionView;
+use super::time::{write_span, write_time};
+use crate::error::Error;
+use crate::job::SessionId;
+use crate::job::id::ID_SHAPE;
+use crate::store::{RunningJob, SessionRuns, SessionView};
 
 /// `GET /sessions`
 pub async fn list(State(engine): Shared, RawQuery(asked): RawQuery) -> Answer {
@@ -34,8 +37,60 @@ pub async fn drain(
     request: Request,
 ) -> Answer {
     let by = nodes::by(asked, request).await?;
-    engine.drain_session(&id, by).await?;
+    engine.drain_session(session_id(&id)?, by).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// `GET /sessions/{id}`
+pub async fn get(
+    State(engine): Shared,
+    Path(id): Path<String>,
+    RawQuery(asked): RawQuery,
+) -> Answer {
+    query::none(&asked.unwrap_or_default())?;
+    let found = engine.session(session_id(&id)?).await?;
+    json(StatusCode::OK, &RunsJson::of(&found))
+}
+
+fn session_id(text: &str) -> Result<SessionId, Error> {
+    SessionId::parse(text).ok_or_else(|| Error::field("session_id", ID_SHAPE))
+}
+
+#[derive(Serialize)]
+struct RunsJson<'a> {
+    #[serde(flatten)]
+    session: SessionJson<'a>,
+    running: Vec<RunningJson<'a>>,
+    more_running: bool,
+}
+
+#[derive(Serialize)]
+struct RunningJson<'a> {
+    job_id: String,
+    attempt: u32,
+    queue: &'a str,
+    kind: &'a str,
+    start_time: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time_left: Option<String>,
+}
+
+impl<'a> RunsJson<'a> {
+    fn of(runs: &'a SessionRuns) -> Self {
+        let running = |job: &'a RunningJob| RunningJson {
+            job_id: job.lease.job.to_string(),
+            attempt: job.lease.attempt,
+            queue: job.queue.as_str(),
+            kind: job.kind.as_str(),
+            start_time: write_time(job.start_time),
+            time_left: job.time_left.map(write_span),
+        };
+        Self {
+            session: SessionJson::of(&runs.view),
+            running: runs.running.iter().map(running).collect(),
+            more_running: runs.more,
+        }
+    }
 }
 
 #[derive(Serialize)]

@@ -74,7 +74,7 @@ impl SessionId {
         Self(Uuid::from_bytes(half))
     }
 
-    /// Reads the form in which it is shown; anything else is `None`.
+    /// Reads the 32 hexadecimal digits that it is shown as; anything else is `None`.
     pub fn parse(text: &str) -> Option<Self> {
         simple(text).map(Self)
     }
@@ -101,7 +101,7 @@ impl fmt::Display for SessionId {
 pub struct NodeId(pub Uuid);
 
 impl NodeId {
-    /// Reads the form in which it is shown; anything else is `None`.
+    /// Reads the 32 hexadecimal digits that it is shown as; anything else is `None`.
     pub fn parse(text: &str) -> Option<Self> {
         simple(text).map(Self)
     }
@@ -115,7 +115,8 @@ impl fmt::Display for NodeId {
 
 /// A UUID of 32 hexadecimal digits.
 fn simple(text: &str) -> Option<Uuid> {
-    (text.len() == 32).then(|| Uuid::try_parse(text).ok())?
+    let is_shape = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    is_shape.then(|| Uuid::try_parse(text).ok())?
 }
 
 macro_rules! name {
@@ -199,6 +200,8 @@ key! {
     UniqueKey
 }
 
+/// What the id of a session or a node must look like, for messages.
+pub const ID_SHAPE: &str = "must be 32 hexadecimal digits";
 /// What a name must look like, for messages.
 pub const NAME_SHAPE: &str = "[A-Za-z0-9_.:-]{1,128}";
 
@@ -218,6 +221,16 @@ mod tests {
         assert!(QueueName::parse("emails:eu.1_a-b").is_some());
         for bad in ["", " ", "a b", "ä", "a/b", "a\0", &"x".repeat(129)] {
             assert!(QueueName::parse(bad).is_none(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_session_is_read_as_it_is_shown() {
+        let session = SessionId::of_token(b"token");
+        assert_eq!(SessionId::parse(&session.to_string()), Some(session));
+        let hyphenated = session.uuid().hyphenated().to_string();
+        for bad in ["", "x", &hyphenated, &session.to_string()[1..]] {
+            assert!(SessionId::parse(bad).is_none(), "{bad:?}");
         }
     }
 

@@ -104,6 +104,16 @@ pub const CANARY_FAILED_SHARE: f64 = 0.1;
 pub const CANARY_WITHIN: Duration = Duration::from_secs(60 * 60);
 /// The longest that a stage may take.
 pub const CANARY_WITHIN_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// How often a node tells what went on in its queues.
+pub const FLOWS_EVERY: Duration = Duration::from_secs(5);
+/// Queues of which a node counts what goes on within that time; of others no rates are known.
+pub const FLOWS_MAX: usize = 10_000;
+/// Rates are taken over this time,
+pub const RATES_OVER: Duration = Duration::from_secs(60);
+/// which has ended so long ago: by then all nodes have told.
+pub const RATES_LAG: Duration = Duration::from_secs(6);
+/// What nodes have told is kept so long.
+pub const FLOWS_KEPT: Duration = Duration::from_secs(5 * 60);
 /// Attempts that a full view shows, the newest ones.
 pub const ATTEMPTS_SHOWN: usize = 50;
 
@@ -184,11 +194,13 @@ pub const LEASE_TTL_MAX: Duration = Duration::from_secs(600);
 pub const HEARTBEATS_PER_TTL: u32 = 3;
 /// A stream must say Hello within this.
 pub const HELLO_WITHIN: Duration = Duration::from_secs(5);
+/// Running jobs of a session that are shown, the oldest attempts.
+pub const RUNNING_SHOWN: usize = 1_000;
 /// Longest wait of one GetJob.
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
-/// Calls on one node that watch a job, or wait for its end.
+/// Calls on one node that watch a job or a queue, or wait for a job's end.
 pub const WATCHERS_MAX: usize = 10_000;
-/// Who watches a job hears something so often, if only that nothing has changed.
+/// Who watches hears something so often, if only that nothing has changed.
 pub const WATCH_KEEPALIVE: Duration = Duration::from_secs(20);
 /// A watch ends at the first keepalive after a node could not look at the store for so long: another node may.
 pub const WATCH_BLIND_MAX: Duration = Duration::from_secs(60);

@@ -4,6 +4,7 @@ pub mod attempt;
 pub mod audit;
 pub mod bulk;
 pub mod draft;
+pub mod flow;
 pub mod id;
 pub mod limits;
 pub mod log;
@@ -23,6 +24,7 @@ pub use attempt::{
 };
 pub use audit::{Actor, AuditAction, AuditEvent, By};
 pub use bulk::{BulkAction, BulkCounts, BulkId, BulkState, Canary, Stage};
+pub use flow::{Flow, Rates, Step};
 pub use id::{IdempotencyKey, JobId, Kind, NodeId, QueueName, SessionId, UniqueKey};
 pub use log::{LogLevel, LogLine, NewLine, NewLines};
 pub use queue::{Backoff, Defaultable, QueueChange, QueueDefaults, QueueSettings};

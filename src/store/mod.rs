@@ -23,7 +23,8 @@ pub use node::{Draining, Drains, NodeReport, NodeView};
 pub use queue::{AllSettings, QueueView, Steer, Steered};
 pub use session::{Attach, Attached, Attaching, NewSession, SessionState};
 pub use worker::{
-    QueueSlots, SessionPage, SessionProfile, SessionReport, SessionSlots, SessionView,
+    QueueSlots, RunningJob, SessionPage, SessionProfile, SessionReport, SessionRuns, SessionSlots,
+    SessionView,
 };
 
 use std::time::Duration;
@@ -33,9 +34,9 @@ use uuid::Uuid;
 
 use crate::error::Result;
 use crate::job::{
-    AuditEvent, BulkId, By, Ending, HeldLease, Job, JobId, JobState, Lease, LeasedJob, LogLine,
-    NewJob, NewLines, NodeId, Priority, Progress, QueueName, SessionId, Start, Timestamp, Verdict,
-    View,
+    AuditEvent, BulkId, By, Ending, Flow, HeldLease, Job, JobId, JobState, Lease, LeasedJob,
+    LogLine, NewJob, NewLines, NodeId, Priority, Progress, QueueName, SessionId, Start, Timestamp,
+    Verdict, View,
 };
 
 /// One line of hand-out: a queue at one priority. The ready-list has a stream for each, the backlog its segments.
@@ -503,8 +504,8 @@ pub trait Store: Send + Sync + 'static {
     /// Removes final jobs whose purge time is past.
     async fn retain(&self, limit: usize) -> Result<Swept>;
     /// Drops log rows (backlog, grants, finished, signals, sessions' remains) that point at nothing any more, what is set
-    /// of queues but says nothing, what bulks have left, nodes that are gone and the oldest of the audit, and sums up the
-    /// deltas of the counters.
+    /// of queues but says nothing, what bulks have left, nodes that are gone, the oldest of the audit and of what went on, and
+    /// sums up the deltas of the counters.
     async fn tidy(&self, limit: usize) -> Result<Swept>;
 
     /// Signals of the last `window`, at most `limit`, for sessions attached to `node`.
@@ -518,11 +519,18 @@ pub trait Store: Send + Sync + 'static {
     async fn steer(&self, steer: Steer) -> Result<Steered>;
     /// A queue; `None`: it has and had no jobs, and nothing is set of it.
     async fn queue(&self, name: QueueName) -> Result<Option<QueueView>>;
+    /// These queues, in the same order; `None` where [`Store::queue`] finds none.
+    async fn queues_named(&self, names: Vec<QueueName>) -> Result<Vec<Option<QueueView>>>;
+    /// Tells what went on in queues on one node, in the `span` that ends now. If it is not known whether that was taken in,
+    /// it must not be told once more.
+    async fn note_flows(&self, span: Duration, flows: Vec<(QueueName, Flow)>) -> Result<()>;
     /// Queues by name, those `after` one, at most `size`.
     async fn queues(&self, after: Option<QueueName>, size: usize) -> Result<Vec<QueueView>>;
     /// Tells of sessions whose streams a node has, for those who look. `false`: that one was not to be had now, or not under
     /// that attach number.
     async fn describe(&self, reports: Vec<SessionReport>) -> Result<Vec<bool>>;
+    /// A session that is not dead, and at most `limit` of the jobs that it runs.
+    async fn session(&self, id: SessionId, limit: usize) -> Result<Option<SessionRuns>>;
     /// Sessions by id that are not dead, those `after` one: all, or those that take jobs of a queue. Looks at a bounded
     /// number of rows.
     async fn sessions(

@@ -16,12 +16,12 @@ use super::{
     Draining, Drains, EnqueueAnswer, EntryId, Epoch, Expired, FinishAnswer, Found, Granted,
     JobFilter, JobPage, Line, LogReport, MigrationReport, NewBulk, NewSession, NodeReport,
     NodeView, Offer, QueueStats, QueueView, Report, Rescheduled, Retried, Segment, SessionPage,
-    SessionReport, SessionState, Signal, Started, Steer, Steered, Store, Swept, Unit, Version,
-    Whereabouts,
+    SessionReport, SessionRuns, SessionState, Signal, Started, Steer, Steered, Store, Swept, Unit,
+    Version, Whereabouts,
 };
 use crate::error::{Error, Result};
 use crate::job::{
-    AuditEvent, BulkId, By, Ending, HeldLease, Job, JobId, Lease, LogLine, NewJob, NodeId,
+    AuditEvent, BulkId, By, Ending, Flow, HeldLease, Job, JobId, Lease, LogLine, NewJob, NodeId,
     Priority, QueueName, SessionId, Start, Timestamp, Verdict, View,
 };
 
@@ -445,6 +445,18 @@ impl Store for Observed {
         self.run(read("queue", 1), work).await
     }
 
+    async fn queues_named(&self, names: Vec<QueueName>) -> Result<Vec<Option<QueueView>>> {
+        let call = glance("queues_named", names.len());
+        let work = move |store: Arc<dyn Store>| async move { store.queues_named(names).await };
+        self.run(call, work).await
+    }
+
+    async fn note_flows(&self, span: Duration, flows: Vec<(QueueName, Flow)>) -> Result<()> {
+        let call = step("note_flows", flows.len());
+        let work = move |store: Arc<dyn Store>| async move { store.note_flows(span, flows).await };
+        self.run(call, work).await
+    }
+
     async fn queues(&self, after: Option<QueueName>, size: usize) -> Result<Vec<QueueView>> {
         let work = move |store: Arc<dyn Store>| async move { store.queues(after, size).await };
         self.run(read("queues", size), work).await
@@ -454,6 +466,11 @@ impl Store for Observed {
         let call = step("describe", reports.len());
         let work = move |store: Arc<dyn Store>| async move { store.describe(reports).await };
         self.run(call, work).await
+    }
+
+    async fn session(&self, id: SessionId, limit: usize) -> Result<Option<SessionRuns>> {
+        let work = move |store: Arc<dyn Store>| async move { store.session(id, limit).await };
+        self.run(read("session", 1), work).await
     }
 
     async fn sessions(

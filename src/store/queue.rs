@@ -1,7 +1,7 @@
 //! Queues, as the store tells of them.
 
 use super::QueueStats;
-use crate::job::{By, QueueChange, QueueName, QueueSettings, Timestamp};
+use crate::job::{By, QueueChange, QueueName, QueueSettings, Rates, Timestamp};
 
 /// A queue, as it is seen.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,6 +16,8 @@ pub struct QueueView {
     pub sessions: u32,
     /// Jobs that they could be given, as their nodes last told.
     pub free_slots: u32,
+    /// What goes on in it.
+    pub rates: Rates,
     /// When it was so.
     pub as_of: Timestamp,
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Attached;
-use crate::job::{QueueName, SessionId};
+use crate::job::{Kind, Lease, QueueName, SessionId, Timestamp};
 
 /// What a node tells of a session whose stream it has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +67,32 @@ pub struct SessionView {
     pub slots: SessionSlots,
     /// How long it lives if it is not renewed.
     pub ttl_left: Duration,
+}
+
+/// A session, and what it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionRuns {
+    /// The session.
+    pub view: SessionView,
+    /// Jobs that are RUNNING under it, those that began first in front.
+    pub running: Vec<RunningJob>,
+    /// There are more than these.
+    pub more: bool,
+}
+
+/// A job that a session runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunningJob {
+    /// The job, and which attempt it is.
+    pub lease: Lease,
+    /// Where it waited.
+    pub queue: QueueName,
+    /// Which handler runs it.
+    pub kind: Kind,
+    /// When it was handed out.
+    pub start_time: Timestamp,
+    /// Until the attempt has taken too long; `None`: it may take as long as it likes.
+    pub time_left: Option<Duration>,
 }
 
 /// One page of sessions, by id.

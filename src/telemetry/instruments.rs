@@ -65,7 +65,7 @@ instruments! {
     SESSIONS = "leasehold_sessions" Gauge [] "Sessions of workers that this node has.";
     STREAMS = "leasehold_streams" Gauge [] "Open streams of workers on this node.";
     IN_FLIGHT = "leasehold_jobs_in_flight" Gauge [] "Leases held by the sessions of this node.";
-    WATCHERS = "leasehold_watchers" Gauge [] "Calls on this node that watch a job or wait for its end.";
+    WATCHERS = "leasehold_watchers" Gauge [] "Calls on this node that watch a job or a queue, or wait for a job's end.";
     STORE_SECONDS = "leasehold_store_seconds" Seconds ["verb"] "Latency of the store.";
     STORE_ERRORS = "leasehold_store_errors_total" Counter ["verb" "reason"] "Calls of the store that failed.";
     READY_SECONDS = "leasehold_ready_list_seconds" Seconds ["verb"] "Latency of the ready-list.";

@@ -188,7 +188,7 @@ impl Metrics {
         level(&self.in_flight, count);
     }
 
-    /// Calls that watch a job or wait for its end, now.
+    /// Calls that watch a job or a queue, or wait for a job's end, now.
     pub fn watchers(&self, count: usize) {
         level(&self.watchers, count);
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use leasehold::error::Result;
 use leasehold::job::{
-    By, JobId, JobState, Lease, LogLevel, NewLine, NewLines, Progress, QueueChange, View,
+    By, Flow, JobId, JobState, Lease, LogLevel, NewLine, NewLines, Progress, QueueChange, View,
 };
 use leasehold::store::observed::{Observed, StoreMetrics};
 use leasehold::store::{
@@ -100,7 +100,7 @@ fn one<T: Copy>(of: &Mutex<Vec<T>>) -> Option<T> {
 }
 
 /// Verbs there are, as `Crowd::verb` numbers them.
-const VERBS: usize = 39;
+const VERBS: usize = 40;
 
 impl Crowd {
     fn verb(&self, number: usize) -> Verb {
@@ -242,6 +242,10 @@ impl Crowd {
                 Box::pin(async move { store.log(vec![report]).await.map(drop) })
             }
             37 => Box::pin(async move { store.lines(vec![(job, 0)]).await.map(drop) }),
+            38 => {
+                let flows = vec![(line.queue, Flow::default())];
+                Box::pin(async move { store.note_flows(secs(5), flows).await })
+            }
             _ => Box::pin(async move { store.ping().await.map(drop) }),
         }
     }

@@ -66,6 +66,7 @@ mod store_delete;
 mod store_enqueue;
 mod store_expiry;
 mod store_fence;
+mod store_flows;
 mod store_keys;
 mod store_lease;
 mod store_list;

@@ -223,3 +223,88 @@ async fn a_session_that_is_told_of_lives_no_longer(world: World) {
     describe(&world, session, Some(profile()), slots(&[])).await;
     assert!(see(&world, session).await.ttl_left <= left);
 }
+
+on_each_store!(a_session_shows_what_it_runs);
+async fn a_session_shows_what_it_runs(world: World) {
+    let session = world.open_on(world.node, "pod-7", TTL).await;
+    let runs = async |limit| {
+        let found = world.store.session(session.session, limit).await;
+        found.expect("session answers").expect("it is there")
+    };
+    let idle = runs(10).await;
+    assert_eq!((idle.view.worker.as_str(), idle.more), ("pod-7", false));
+    assert_eq!(idle.running, []);
+
+    let mut leases = Vec::new();
+    for name in ["a", "b", "a"] {
+        let job = world.job_with(|d| {
+            d.queue = name.into();
+            d.timeout = (name == "a").then(|| raw(minutes(5)));
+        });
+        let job = world.accept(job).await;
+        leases.push(world.lease(job, session).await);
+        world.advance(secs(1)).await;
+    }
+    // Bystanders: another's, and one that is over.
+    world.running().await;
+    let over = world.queued().await;
+    let over = world.lease(over, session).await;
+    assert_recorded(&world.finish(over, session, success()).await);
+
+    describe(&world, session, Some(profile()), slots(&[("a", None, 1)])).await;
+    let busy = runs(10).await;
+    assert_eq!(
+        (&busy.view.profile, busy.view.slots.in_flight),
+        (&profile(), 3)
+    );
+    let seen = busy.running.iter().map(|job| job.lease);
+    assert_eq!(
+        seen.collect::<Vec<_>>(),
+        leases,
+        "those that began first in front"
+    );
+    for (job, lease) in busy.running.iter().zip(&leases) {
+        let known = world.look(lease.job).await;
+        assert_eq!(Some(job.start_time), known.start_time);
+        assert_eq!(
+            (&job.queue, &job.kind),
+            (&known.spec.queue, &known.spec.kind)
+        );
+        match job.queue.as_str() {
+            "a" => assert!(job.time_left.is_some_and(|left| left < minutes(5))),
+            _ => assert!(job.time_left.is_some_and(|left| left > minutes(5))),
+        }
+    }
+    let two = runs(2).await;
+    assert!(two.more);
+    let seen = two.running.iter().map(|job| job.lease);
+    assert_eq!(seen.collect::<Vec<_>>(), leases[..2]);
+
+    // On another node, with another stream: they are its own still, and later ones, too.
+    let other = leasehold::job::NodeId(uuid::Uuid::new_v4());
+    let moved = Attached {
+        attach: 2,
+        ..session
+    };
+    let attach = Attach {
+        to: moved,
+        node: other,
+    };
+    world.store.attach(vec![attach]).await.expect("it attaches");
+    let later = world.queued().await;
+    let asks = vec![leasehold::store::Ask {
+        job: later,
+        to: moved,
+    }];
+    let granted = world.store.grant(other, asks).await.expect("grant answers");
+    leases.push(leased(&granted[0]).lease);
+    let seen = runs(10).await.running;
+    assert_eq!(seen.iter().map(|job| job.lease).collect::<Vec<_>>(), leases);
+
+    world.lose(moved).await;
+    let gone = world.store.session(session.session, 10).await;
+    assert_eq!(gone.expect("session answers"), None, "it is dead");
+    let never = SessionId::of_token(b"nobody's");
+    let never = world.store.session(never, 10).await;
+    assert_eq!(never.expect("session answers"), None);
+}

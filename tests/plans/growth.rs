@@ -8,9 +8,9 @@ use std::time::Duration;
 use leasehold::job::limits::BULK_STEP_MAX;
 use leasehold::job::limits::{LOG_LINES_MAX, LOGS_READ_MAX};
 use leasehold::job::{
-    BulkAction, BulkId, BulkState, By, Canary, Failure, IdempotencyKey, JobId, JobState, LeasedJob,
-    LogLevel, NewJob, NewLine, NewLines, Outcome, Priority, QueueChange, QueueName, Start,
-    Timestamp, UniqueConflict, UniqueKey, Verdict, View,
+    BulkAction, BulkId, BulkState, By, Canary, Failure, Flow, IdempotencyKey, JobId, JobState,
+    LeasedJob, LogLevel, NewJob, NewLine, NewLines, Outcome, Priority, QueueChange, QueueName,
+    Start, Timestamp, UniqueConflict, UniqueKey, Verdict, View,
 };
 use leasehold::store::{
     Ask, Attach, Attached, Attaching, EntryId, Epoch, Found, Granted, JobFilter, Line, LogReport,
@@ -311,6 +311,37 @@ impl Stage {
             page.expect("sessions answers");
             self.within(when, "sessions", ids(2 * BATCH)).await;
         }
+        let granted = "SELECT coalesce(sum(cardinality(jobs)), 0)::bigint FROM grants";
+        let granted = self.tables.number(granted).await as usize;
+        let one = self.sessions[0].session;
+        let runs = self.verbs.store.session(one, BATCH).await;
+        runs.expect("session answers");
+        self.within(when, "session", ids(granted + BATCH)).await;
+        self.flow(when).await;
+    }
+
+    /// What a node tells of a batch of queues, as it does every few seconds, and what that makes of a look at them.
+    async fn flow(&mut self, when: &str) {
+        let flow = Flow {
+            enqueued: 1,
+            ..Flow::default()
+        };
+        let flows = (0..BATCH).map(|n| (queue(&format!("q{n}")), flow));
+        let flows: Vec<_> = flows.collect();
+        for _ in 0..12 {
+            let noted = self
+                .verbs
+                .store
+                .note_flows(Duration::from_secs(5), flows.clone());
+            noted.await.expect("note_flows answers");
+        }
+        self.by_id(when, "note_flows").await;
+        let names = flows.into_iter().map(|(name, _)| name).collect();
+        let named = self.verbs.store.queues_named(names).await;
+        named.expect("queues_named answers");
+        // Each row names them all.
+        self.within(when, "queues_named", ids(20 * BATCH)).await;
+        self.tables.run("DELETE FROM queue_flows").await;
     }
 
     /// Segments are trimmed to what is QUEUED: each of their jobs is looked at, once.
@@ -371,6 +402,9 @@ impl Stage {
         listed.expect("queues answers");
         let one = self.verbs.store.queue(queue(RARE)).await;
         one.expect("queue answers");
+        let names = vec![queue(QUEUE), queue(RARE)];
+        let named = self.verbs.store.queues_named(names).await;
+        named.expect("queues_named answers");
         self.within(when, "queues", ids(20 * self.batch)).await;
     }
 

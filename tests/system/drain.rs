@@ -204,9 +204,13 @@ async fn the_embedded_server_is_drained_over_http() {
     );
     assert_eq!(code, Some(2), "a flag that means nothing here");
 
-    for path in ["/sessions/x/drain", "/nodes/x/drain"] {
-        let never = request(address, "POST", path, b"").await;
-        assert_eq!(never.status, 404, "{path}");
+    let nobody = "0".repeat(32);
+    for (id, status) in [("x", 400), (&nobody[..], 404)] {
+        for of in ["sessions", "nodes"] {
+            let path = format!("/{of}/{id}/drain");
+            let never = request(address, "POST", &path, b"").await;
+            assert_eq!(never.status, status, "{path}");
+        }
     }
     let nodes = request(address, "GET", "/nodes", b"").await.json();
     let node = &nodes["nodes"][0];

@@ -40,6 +40,7 @@ mod redis_failover;
 mod resume;
 mod schema;
 mod sessions;
+mod sight;
 mod signals;
 mod stack;
 mod stalled;

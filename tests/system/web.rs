@@ -11,15 +11,25 @@ use worker_sdk::NewJob;
 
 use crate::stack::{Dev, Node, client};
 use crate::support::http::{Answer, request_with};
+use crate::support::until;
 
 const PAGE: &str = "http://app.example:3000";
 
 /// A call as a page makes it, in its form for old browsers: base64, message and trailers in one body.
 async fn call(address: SocketAddr, method: &str, message: &impl Message) -> (Vec<u8>, String) {
+    call_of(address, "JobService", method, message).await
+}
+
+async fn call_of(
+    address: SocketAddr,
+    service: &str,
+    method: &str,
+    message: &impl Message,
+) -> (Vec<u8>, String) {
     let message = message.encode_to_vec();
     let length = u32::try_from(message.len()).unwrap().to_be_bytes();
     let frame = [&[0][..], &length, &message].concat();
-    let path = format!("/leasehold.v1.JobService/{method}");
+    let path = format!("/leasehold.v1.{service}/{method}");
     let headers = [
         ("content-type", "application/grpc-web-text+proto"),
         ("accept", "application/grpc-web-text+proto"),
@@ -34,7 +44,7 @@ async fn call(address: SocketAddr, method: &str, message: &impl Message) -> (Vec
     (message, all)
 }
 
-/// The one message and the trailers of a body, whose parts are padded one by one.
+/// The last message and the trailers of a body, whose parts are padded one by one.
 fn frames(text: &str) -> (Vec<u8>, String) {
     let parts = text.split_inclusive("=").collect::<String>();
     let mut bytes = Vec::new();
@@ -87,6 +97,36 @@ async fn a_page_enqueues_reads_and_is_told_what_is_wrong_by_grpc_web() {
     assert!(message.is_empty());
     assert!(trailers.contains("grpc-status:3"), "{trailers}");
     assert!(trailers.contains("job_id"), "{trailers}");
+}
+
+#[tokio::test]
+async fn a_page_watches_a_queue_until_the_node_leaves() {
+    let dev = Dev::start().await;
+    let address = dev.node.address;
+    let job = NewJob::new("greet", "Ada").unwrap().queue("web");
+    client(&dev.node.url()).enqueue(job).await.unwrap();
+    let watching = tokio::spawn(async move {
+        let queue = "web".to_owned();
+        let request = proto::WatchQueueRequest { queue };
+        call_of(address, "QueueService", "WatchQueue", &request).await
+    });
+    until(Duration::from_secs(60), "it watches", async || {
+        let metrics = request_with(address, "GET", "/metrics", &[], b"").await;
+        metrics
+            .body
+            .contains("leasehold_watchers 1\n")
+            .then_some(())
+    })
+    .await;
+    dev.node.process.terminate();
+    let (message, trailers) = watching.await.unwrap();
+    let told = proto::WatchQueueResponse::decode(&message[..]).unwrap();
+    let queue = told.queue.unwrap();
+    assert_eq!(
+        (queue.name.as_str(), queue.stats.unwrap().queued),
+        ("web", 1)
+    );
+    assert!(trailers.contains("grpc-status:14"), "{trailers}");
 }
 
 #[tokio::test]

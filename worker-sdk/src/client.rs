@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use uuid::Uuid;
 
-pub use watch::{LogFollow, Watch};
+pub use watch::{LogFollow, QueueWatch, Watch};
 
 use crate::codec::{Codec, Sealer};
 use crate::endpoint::endpoint;

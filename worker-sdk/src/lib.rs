@@ -48,7 +48,7 @@
 //! | where | what |
 //! |---|---|
 //! | [`TypedJob`] | a type for the jobs of a kind, with its queue and options |
-//! | [`Client`], [`NewJob`] | enqueue, get, list, wait, watch, explain, cancel, retry, reschedule, set the priority, delete; see and steer queues; bulks: one action on many jobs |
+//! | [`Client`], [`NewJob`] | enqueue, get, list, wait, watch, explain, cancel, retry, reschedule, set the priority, delete; see, watch and steer queues; see and drain sessions and nodes; bulks: one action on many jobs |
 //! | [`Worker`], [`WorkerBuilder`] | handlers by kind; run, shut down, health |
 //! | [`Context`] | what a handler knows and says: attempt, deadline, cancellation, progress, log lines, checkpoints, steps |
 //! | [`Next`] | what a middleware around the handlers goes on with |
@@ -82,7 +82,7 @@ mod typed;
 mod worker;
 
 pub use builder::WorkerBuilder;
-pub use client::{Client, Enqueued, LogFollow, Watch};
+pub use client::{Client, Enqueued, LogFollow, QueueWatch, Watch};
 pub use codec::Codec;
 pub use context::Context;
 pub use error::{CallError, Error, FieldViolation};
@@ -92,8 +92,8 @@ pub use new_job::NewJob;
 pub use proto::{
     AuditAction, AuditEvent, Backoff, Bulk, BulkAction, BulkState, Canary, Job, JobFilter,
     JobState, ListAuditEventsResponse, ListJobsRequest, ListJobsResponse, ListQueuesResponse,
-    LogLevel, LogLine, Payload, Priority, Problem, Queue, QueueStats, StartBulkRequest,
-    UniqueConflict, View,
+    LogLevel, LogLine, Payload, Priority, Problem, Queue, QueueRates, QueueStats, RunningJob,
+    StartBulkRequest, UniqueConflict, View,
 };
 pub use typed::TypedJob;
 pub use worker::{Health, Worker};

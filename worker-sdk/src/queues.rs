@@ -104,6 +104,21 @@ impl Client {
         Ok(answer.await?.queue.unwrap_or_default())
     }
 
+    /// A session, and the jobs that it runs.
+    ///
+    /// # Errors
+    /// [`Error::Call`] with reason `SESSION_NOT_FOUND`, also when its worker has left or
+    /// is lost.
+    pub async fn session(&self, id: &str) -> Result<proto::GetSessionResponse, Error> {
+        let request = proto::GetSessionRequest {
+            session_id: id.into(),
+        };
+        self.ask(request, |request| async move {
+            self.queues.clone().get_session(request).await
+        })
+        .await
+    }
+
     /// One page of the sessions of workers, by id: all, or those that take jobs of
     /// a queue; else as for [`queues`](Self::queues).
     ///

@@ -7,13 +7,15 @@
 
 mod lines;
 
+use std::collections::HashMap;
 use std::sync::Mutex;
 
 use super::*;
 use crate::engine::{Engine, Options};
+use crate::error::Error;
 use crate::job::draft::{Draft, Fields};
-use crate::job::limits::WAIT_MAX;
-use crate::job::{By, JobState, NodeId};
+use crate::job::limits::{WAIT_MAX, WATCHERS_MAX};
+use crate::job::{By, JobState, NodeId, QueueChange};
 use crate::ready::memory::MemoryReady;
 use crate::store::Store;
 use crate::store::observed::{Observed, StoreMetrics};
@@ -109,8 +111,11 @@ impl Node {
 async fn next(watch: &mut Watch) -> Option<Job> {
     let told = tokio::time::timeout(SOON, watch.next()).await.unwrap();
     told.map(|told| match told.unwrap() {
-        Told::Job(job) => *job,
-        told => panic!("it has changed, {told:?}"),
+        Told::News(news) => match *news {
+            JobNews::Job(job) => job,
+            told => panic!("it has changed, {told:?}"),
+        },
+        Told::Quiet => panic!("it has changed"),
     })
 }
 
@@ -165,12 +170,12 @@ async fn a_slow_reader_is_told_the_newest_and_always_the_last() {
             .unwrap();
     }
     node.engine.cancel(id, By::default()).await.unwrap();
-    let seen = || {
-        let watched = node.engine.core.watches.lock();
-        watched.entries.get(&id).and_then(|entry| entry.version)
+    let seen = || match node.engine.core.watches.jobs.seen(&id) {
+        Some(Seen::There(seen)) => seen.job.revision,
+        _ => 0,
     };
     let end = Instant::now() + SOON;
-    while seen().is_none_or(|version| version.revision < 8) {
+    while seen() < 8 {
         assert!(Instant::now() < end, "{:?}", seen());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -225,17 +230,134 @@ async fn a_node_that_leaves_ends_every_wait_and_watch_at_once() {
 
 #[tokio::test]
 async fn a_node_takes_so_many_watchers_and_no_more() {
-    let watches = Arc::new(Watches::default());
+    let watches = Watches::default();
     let id = |n: u128| JobId::from_store(uuid::Uuid::from_u128(n));
     let mut places: Vec<_> = (0..WATCHERS_MAX)
-        .map(|n| watches.watch(id(n as u128 % 10), false).unwrap())
+        .map(|n| watches.watch(id(n as u128 % 10)).unwrap())
         .collect();
-    let refused = watches.watch(id(0), false).unwrap_err();
+    let refused = watches.watch(id(0)).unwrap_err();
     assert_eq!(refused.code().reason, "TOO_MANY_STREAMS");
     assert!(refused.retry_after().is_some());
+    // Those of queues have no others.
+    let queue = || QueueName::parse("q").unwrap();
+    let refused = watches.queues.watch(queue()).unwrap_err();
+    assert_eq!(refused.code().reason, "TOO_MANY_STREAMS");
     places.pop();
-    places.push(watches.watch(id(0), false).unwrap());
+    let place = watches.queues.watch(queue()).unwrap();
+    assert!(watches.watch(id(0)).is_err());
+    drop(place);
+    places.push(watches.watch(id(0)).unwrap());
     drop(places);
     assert_eq!(watches.count(), 0);
-    assert_eq!(watches.all(), []);
+    assert_eq!(watches.jobs.all(), []);
+    assert_eq!(watches.queues.all(), []);
+}
+
+/// What is told next of a queue, within reason.
+async fn next_of(watch: &mut QueueWatch) -> QueueView {
+    let told = tokio::time::timeout(SOON, watch.next()).await.unwrap();
+    match told.unwrap().unwrap() {
+        Told::News(queue) => *queue,
+        Told::Quiet => panic!("it has changed"),
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_watchers_of_queues_share_one_look_a_second_and_nobody_causes_none() {
+    let node = Node::start().await;
+    let name = |n: usize| QueueName::parse(&format!("q{n}")).unwrap();
+    for n in 0..50 {
+        let pause = QueueChange::Pause;
+        let steered = node.engine.steer(name(n), pause, None, By::default());
+        steered.await.unwrap();
+    }
+    let begun = (0..1_000).map(|n| node.engine.watch_queue(name(n % 50)));
+    let begun = futures_util::future::join_all(begun).await;
+    let mut watches: Vec<QueueWatch> = begun.into_iter().map(Result::unwrap).collect();
+    for watch in &mut watches {
+        assert!(next_of(watch).await.settings.paused);
+    }
+    assert_eq!(node.engine.core.watches.count(), 1_000);
+    let reads = node.calls.of("queues_named");
+    assert!(reads < 20, "{reads} reads for 1,000 watchers");
+    // Of those that come to watch what is watched already, no read is heard.
+    let (looks, begun) = (node.calls.of("queues_named"), Instant::now());
+    node.calls.until("queues_named", looks + 4).await;
+    let took = begun.elapsed();
+    assert!(
+        took >= 5 * LOOK_AT_QUEUES_EVERY / 2,
+        "four looks within {took:?}"
+    );
+
+    let resume = QueueChange::Resume;
+    let steered = node.engine.steer(name(7), resume, None, By::default());
+    steered.await.unwrap();
+    for watch in watches.iter_mut().skip(7).step_by(50) {
+        assert!(!next_of(watch).await.settings.paused);
+    }
+
+    drop(watches);
+    assert_eq!(node.engine.core.watches.count(), 0);
+    let looks = node.calls.of("queues_named");
+    let promotes = node.calls.of("promote");
+    node.calls.until("promote", promotes + 12).await;
+    // One may have been under way.
+    assert!(node.calls.of("queues_named") <= looks + 1);
+}
+
+#[tokio::test]
+async fn a_queue_s_watch_tells_its_numbers_as_they_change_and_ends_with_the_node() {
+    let node = Node::start().await;
+    let queue = QueueName::parse("q").unwrap();
+    let none = node.engine.watch_queue(queue.clone()).await;
+    assert!(matches!(none, Err(Error::QueueNotFound(_))));
+    let id = node.jobs(3).await[0];
+    // What was seen to be missing is looked at anew.
+    let mut watch = node.engine.watch_queue(queue.clone()).await.unwrap();
+    assert_eq!(next_of(&mut watch).await.stats.counts[1], 3);
+    node.engine.cancel(id, By::default()).await.unwrap();
+    while next_of(&mut watch).await.stats.counts != [0, 2, 0, 0, 0, 1] {}
+    // That they were enqueued shows later in the rates, once the node has told.
+    while next_of(&mut watch).await.rates.enqueued == 0.0 {}
+    let leaving = tokio::spawn({
+        let engine = node.engine.clone();
+        async move { engine.drain(Duration::ZERO).await }
+    });
+    let last = loop {
+        match tokio::time::timeout(SOON, watch.next()).await.unwrap() {
+            Some(Ok(_)) => {}
+            last => break last,
+        }
+    };
+    leaving.await.unwrap();
+    assert!(matches!(last, Some(Err(Error::Draining))));
+    assert!(watch.next().await.is_none());
+    let refused = node.engine.watch_queue(queue).await;
+    assert!(matches!(refused, Err(Error::Draining)));
+}
+
+#[test]
+fn what_runs_on_by_itself_is_no_news() {
+    let view = QueueView {
+        settings: Default::default(),
+        revision: 0,
+        stats: crate::store::QueueStats {
+            queue: QueueName::parse("q").unwrap(),
+            counts: [0; 6],
+            oldest_wait: Some(Duration::from_secs(1)),
+        },
+        sessions: 1,
+        free_slots: 1,
+        rates: Default::default(),
+        as_of: crate::job::Timestamp(1),
+    };
+    let mut later = view.clone();
+    later.as_of.0 += 1_000_000;
+    later.stats.oldest_wait = Some(Duration::from_secs(2));
+    assert!(view.is_same(&later));
+    later.stats.oldest_wait = None;
+    assert!(!view.is_same(&later));
+    let mut freed = view.clone();
+    freed.free_slots = 2;
+    assert!(!view.is_same(&freed));
 }

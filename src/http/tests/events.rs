@@ -127,3 +127,40 @@ async fn who_leaves_is_not_waited_for() {
     drop((open, waiting));
     watchers(0).await;
 }
+
+#[tokio::test]
+async fn a_queue_s_events_tell_its_numbers_and_settings_until_the_node_leaves() {
+    let (address, node) = serve().await;
+    let never = fetch(address, "/queues/q/events").await;
+    assert_eq!(never.problem(), (404, "QUEUE_NOT_FOUND".into(), vec![]));
+    job(address).await;
+    let mut open = Open::get(address, "/queues/q/events", "").await;
+    open.line("HTTP/1.1 200").await;
+    open.line("content-type: text/event-stream").await;
+    let (name, _, first) = open.event().await;
+    assert_eq!(name, "queue");
+    assert_eq!(
+        (&first["name"], &first["paused"]),
+        (&json!("q"), &json!(false))
+    );
+    assert_eq!(first["stats"]["queued"], 1);
+
+    job(address).await;
+    post(address, "/queues/q/pause", "{}").await;
+    loop {
+        let (name, _, data) = open.event().await;
+        assert_eq!(name, "queue");
+        if data["stats"]["queued"] == 2 && data["paused"] == true {
+            assert_ne!(data["etag"], first["etag"]);
+            break;
+        }
+    }
+    node.engine.drain(Duration::ZERO).await;
+    let last = loop {
+        let (name, _, data) = open.event().await;
+        if name != "queue" {
+            break (name, data["reason"].clone());
+        }
+    };
+    assert_eq!(last, ("problem".to_owned(), json!("DRAINING")));
+}

@@ -27,6 +27,11 @@ async fn a_queue_is_seen_paused_and_resumed() {
             .ends_with('s')
     );
     assert!(seen["stats"]["as_of_time"].as_str().unwrap().ends_with('Z'));
+    let rates = json!({
+        "enqueued_per_second": 0.0, "started_per_second": 0.0,
+        "succeeded_per_second": 0.0, "failed_per_second": 0.0,
+    });
+    assert_eq!(seen["stats"]["rates"], rates, "nothing was told yet");
 
     let who = format!("{JSON}leasehold-actor: Ada Löwe\r\n");
     let paused = call(
@@ -173,6 +178,21 @@ async fn what_is_wrong_with_a_call_about_queues_is_named() {
         ("GET /queues/a%20b", "", "", "queue"),
         ("POST /queues/a%20b/pause", "", "", "queue"),
         ("GET /queues?page_size=x", "", "", "page_size"),
+        ("GET /queues/a%20b/events", "", "", "queue"),
+        ("GET /queues/q/events?view=FULL", "", "", "view"),
+        ("GET /sessions/x", "", "", "session_id"),
+        (
+            "GET /sessions/00112233445566778899aabbccddeefg",
+            "",
+            "",
+            "session_id",
+        ),
+        (
+            "GET /sessions/00112233445566778899aabbccddeeff?queue=q",
+            "",
+            "",
+            "queue",
+        ),
         ("GET /queues?page_token=x", "", "", "page_token"),
         ("GET /queues?queue=x", "", "", "queue"),
         ("GET /queues/q?view=FULL", "", "", "view"),
@@ -219,4 +239,11 @@ async fn what_is_wrong_with_a_call_about_queues_is_named() {
     let method = call(address, "DELETE /queues/q", "", b"").await;
     assert_eq!(method.problem().1, "METHOD_NOT_ALLOWED");
     assert_eq!(fetch(address, "/queues").await.json()["queues"], json!([]));
+}
+
+#[tokio::test]
+async fn a_session_that_is_not_there_is_not_found() {
+    let (address, _node) = serve().await;
+    let never = fetch(address, "/sessions/00112233445566778899AABBCCDDEEFF").await;
+    assert_eq!(never.problem(), (404, "SESSION_NOT_FOUND".into(), vec![]));
 }

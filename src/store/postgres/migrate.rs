@@ -44,6 +44,17 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         include_str!("migrations/0007_unique_keys.sql"),
     ),
     (
+        8,
+        "logs of jobs",
+        include_str!("migrations/0008_job_logs.sql"),
+    ),
+    (9, "bulks", include_str!("migrations/0009_bulks.sql")),
+    (
+        10,
+        "what goes on in queues",
+        include_str!("migrations/0010_queue_flows.sql"),
+    ),
+    (
         11,
         "nodes and what is to leave",
         include_str!("migrations/0011_nodes.sql"),
@@ -52,12 +63,6 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         12,
         "labels of jobs",
         include_str!("migrations/0012_job_labels.sql"),
-    ),
-    (9, "bulks", include_str!("migrations/0009_bulks.sql")),
-    (
-        8,
-        "logs of jobs",
-        include_str!("migrations/0008_job_logs.sql"),
     ),
 ];
 

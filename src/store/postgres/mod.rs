@@ -15,6 +15,7 @@ mod bulk_acts;
 mod bulks;
 mod enqueue;
 mod fault;
+mod flows;
 mod lease;
 mod list;
 mod log;
@@ -40,7 +41,7 @@ pub use pool::PostgresOptions;
 
 use crate::error::Result;
 use crate::job::{
-    AuditEvent, BulkId, By, Ending, HeldLease, Job, JobId, Lease, LogLine, NewJob, NodeId,
+    AuditEvent, BulkId, By, Ending, Flow, HeldLease, Job, JobId, Lease, LogLine, NewJob, NodeId,
     Priority, QueueName, SessionId, Start, Timestamp, Verdict, View,
 };
 use crate::store::{
@@ -48,8 +49,8 @@ use crate::store::{
     Draining, Drains, EnqueueAnswer, EntryId, Epoch, Expired, FinishAnswer, Found, Granted,
     JobFilter, JobPage, Line, LogReport, MigrationReport, NewBulk, NewSession, NodeReport,
     NodeView, Offer, QueueStats, QueueView, Report, Rescheduled, Retried, Segment, SessionPage,
-    SessionReport, SessionState, Signal, Started, Steer, Steered, Store, Swept, Unit, Version,
-    Whereabouts,
+    SessionReport, SessionRuns, SessionState, Signal, Started, Steer, Steered, Store, Swept, Unit,
+    Version, Whereabouts,
 };
 use pool::{Pool, Transactions};
 
@@ -256,11 +257,20 @@ impl Store for PostgresStore {
     async fn queue(&self, name: QueueName) -> Result<Option<QueueView>> {
         queues::queue(&self.reads, &name).await
     }
+    async fn queues_named(&self, names: Vec<QueueName>) -> Result<Vec<Option<QueueView>>> {
+        queues::named(&self.reads, &names).await
+    }
+    async fn note_flows(&self, span: Duration, flows: Vec<(QueueName, Flow)>) -> Result<()> {
+        flows::note(&self.loops, span, &flows).await
+    }
     async fn queues(&self, after: Option<QueueName>, size: usize) -> Result<Vec<QueueView>> {
         queues::queues(&self.reads, after.as_ref(), size).await
     }
     async fn describe(&self, reports: Vec<SessionReport>) -> Result<Vec<bool>> {
         workers::describe(&self.loops, &reports).await
+    }
+    async fn session(&self, id: SessionId, limit: usize) -> Result<Option<SessionRuns>> {
+        workers::session(&self.reads, id, limit).await
     }
     async fn sessions(
         &self,

@@ -1,16 +1,18 @@
 //! What is set of queues, who changes it, and how queues are seen.
 
+use std::collections::HashMap;
+
 use sqlx::postgres::PgRow;
 
 use super::admin::{oldest, stats_of};
 use super::pool::Pool;
 use super::row::{bound, column, int, priority, span};
 use crate::error::{Error, Result};
-use crate::job::limits::QUEUES_SET_MAX;
+use crate::job::limits::{QUEUES_SET_MAX, RATES_LAG, RATES_OVER};
 use crate::job::time::micros;
 use crate::job::{
     AuditAction, Backoff, Defaultable, Priority, QueueChange, QueueDefaults, QueueName,
-    QueueSettings, Timestamp,
+    QueueSettings, Rates, Timestamp,
 };
 use crate::store::{AllSettings, QueueView, Steer, Steered};
 
@@ -68,24 +70,38 @@ SELECT EXISTS (SELECT FROM done) AS done";
 const REVISION: &str = "SELECT revision FROM queues WHERE queue = $1";
 
 /// A queue is seen when it has jobs, or had them, or something is set of it, or a session takes jobs of it. By one pass over
-/// all that name one: the deltas of the counters are few. Nobody is known to have a free slot past its time.
+/// all that name one: the deltas of the counters are few, and nodes tell in rows of many queues what went on. Of such a row
+/// counts as much as its span lies within the time over which rates are taken. Nobody is known to have a free slot past its
+/// time.
 const QUEUES: &str = concat!(
-    "WITH q AS MATERIALIZED (
+    "WITH clock AS MATERIALIZED (SELECT now, now - $4 AS until FROM (SELECT lh_us() AS now) AS c),
+flows AS MATERIALIZED (
+  SELECT f.queues, f.enqueued, f.started, f.succeeded, f.failed,
+         greatest(0, least(f.ended_at, c.until) - greatest(f.ended_at - f.span, c.until - $5))::float8 / f.span AS share
+    FROM clock c, queue_flows f WHERE f.ended_at > (SELECT until - $5 FROM clock)),
+q AS MATERIALIZED (
   SELECT queue, sum(s1)::bigint AS s1, sum(s2)::bigint AS s2, sum(s3)::bigint AS s3, sum(s4)::bigint AS s4,
-         sum(s5)::bigint AS s5, sum(s6)::bigint AS s6, sum(sessions)::bigint AS sessions, sum(free)::bigint AS free
+         sum(s5)::bigint AS s5, sum(s6)::bigint AS s6, sum(sessions)::bigint AS sessions, sum(free)::bigint AS free,
+         sum(f1) AS f1, sum(f2) AS f2, sum(f3) AS f3, sum(f4) AS f4
     FROM (
       SELECT queue, scheduled AS s1, queued AS s2, running AS s3, succeeded AS s4, failed AS s5, cancelled AS s6,
-             0 AS sessions, 0 AS free FROM queue_counts
-      UNION ALL SELECT queue, 0, 0, 0, 0, 0, 0, 0, 0 FROM queues
+             0 AS sessions, 0 AS free, 0::float8 AS f1, 0::float8 AS f2, 0::float8 AS f3, 0::float8 AS f4, true AS is_seen
+        FROM queue_counts
+      UNION ALL SELECT queue, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, true FROM queues
       UNION ALL
-      SELECT u.queue, 0, 0, 0, 0, 0, 0, 1, CASE WHEN s.expires_at > (SELECT lh_us()) THEN u.free ELSE 0 END
+      SELECT u.queue, 0, 0, 0, 0, 0, 0, 1, CASE WHEN s.expires_at > (SELECT now FROM clock) THEN u.free ELSE 0 END, 0, 0, 0, 0, true
         FROM sessions s CROSS JOIN LATERAL unnest(s.queues, s.queue_free) AS u (queue, free)
-       WHERE s.dead_at IS NULL) AS named
-   WHERE ($1::text IS NULL OR queue = $1) AND queue > $2::text COLLATE \"C\"
-   GROUP BY queue ORDER BY queue COLLATE \"C\" LIMIT $3)
-SELECT q.*, (SELECT lh_us()) AS now, (SELECT lh_us()) - o.oldest AS waited, ",
+       WHERE s.dead_at IS NULL
+      UNION ALL
+      SELECT u.queue, 0, 0, 0, 0, 0, 0, 0, 0, f.share * u.enqueued, f.share * u.started, f.share * u.succeeded, f.share * u.failed, false
+        FROM flows f CROSS JOIN LATERAL unnest(f.queues, f.enqueued, f.started, f.succeeded, f.failed)
+          AS u (queue, enqueued, started, succeeded, failed)
+       WHERE f.share > 0) AS named
+   WHERE ($1::text[] IS NULL OR (queue IN (SELECT unnest($1::text[]))) IS TRUE) AND queue > $2::text COLLATE \"C\"
+   GROUP BY queue HAVING bool_or(is_seen) ORDER BY queue COLLATE \"C\" LIMIT $3)
+SELECT q.*, c.now, c.now - o.oldest AS waited, ",
     settings!(),
-    " FROM q LEFT JOIN queues s ON s.queue = q.queue ",
+    " FROM clock c CROSS JOIN q LEFT JOIN queues s ON s.queue = q.queue ",
     oldest!(),
     " ORDER BY q.queue COLLATE \"C\""
 );
@@ -170,8 +186,18 @@ pub(super) async fn steer(pool: &Pool, steer: &Steer) -> Result<Steered> {
 
 /// One queue, if it was ever seen.
 pub(super) async fn queue(pool: &Pool, name: &QueueName) -> Result<Option<QueueView>> {
-    let views = views(pool, Some(name), None, 1).await?;
+    let views = views(pool, Some(std::slice::from_ref(name)), None, 1).await?;
     Ok(views.into_iter().next())
+}
+
+/// These queues, those of them that were ever seen.
+pub(super) async fn named(pool: &Pool, names: &[QueueName]) -> Result<Vec<Option<QueueView>>> {
+    let views = views(pool, Some(names), None, names.len()).await?;
+    let views = views
+        .into_iter()
+        .map(|view| (view.stats.queue.clone(), view));
+    let found: HashMap<QueueName, QueueView> = views.collect();
+    Ok(names.iter().map(|name| found.get(name).cloned()).collect())
 }
 
 /// Queues by name, after one of them.
@@ -185,16 +211,20 @@ pub(super) async fn queues(
 
 async fn views(
     pool: &Pool,
-    name: Option<&QueueName>,
+    names: Option<&[QueueName]>,
     after: Option<&QueueName>,
     size: usize,
 ) -> Result<Vec<QueueView>> {
+    let names: Option<Vec<String>> =
+        names.map(|names| names.iter().map(ToString::to_string).collect());
     let rows = pool
         .read(|| {
             sqlx::query(QUEUES)
-                .bind(name.map(|name| name.as_str().to_owned()))
+                .bind(names.clone())
                 .bind(after.map_or("", QueueName::as_str).to_owned())
                 .bind(bound(size))
+                .bind(micros(RATES_LAG))
+                .bind(micros(RATES_OVER))
         })
         .await?;
     rows.iter()
@@ -210,6 +240,12 @@ async fn views(
                 stats: stats_of(row)?,
                 sessions: small(column(row, "sessions")?),
                 free_slots: small(column(row, "free")?),
+                rates: Rates::of([
+                    column(row, "f1")?,
+                    column(row, "f2")?,
+                    column(row, "f3")?,
+                    column(row, "f4")?,
+                ]),
                 as_of: Timestamp(column(row, "now")?),
             })
         })

@@ -91,7 +91,7 @@ macro_rules! running_of {
             ")) IS TRUE),
 running AS (
   SELECT j.* FROM given u CROSS JOIN LATERAL (
-    SELECT id, session, attempt, queue, kind, timeout_time FROM jobs
+    SELECT id, session, attempt, queue, kind, start_time, timeout_time FROM jobs
      WHERE id = u.job AND state = 3 AND session = u.session LIMIT 1) AS j)"
         )
     };

@@ -4,7 +4,9 @@ use super::pool::{Pool, Statement};
 use super::row::{bound, column, segments};
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::job::limits::{AUDIT_KEPT, BULK_RETENTION, BULKS_KEPT, NODE_KEPT, ROW_AGE_MIN};
+use crate::job::limits::{
+    AUDIT_KEPT, BULK_RETENTION, BULKS_KEPT, FLOWS_KEPT, NODE_KEPT, ROW_AGE_MIN,
+};
 use crate::job::time::micros;
 use crate::store::Swept;
 
@@ -239,6 +241,14 @@ SELECT count(*) AS changed, count(*) >= $1 AS more FROM dropped";
 /// A job's log is counted as so many rows of other kinds.
 const LOG_ROWS: i64 = 20;
 
+/// And those of a clock that was set back since.
+const DROP_FLOWS: &str = "
+WITH old AS MATERIALIZED (
+  SELECT id FROM queue_flows WHERE ended_at < (SELECT lh_us() - $2) OR ended_at > (SELECT lh_us() + $2)
+   ORDER BY ended_at LIMIT $1 FOR UPDATE SKIP LOCKED),
+gone AS (DELETE FROM queue_flows f USING old o WHERE f.id = o.id RETURNING f.id)
+SELECT count(*) AS changed, count(*) >= $1 AS more FROM gone";
+
 /// Makes due jobs QUEUED.
 pub(super) async fn promote(pool: &Pool, limit: usize) -> Result<Swept> {
     let rows = pool
@@ -294,7 +304,7 @@ pub(super) async fn retain(pool: &Pool, limit: usize) -> Result<Swept> {
 /// Drops log rows that point at nothing, logs of jobs that are gone, sums up counts.
 pub(super) async fn tidy(pool: &Pool, limit: usize) -> Result<Swept> {
     let mut swept = Swept::default();
-    let steps: [fn(i64) -> Statement<'static>; 10] = [
+    let steps: [fn(i64) -> Statement<'static>; 11] = [
         |limit| sqlx::query(DROP_BACKLOG).bind(limit),
         |limit| sqlx::query(DROP_GRANTS).bind(limit),
         |limit| sqlx::query(MERGE_FINISHED).bind(limit),
@@ -311,6 +321,7 @@ pub(super) async fn tidy(pool: &Pool, limit: usize) -> Result<Swept> {
                 .bind(micros(ROW_AGE_MIN))
                 .bind(bound(BULKS_KEPT))
         },
+        |limit| sqlx::query(DROP_FLOWS).bind(limit).bind(micros(FLOWS_KEPT)),
     ];
     for step in steps {
         for row in pool.write(|| step(bound(limit))).await? {

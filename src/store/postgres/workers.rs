@@ -7,13 +7,14 @@ use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::pool::Pool;
-use super::row::{bound, column, int, span, words};
-use super::session::columns;
+use super::row::{bound, column, count as number, int, span, words};
+use super::session::{columns, running_of};
 use crate::error::{Error, Result};
 use crate::job::limits::PAGE_ROWS_MAX;
-use crate::job::{QueueName, SessionId};
+use crate::job::{JobId, Kind, Lease, QueueName, SessionId, Timestamp};
 use crate::store::{
-    QueueSlots, SessionPage, SessionProfile, SessionReport, SessionSlots, SessionView,
+    QueueSlots, RunningJob, SessionPage, SessionProfile, SessionReport, SessionRuns, SessionSlots,
+    SessionView,
 };
 
 /// By arrays and not by a join, as a plan made for few sessions would compare each with each; of each report the rest is a
@@ -45,6 +46,16 @@ const SESSIONS: &str = "
 SELECT id, worker, sdk, node_name, kinds, labels::text AS labels, queues, queue_max, queue_free, max_in_flight, in_flight,
        draining IS TRUE OR drain_time IS NOT NULL AS draining, expires_at - (SELECT lh_us()) AS ttl_left
   FROM sessions WHERE id = ANY ($1) AND dead_at IS NULL ORDER BY id";
+
+/// A job that was given to a session twice is in two grants.
+const RUNS: &str = concat!(
+    "WITH asked AS MATERIALIZED (SELECT id, nodes FROM sessions WHERE id = $1 AND dead_at IS NULL),
+",
+    running_of!("asked", "true"),
+    "
+SELECT DISTINCT start_time, id, attempt, queue, kind, timeout_time - (SELECT lh_us()) AS time_left
+  FROM running ORDER BY start_time, id LIMIT $2"
+);
 
 /// Tells of sessions.
 pub(super) async fn describe(pool: &Pool, reports: &[SessionReport]) -> Result<Vec<bool>> {
@@ -99,6 +110,45 @@ pub(super) async fn sessions(
     Ok(SessionPage {
         sessions: rows.iter().map(view).collect::<Result<_>>()?,
         next: next.map(SessionId::from_store),
+    })
+}
+
+/// One session, and what it runs.
+pub(super) async fn session(
+    pool: &Pool,
+    id: SessionId,
+    limit: usize,
+) -> Result<Option<SessionRuns>> {
+    let ids = vec![id.uuid()];
+    let rows = pool.read(|| sqlx::query(SESSIONS).bind(&ids)).await?;
+    let Some(view) = rows.first().map(view).transpose()? else {
+        return Ok(None);
+    };
+    let most = bound(limit.saturating_add(1));
+    let rows = pool
+        .read(|| sqlx::query(RUNS).bind(id.uuid()).bind(most))
+        .await?;
+    Ok(Some(SessionRuns {
+        view,
+        running: rows
+            .iter()
+            .take(limit)
+            .map(running)
+            .collect::<Result<_>>()?,
+        more: rows.len() > limit,
+    }))
+}
+
+fn running(row: &PgRow) -> Result<RunningJob> {
+    Ok(RunningJob {
+        lease: Lease {
+            job: JobId::from_store(column(row, "id")?),
+            attempt: number(row, "attempt")?,
+        },
+        queue: QueueName::from_store(column(row, "queue")?),
+        kind: Kind::from_store(column(row, "kind")?),
+        start_time: Timestamp(column(row, "start_time")?),
+        time_left: column::<Option<i64>>(row, "time_left")?.map(span),
     })
 }
 

@@ -21,12 +21,13 @@ use super::{
     Draining, Drains, EnqueueAnswer, Epoch, Expired, FinishAnswer, Found, Granted, JobFilter,
     JobPage, Line, LogReport, MigrationReport, NewBulk, NewSession, NodeReport, NodeView, Offer,
     QueueStats, QueueView, Report, Rescheduled, Retried, Segment, SessionPage, SessionReport,
-    SessionState, Signal, Started, Steer, Steered, Store, Swept, Unit, Version, Whereabouts,
+    SessionRuns, SessionState, Signal, Started, Steer, Steered, Store, Swept, Unit, Version,
+    Whereabouts,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::error::Result;
 use crate::job::{
-    AuditEvent, BulkId, By, Ending, HeldLease, Job, JobId, Lease, LogLine, NewJob, NodeId,
+    AuditEvent, BulkId, By, Ending, Flow, HeldLease, Job, JobId, Lease, LogLine, NewJob, NodeId,
     Priority, QueueName, SessionId, Start, Timestamp, Verdict, View,
 };
 use fault::{commit_fault, fault};
@@ -41,6 +42,7 @@ mod bulks;
 mod change;
 mod enqueue;
 mod fault;
+mod flows;
 mod lease;
 mod log;
 mod migrate;
@@ -347,12 +349,24 @@ impl Store for SqliteStore {
         queues::queue(self, &name).await
     }
 
+    async fn queues_named(&self, names: Vec<QueueName>) -> Result<Vec<Option<QueueView>>> {
+        queues::named(self, &names).await
+    }
+
+    async fn note_flows(&self, span: Duration, flows: Vec<(QueueName, Flow)>) -> Result<()> {
+        flows::note(self, span, &flows).await
+    }
+
     async fn queues(&self, after: Option<QueueName>, size: usize) -> Result<Vec<QueueView>> {
         queues::queues(self, after.as_ref(), size).await
     }
 
     async fn describe(&self, reports: Vec<SessionReport>) -> Result<Vec<bool>> {
         workers::describe(self, &reports).await
+    }
+
+    async fn session(&self, id: SessionId, limit: usize) -> Result<Option<SessionRuns>> {
+        workers::session(self, id, limit).await
     }
 
     async fn sessions(

@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Row};
 use super::SqliteStore;
 use crate::store::Store;
 
-const SOURCES: [&str; 17] = [
+const SOURCES: [&str; 18] = [
     include_str!("admin.rs"),
     include_str!("audit.rs"),
     include_str!("backlog.rs"),
@@ -18,6 +18,7 @@ const SOURCES: [&str; 17] = [
     include_str!("bulks.rs"),
     include_str!("change.rs"),
     include_str!("enqueue.rs"),
+    include_str!("flows.rs"),
     include_str!("lease.rs"),
     include_str!("nodes.rs"),
     include_str!("queues.rs"),

@@ -7,7 +7,7 @@ use sqlx::{FromRow, SqliteConnection};
 use super::admin::numbers;
 use super::fault::{broken, fault};
 use super::row::{batch, priority, rows_max, span};
-use super::{SqliteStore, audit, commit};
+use super::{SqliteStore, audit, commit, flows};
 use crate::error::Result;
 use crate::job::limits::QUEUES_SET_MAX;
 use crate::job::time::micros;
@@ -34,7 +34,7 @@ const NAMES: &str = "
 SELECT queue FROM (
   SELECT queue FROM queue_counts UNION SELECT queue FROM queues
   UNION SELECT n.value->>'$[0]' FROM sessions s, json_each(s.queues) AS n WHERE s.dead = 0)
- WHERE (?1 IS NULL OR queue = ?1) AND queue > ?2 ORDER BY queue LIMIT ?3";
+ WHERE (?1 IS NULL OR queue IN (SELECT value FROM json_each(?1))) AND queue > ?2 ORDER BY queue LIMIT ?3";
 const COUNTS: &str = "
 SELECT queue, state, jobs FROM queue_counts WHERE queue IN (SELECT value FROM json_each(?1)) ORDER BY queue";
 
@@ -139,8 +139,21 @@ async fn set(
 
 /// One queue, if it was ever seen.
 pub(super) async fn queue(store: &SqliteStore, name: &QueueName) -> Result<Option<QueueView>> {
-    let views = views(store, Some(name), None, 1).await?;
+    let views = views(store, Some(std::slice::from_ref(name)), None, 1).await?;
     Ok(views.into_iter().next())
+}
+
+/// These queues, those of them that were ever seen.
+pub(super) async fn named(
+    store: &SqliteStore,
+    names: &[QueueName],
+) -> Result<Vec<Option<QueueView>>> {
+    let views = views(store, Some(names), None, names.len()).await?;
+    let views = views
+        .into_iter()
+        .map(|view| (view.stats.queue.clone(), view));
+    let found: HashMap<QueueName, QueueView> = views.collect();
+    Ok(names.iter().map(|name| found.get(name).cloned()).collect())
 }
 
 /// Queues by name, after one of them.
@@ -154,13 +167,16 @@ pub(super) async fn queues(
 
 async fn views(
     store: &SqliteStore,
-    name: Option<&QueueName>,
+    only: Option<&[QueueName]>,
     after: Option<&QueueName>,
     size: usize,
 ) -> Result<Vec<QueueView>> {
+    let only = only
+        .map(|names| batch(&names.iter().map(QueueName::as_str).collect::<Vec<_>>()))
+        .transpose()?;
     let mut snapshot = store.readers.begin().await.map_err(fault)?;
     let names: Vec<String> = sqlx::query_scalar(NAMES)
-        .bind(name.map(QueueName::as_str))
+        .bind(only)
         .bind(after.map_or("", QueueName::as_str))
         .bind(rows_max(size))
         .fetch_all(&mut *snapshot)
@@ -187,6 +203,7 @@ async fn views(
         .into_iter()
         .map(|(queue, sessions, free)| (queue, (sessions, free)))
         .collect();
+    let mut rates = flows::rates(&mut snapshot, &names, now).await?;
     let listed: Vec<&str> = names.iter().map(String::as_str).collect();
     let mut set = some(&mut snapshot, &listed).await?;
     snapshot.rollback().await.map_err(fault)?;
@@ -207,6 +224,7 @@ async fn views(
                 stats: stats.remove(&queue).unwrap_or(none),
                 sessions,
                 free_slots,
+                rates: rates.remove(name).unwrap_or_default(),
                 as_of: now,
             }
         })

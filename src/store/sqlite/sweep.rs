@@ -13,7 +13,7 @@ use super::row::{id_list, priority, rows_max};
 use super::{SqliteStore, commit};
 use crate::error::Result;
 use crate::job::limits::{
-    AUDIT_KEPT, BULK_RETENTION, BULKS_KEPT, LEASE_TTL_DEFAULT, NODE_KEPT, ROW_AGE_MIN,
+    AUDIT_KEPT, BULK_RETENTION, BULKS_KEPT, FLOWS_KEPT, LEASE_TTL_DEFAULT, NODE_KEPT, ROW_AGE_MIN,
 };
 use crate::job::time::micros;
 use crate::job::{AttemptOutcome, JobId, JobState, QueueName};
@@ -92,6 +92,11 @@ DELETE FROM bulks WHERE id IN (
   SELECT id FROM bulks
    WHERE end_time < ?1 OR end_time < ?2 AND id < (SELECT id FROM bulks ORDER BY id DESC LIMIT 1 OFFSET ?3 - 1)
    LIMIT ?4)";
+
+// And those of a clock that was set back since.
+const DROP_FLOWS: &str = "
+DELETE FROM queue_flows WHERE id IN (
+  SELECT id FROM queue_flows WHERE end_time < ?1 UNION ALL SELECT id FROM queue_flows WHERE end_time > ?2 LIMIT ?3)";
 
 /// Nobody touched the pulse for longer: the store or every node was away.
 const GAP_MAX: Duration = Duration::from_secs(5);
@@ -281,7 +286,8 @@ pub(super) async fn retain(store: &SqliteStore, limit: usize) -> Result<Swept> {
     })
 }
 
-/// Drops segments without QUEUED jobs, sessions that nothing names any more, old signals, settings, nodes, bulks and audit.
+/// Drops segments without QUEUED jobs, sessions that nothing names any more, old signals, settings, nodes, bulks, audit and
+/// flows.
 pub(super) async fn tidy(store: &SqliteStore, limit: usize) -> Result<Swept> {
     let (mut tx, now) = store.write().await?;
     let rows: Vec<SegmentRow> = sqlx::query_as(OLD_SEGMENTS)
@@ -339,13 +345,21 @@ pub(super) async fn tidy(store: &SqliteStore, limit: usize) -> Result<Swept> {
         .await
         .map_err(fault)?
         .rows_affected();
+    let flows = sqlx::query(DROP_FLOWS)
+        .bind(now.0.saturating_sub(micros(FLOWS_KEPT)))
+        .bind(now.0.saturating_add(micros(FLOWS_KEPT)))
+        .bind(rows_max(limit))
+        .execute(&mut *tx)
+        .await
+        .map_err(fault)?
+        .rows_affected();
     commit(tx).await?;
     store.tidied.store(next, Ordering::Relaxed);
     let all = count(limit);
     Ok(Swept {
-        changed: count(spent.len()) + signals + sessions + settings + nodes + audit + bulks,
+        changed: count(spent.len()) + signals + sessions + settings + nodes + audit + bulks + flows,
         more: !is_round
-            || [signals, sessions, settings, nodes, audit, bulks]
+            || [signals, sessions, settings, nodes, audit, bulks, flows]
                 .iter()
                 .any(|n| *n >= all),
         segments: Vec::new(),

@@ -11,9 +11,10 @@ use super::session::attach;
 use super::{SqliteStore, commit};
 use crate::error::{Error, Result};
 use crate::job::limits::PAGE_ROWS_MAX;
-use crate::job::{QueueName, SessionId, Timestamp};
+use crate::job::{JobId, Kind, Lease, QueueName, SessionId, Timestamp};
 use crate::store::{
-    QueueSlots, SessionPage, SessionProfile, SessionReport, SessionSlots, SessionView,
+    QueueSlots, RunningJob, SessionPage, SessionProfile, SessionReport, SessionRuns, SessionSlots,
+    SessionView,
 };
 
 const DESCRIBE: &str = "
@@ -28,6 +29,12 @@ const SESSIONS: &str = "
 SELECT id, dead, worker, sdk, node_name, kinds, labels, queues, max_in_flight, in_flight,
        draining IS TRUE OR drain_time IS NOT NULL AS draining, expire_time
   FROM sessions WHERE id > ?1 ORDER BY id LIMIT ?2";
+const SESSION: &str = "
+SELECT id, dead, worker, sdk, node_name, kinds, labels, queues, max_in_flight, in_flight, draining, expire_time
+  FROM sessions WHERE id = ?1 AND dead = 0";
+const RUNNING: &str = "
+SELECT id, attempt, queue, kind, start_time, max(timeout_time - ?2, 0) AS time_left
+  FROM jobs WHERE session = ?1 AND state = 3 ORDER BY start_time, id LIMIT ?3";
 
 /// A queue as its column has it.
 type QueueRow = (String, Option<u32>, u32);
@@ -110,6 +117,60 @@ pub(super) async fn sessions(
         sessions: found,
         next,
     })
+}
+
+/// One session, and what it runs.
+pub(super) async fn session(
+    store: &SqliteStore,
+    id: SessionId,
+    limit: usize,
+) -> Result<Option<SessionRuns>> {
+    let mut snapshot = store.readers.begin().await.map_err(fault)?;
+    let now = store.clock.now();
+    let row: Option<SessionRow> = sqlx::query_as(SESSION)
+        .bind(id.uuid())
+        .fetch_optional(&mut *snapshot)
+        .await
+        .map_err(fault)?;
+    let rows: Vec<RunningRow> = sqlx::query_as(RUNNING)
+        .bind(id.uuid())
+        .bind(now.0)
+        .bind(rows_max(limit.saturating_add(1)))
+        .fetch_all(&mut *snapshot)
+        .await
+        .map_err(fault)?;
+    snapshot.rollback().await.map_err(fault)?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(SessionRuns {
+        view: row.into_view(now)?,
+        more: rows.len() > limit,
+        running: rows.into_iter().take(limit).map(RunningJob::from).collect(),
+    }))
+}
+
+#[derive(FromRow)]
+struct RunningRow {
+    id: Uuid,
+    attempt: u32,
+    queue: String,
+    kind: String,
+    start_time: i64,
+    time_left: Option<i64>,
+}
+
+impl From<RunningRow> for RunningJob {
+    fn from(row: RunningRow) -> Self {
+        Self {
+            lease: Lease {
+                job: JobId::from_store(row.id),
+                attempt: row.attempt,
+            },
+            queue: QueueName::from_store(&row.queue),
+            kind: Kind::from_store(&row.kind),
+            start_time: Timestamp(row.start_time),
+            time_left: row.time_left.map(span),
+        }
+    }
 }
 
 #[derive(FromRow)]

@@ -1,28 +1,34 @@
-//! A job that is watched: one stream after another, each going on where the last one broke.
+//! What is watched: one stream after another, each going on where the last one broke.
 
-use std::future::{poll_fn, ready};
+use std::future::{Future, poll_fn, ready};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::stream::{self, Stream, StreamExt};
 use tokio::time::{Instant, timeout};
-use tonic::{Request, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::{Client, Repeat, TRY_TIMEOUT, backoff, worth_a_retry};
 use crate::error::{CallError, Error};
-use crate::proto::{self, Job, LogLine, View};
+use crate::proto::{self, Job, LogLine, Queue, View};
 
 /// A server says something every 20 s; one that has been silent for so long is gone.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// What becomes of a job; made by [`Client::watch`]. A [`Stream`], which can also be read
 /// by [`next`](Self::next) alone.
-pub struct Watch(Pin<Box<dyn Stream<Item = Result<Job, Error>> + Send>>);
+pub struct Watch(Told<Job>);
 
 /// What the attempts of a job say; made by [`Client::follow_log`]. A [`Stream`], which can
 /// also be read by [`next`](Self::next) alone.
-pub struct LogFollow(Pin<Box<dyn Stream<Item = Result<Vec<LogLine>, Error>> + Send>>);
+pub struct LogFollow(Told<Vec<LogLine>>);
+
+/// What becomes of a queue; made by [`Client::watch_queue`]. A [`Stream`], which can also
+/// be read by [`next`](Self::next) alone.
+pub struct QueueWatch(Told<Queue>);
+
+type Told<T> = Pin<Box<dyn Stream<Item = Result<T, Error>> + Send>>;
 
 impl Client {
     /// The job as it is now, and as it is after each change of its state or
@@ -38,9 +44,8 @@ impl Client {
             view: view.into(),
             ..Default::default()
         };
-        let told = stream::unfold(self.watching(request), Watching::next);
-        Watch(Box::pin(told.filter_map(|told| {
-            ready(told.map(|told| told.job).transpose())
+        Watch(Box::pin(self.watching(request).filter_map(|news| {
+            ready(news.map(|news| news.job).transpose())
         })))
     }
 
@@ -54,47 +59,29 @@ impl Client {
             after_log: after,
             ..Default::default()
         };
-        let told = stream::unfold(self.watching(request), Watching::next);
-        LogFollow(Box::pin(told.filter_map(|told| {
-            let lines = told.map(|told| Some(told.log).filter(|lines| !lines.is_empty()));
+        LogFollow(Box::pin(self.watching(request).filter_map(|news| {
+            let lines = news.map(|news| Some(news.log).filter(|lines| !lines.is_empty()));
             ready(lines.transpose())
         })))
     }
 
-    fn watching(&self, request: proto::WatchJobRequest) -> Watching {
-        Watching {
+    /// The queue as it is now, and again whenever its numbers or what is set of it have
+    /// changed, about once a second at most; without end. As for [`watch`](Self::watch),
+    /// a stream that breaks is begun again.
+    pub fn watch_queue(&self, name: &str) -> QueueWatch {
+        QueueWatch(self.watching(proto::WatchQueueRequest { queue: name.into() }))
+    }
+
+    fn watching<R: Watchable>(&self, request: R) -> Told<R::Thing> {
+        let watching = Watching {
             client: self.clone(),
             request,
             stream: None,
             heard: Instant::now(),
             tries: 0,
             is_over: false,
-        }
-    }
-}
-
-impl LogFollow {
-    /// The next lines, at least one; `None` once the job is final and all were told. After
-    /// an error nothing follows.
-    ///
-    /// # Errors
-    /// As for [`Watch::next`].
-    pub async fn next(&mut self) -> Option<Result<Vec<LogLine>, Error>> {
-        poll_fn(|context| self.0.as_mut().poll_next(context)).await
-    }
-}
-
-impl Stream for LogFollow {
-    type Item = Result<Vec<LogLine>, Error>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.as_mut().poll_next(context)
-    }
-}
-
-impl std::fmt::Debug for LogFollow {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("LogFollow")
+        };
+        Box::pin(stream::unfold(watching, Watching::next))
     }
 }
 
@@ -110,8 +97,45 @@ impl Watch {
     }
 }
 
+impl LogFollow {
+    /// The next lines, at least one; `None` once the job is final and all were told. After
+    /// an error nothing follows.
+    ///
+    /// # Errors
+    /// As for [`Watch::next`].
+    pub async fn next(&mut self) -> Option<Result<Vec<LogLine>, Error>> {
+        poll_fn(|context| self.0.as_mut().poll_next(context)).await
+    }
+}
+
+impl QueueWatch {
+    /// The queue after the next change. After an error nothing follows.
+    ///
+    /// # Errors
+    /// [`Error::Call`], among others with reason `QUEUE_NOT_FOUND`.
+    pub async fn next(&mut self) -> Option<Result<Queue, Error>> {
+        poll_fn(|context| self.0.as_mut().poll_next(context)).await
+    }
+}
+
 impl Stream for Watch {
     type Item = Result<Job, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.as_mut().poll_next(context)
+    }
+}
+
+impl Stream for LogFollow {
+    type Item = Result<Vec<LogLine>, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.as_mut().poll_next(context)
+    }
+}
+
+impl Stream for QueueWatch {
+    type Item = Result<Queue, Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.0.as_mut().poll_next(context)
@@ -124,47 +148,104 @@ impl std::fmt::Debug for Watch {
     }
 }
 
-/// What one message says.
-struct Told {
+impl std::fmt::Debug for LogFollow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LogFollow")
+    }
+}
+
+impl std::fmt::Debug for QueueWatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("QueueWatch")
+    }
+}
+
+/// A request whose answer goes on.
+trait Watchable: Clone + Send + Sync + 'static {
+    type Message: Send;
+    type Thing: Send;
+
+    fn open(
+        self,
+        client: Client,
+    ) -> impl Future<Output = Result<Response<Streaming<Self::Message>>, Status>> + Send;
+
+    /// What a message has to tell, and whether that was the last; `None`: nothing. The
+    /// request is made to go on after it.
+    fn read(
+        &mut self,
+        client: &Client,
+        message: Self::Message,
+    ) -> Option<(Result<Self::Thing, Error>, bool)>;
+}
+
+/// What one message says of a job.
+struct JobNews {
     job: Option<Job>,
     log: Vec<LogLine>,
 }
 
-struct Watching {
+impl Watchable for proto::WatchJobRequest {
+    type Message = proto::WatchJobResponse;
+    type Thing = JobNews;
+
+    async fn open(self, client: Client) -> Result<Response<Streaming<Self::Message>>, Status> {
+        client.jobs.clone().watch_job(Request::new(self)).await
+    }
+
+    fn read(
+        &mut self,
+        client: &Client,
+        message: Self::Message,
+    ) -> Option<(Result<JobNews, Error>, bool)> {
+        let log = message.log;
+        if let Some(line) = log.last() {
+            self.after_log = line.number;
+        }
+        let Some(job) = message.job else {
+            return (!log.is_empty()).then(|| (Ok(JobNews { job: None, log }), false));
+        };
+        self.after_revision = job.revision;
+        let is_final = job.is_final();
+        let job = client.opened(Some(job)).map(Some);
+        Some((job.map(|job| JobNews { job, log }), is_final))
+    }
+}
+
+impl Watchable for proto::WatchQueueRequest {
+    type Message = proto::WatchQueueResponse;
+    type Thing = Queue;
+
+    async fn open(self, client: Client) -> Result<Response<Streaming<Self::Message>>, Status> {
+        client.queues.clone().watch_queue(Request::new(self)).await
+    }
+
+    fn read(&mut self, _: &Client, message: Self::Message) -> Option<(Result<Queue, Error>, bool)> {
+        message.queue.map(|queue| (Ok(queue), false))
+    }
+}
+
+struct Watching<R: Watchable> {
     client: Client,
     /// For the next stream.
-    request: proto::WatchJobRequest,
-    stream: Option<Streaming<proto::WatchJobResponse>>,
+    request: R,
+    stream: Option<Streaming<R::Message>>,
     /// When a server last said something.
     heard: Instant,
     tries: u32,
     is_over: bool,
 }
 
-impl Watching {
-    async fn next(mut self) -> Option<(Result<Told, Error>, Self)> {
+impl<R: Watchable> Watching<R> {
+    async fn next(mut self) -> Option<(Result<R::Thing, Error>, Self)> {
         while !self.is_over {
             match self.message().await {
-                Ok(Some(response)) => {
+                Ok(Some(message)) => {
                     (self.heard, self.tries) = (Instant::now(), 0);
-                    let log = response.log;
-                    if let Some(line) = log.last() {
-                        self.request.after_log = line.number;
-                    }
-                    let Some(job) = response.job else {
-                        if log.is_empty() {
-                            continue;
-                        }
-                        return Some((Ok(Told { job: None, log }), self));
+                    let Some((told, is_last)) = self.request.read(&self.client, message) else {
+                        continue;
                     };
-                    self.request.after_revision = job.revision;
-                    self.is_over = job.is_final();
-                    let job = self.client.opened(Some(job));
-                    self.is_over |= job.is_err();
-                    let told = job.map(|job| Told {
-                        job: Some(job),
-                        log,
-                    });
+                    self.is_over = is_last || told.is_err();
                     return Some((told, self));
                 }
                 Ok(None) => self.is_over = true,
@@ -181,10 +262,9 @@ impl Watching {
     }
 
     /// The next message of the stream, which is opened if there is none.
-    async fn message(&mut self) -> Result<Option<proto::WatchJobResponse>, Status> {
+    async fn message(&mut self) -> Result<Option<R::Message>, Status> {
         if self.stream.is_none() {
-            let mut jobs = self.client.jobs.clone();
-            let opening = jobs.watch_job(Request::new(self.request.clone()));
+            let opening = self.request.clone().open(self.client.clone());
             let opened = timeout(TRY_TIMEOUT, opening).await;
             let opened = opened.map_err(|_| Status::unavailable("no answer in time"))??;
             self.stream = Some(opened.into_inner());

@@ -79,8 +79,10 @@ async fn heard(watch: &mut Watch, until: u64) -> (Vec<u64>, Vec<JobState>) {
     while lines.last().is_none_or(|last| *last < until) {
         let told = tokio::time::timeout(SOON, watch.next()).await.unwrap();
         match told.map(|told| told.unwrap()) {
-            Some(Told::Lines(new)) => lines.extend(new.iter().map(|line| line.number)),
-            Some(Told::Job(job)) => states.push(job.state),
+            Some(Told::News(news)) => match *news {
+                JobNews::Lines(new) => lines.extend(new.iter().map(|line| line.number)),
+                JobNews::Job(job) => states.push(job.state),
+            },
             Some(Told::Quiet) => panic!("something was said"),
             None => return (lines, states),
         }
