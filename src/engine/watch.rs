@@ -100,8 +100,13 @@ impl Watches {
             seen: watch::Sender::new(Seen::Nothing),
             version: None,
         });
-        // What others have seen as its end may not be that any more: a hand may have brought it back.
-        let is_over = matches!(&*entry.seen.borrow(), Seen::Job(job) if job.state.is_final());
+        // What others have seen as its end may not be that any more: a hand may have brought it back. Nor may one that was
+        // not there be still to come.
+        let is_over = match &*entry.seen.borrow() {
+            Seen::Nothing => false,
+            Seen::Job(job) => job.state.is_final(),
+            Seen::Gone => true,
+        };
         if is_over {
             entry.version = None;
             entry.seen.send_replace(Seen::Nothing);
