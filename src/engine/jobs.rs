@@ -131,19 +131,29 @@ impl Engine {
         }
     }
 
-    /// Enqueues a copy of a FAILED or CANCELLED job with another payload; the job itself stays as it is.
+    /// Enqueues a copy of a FAILED or CANCELLED job with another payload; the job itself stays as it is. A call that is
+    /// repeated gives the same copy, whatever has become of the job since.
     ///
     /// # Errors
     /// As for [`Engine::retry`] and [`Engine::enqueue`].
     pub async fn retry_copy(&self, id: JobId, copy: DraftCopy) -> Result<Accepted> {
-        let of = self.get(id, View::Basic, Duration::ZERO).await?;
-        if !matches!(of.state, JobState::Failed | JobState::Cancelled) {
-            return Err(Error::WrongState {
+        let of = match self.read(id, View::Basic).await {
+            Ok(job) if matches!(job.state, JobState::Failed | JobState::Cancelled) => Ok(job),
+            Ok(job) => Err(Error::WrongState {
                 job: id,
-                is: of.state,
+                is: job.state,
                 verb: "retry",
-            });
-        }
+            }),
+            Err(error) => Err(error),
+        };
+        let of = match of {
+            Ok(of) => of,
+            Err(refused @ (Error::WrongState { .. } | Error::JobNotFound(_))) => {
+                let made = self.copy_made(id, &copy).await?;
+                return made.ok_or(refused);
+            }
+            Err(error) => return Err(error),
+        };
         let fresh = self.ids().await.fresh();
         let copy = copy.check(&of, fresh).map_err(Error::InvalidArgument)?;
         let field = |name: &str| match name {
@@ -154,6 +164,23 @@ impl Engine {
             Err(Error::UniqueConflict(holder)) => Err(Error::UniqueKeyHeld { job: id, holder }),
             answer => answer,
         }
+    }
+
+    /// The copy that an earlier call like this one has made of a job.
+    async fn copy_made(&self, of: JobId, copy: &DraftCopy) -> Result<Option<Accepted>> {
+        let Some(id) = JobId::parse(&copy.new_job_id) else {
+            return Ok(None);
+        };
+        let found = self.core.store.get(vec![id], View::Full).await?.pop();
+        let is_it = |job: &Job| {
+            let payload = job.payload.as_ref().map(|payload| &payload.data);
+            job.copied_from == Some(of) && payload == Some(&copy.payload.data)
+        };
+        if !found.flatten().is_some_and(|job| is_it(&job)) {
+            return Ok(None);
+        }
+        let job = self.read(id, View::Basic).await?;
+        Ok(Some(Accepted { job, existed: true }))
     }
 
     /// Gives a job that waits another time.

@@ -158,6 +158,13 @@ async fn a_job_is_retried_with_another_payload_as_a_copy() {
         let bad = post(address, &retry, bad).await;
         assert_eq!(bad.problem().2, [field]);
     }
+    // Whatever has become of the job since, the call has made its copy.
+    assert_eq!(post(address, &retry, "").await.json()["state"], "QUEUED");
+    let again = post(address, &retry, &body).await;
+    assert_eq!((again.status, &again.json()["id"]), (200, &json!(id)));
+    let other = format!(r#"{{"payload":{{"n":3}},"new_job_id":"{id}"}}"#);
+    let other = post(address, &retry, &other).await;
+    assert_eq!(other.problem(), (409, "JOB_STATE".into(), vec![]));
 }
 
 #[tokio::test]

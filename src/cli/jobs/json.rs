@@ -309,10 +309,9 @@ impl<'a> Shown<'a> {
             return Self::default();
         };
         let media = payload.content_type.as_str();
-        let is_json = media
-            .split(';')
-            .next()
-            .is_some_and(|media| media.trim().eq_ignore_ascii_case("application/json"));
+        let kind = media.split(';').next().unwrap_or_default().trim();
+        let kind = kind.to_ascii_lowercase();
+        let is_json = kind == "application/json" || kind.ends_with("+json");
         let mut shown = Self {
             media: Some(media),
             ..Self::default()
@@ -348,5 +347,14 @@ mod tests {
         let shown = Shown::of(Some(&payload));
         assert_eq!(shown.json.map(RawValue::get), Some(r#"{"a": 1.00}"#));
         assert_eq!((shown.base64, shown.media), (None, None));
+
+        let media = "application/CloudEvents+JSON; charset=utf-8";
+        let payload = Payload {
+            content_type: media.into(),
+            ..payload
+        };
+        let shown = Shown::of(Some(&payload));
+        assert_eq!(shown.json.map(RawValue::get), Some(r#"{"a": 1.00}"#));
+        assert_eq!((shown.base64, shown.media), (None, Some(media)));
     }
 }

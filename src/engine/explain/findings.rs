@@ -241,6 +241,10 @@ fn cancelled(job: &Job) -> Finding {
         last.outcome == AttemptOutcome::Cancelled && Some(last.end_time) >= job.finish_time
     });
     let when = job.finish_time.map(at).unwrap_or_default();
+    if let Some(by) = job.replaced_by {
+        let message = format!("it made way at {when} for job {by}, which took over its unique key");
+        return finding("CANCELLED", "replaced_by", message);
+    }
     let message = match last {
         Some(last) => format!(
             "it was cancelled at {when}, while attempt {} ran{}",

@@ -115,7 +115,8 @@ impl<K: Eq + Hash + Clone, V: Watched> Board<K, V> {
             watchers: 0,
             seen: watch::Sender::new(Seen::Nothing),
         });
-        // What others have seen as its end may not be that any more: a hand may have brought it back.
+        // What others have seen as its end may not be that any more: a hand may have brought it back. Nor may one that was
+        // not there be still to come.
         let is_over = match &*entry.seen.borrow() {
             Seen::Nothing => false,
             Seen::There(thing) => thing.is_over(),

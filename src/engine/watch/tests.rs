@@ -120,6 +120,27 @@ async fn next(watch: &mut Watch) -> Option<Job> {
 }
 
 #[tokio::test]
+async fn a_job_that_somebody_waited_for_too_early_can_be_watched_once_it_is_there() {
+    let node = Node::start().await;
+    let id = node.engine.ids().await.fresh();
+    let mut early = node.engine.core.watches.watch(id).unwrap();
+    tokio::time::timeout(SOON, early.ended(0)).await.unwrap();
+    let draft = Draft {
+        id: id.to_string(),
+        queue: "q".into(),
+        kind: "k".into(),
+        ..Draft::default()
+    };
+    let fields = Fields {
+        item: String::new(),
+        spec: "",
+    };
+    let new = draft.check(&fields, id).unwrap();
+    node.engine.enqueue(new, str::to_owned).await.unwrap();
+    assert_eq!(next(&mut node.watch(id).await).await.unwrap().id, id);
+}
+
+#[tokio::test]
 async fn a_thousand_watchers_share_ten_looks_a_second_and_nobody_causes_none() {
     let node = Node::start().await;
     let ids = node.jobs(500).await;

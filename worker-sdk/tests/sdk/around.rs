@@ -154,7 +154,7 @@ async fn a_kind_has_at_most_its_own_number_of_handlers_at_once() {
 async fn what_is_told_to_stop_before_its_turn_is_not_begun() {
     let peer = Peer::start();
     let (began, mut begun) = mpsc::channel(16);
-    let (go, gate) = std::sync::mpsc::channel();
+    let (go, gate) = std::sync::mpsc::sync_channel(4);
     let gate = std::sync::Mutex::new(gate);
     let builder = Worker::builder(&peer.url)
         .stop_grace(Duration::from_secs(600))
@@ -195,7 +195,7 @@ async fn what_is_told_to_stop_before_its_turn_is_not_begun() {
 #[tokio::test]
 async fn a_middleware_that_hangs_is_dropped_around_whatever_handler() {
     let peer = Peer::start();
-    let (go, gate) = std::sync::mpsc::channel();
+    let (go, gate) = std::sync::mpsc::sync_channel(4);
     let gate = std::sync::Mutex::new(gate);
     let (began, mut begun) = mpsc::channel(16);
     let around = began.clone();

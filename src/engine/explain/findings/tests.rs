@@ -208,6 +208,13 @@ fn how_a_job_ended_and_why_it_ran_again_is_told_in_words() {
     ended.attempts = Vec::new();
     let found = of(&known(&ended, end));
     assert!(found[0].message.ends_with("while it waited"));
+    let by = JobId::from_store(uuid::Uuid::from_u128(7));
+    ended.replaced_by = Some(by);
+    let found = of(&known(&ended, end));
+    let (told, field) = (&found[0].message, found[0].field.as_str());
+    assert!(told.contains(&format!("for job {by}")), "{told}");
+    assert_eq!((found[0].reason, field), ("CANCELLED", "replaced_by"));
+    ended.replaced_by = None;
     let reason = Failure {
         message: "enough".into(),
         ..Failure::default()
