@@ -12,6 +12,7 @@ use crate::store::Version;
 
 /// What is new of a job.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "it is told in a box")]
 pub enum JobNews {
     /// The job as it is now.
     Job(Job),

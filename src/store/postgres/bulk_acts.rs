@@ -48,6 +48,9 @@ macro_rules! unchanged {
     };
 }
 
+/// What is to be done to a locked job is done to it as it is by then: of the row that this statement's snapshot has, only the id
+/// is compared, since one that somebody has just moved on (a job that came due) would be passed by for its old state.
+///
 /// `$done` is how many of the locked jobs were acted on. Should there be no chunk any more, which cannot be, all that is
 /// left counts as skipped, so that the bulk comes to its end.
 macro_rules! end {
@@ -125,7 +128,7 @@ const CANCEL: &str = concat!(
      SET state = 6, revision = j.revision + 1, session = NULL, due_at = NULL, expire_at = NULL, unique_held = NULL,
          timeout_time = NULL, released_in_row = 0,
          finish_time = c.now, failed_at = c.now, purge_time = greatest(c.now + j.retention, j.create_time + $9)
-    FROM clock c, locked l WHERE j.id = l.id AND j.state = l.was
+    FROM clock c, locked l WHERE j.id = l.id
   RETURNING j.id, j.queue, j.attempt, j.worker, j.start_time, j.purge_time, l.was, l.had, c.now),
 history AS (
   INSERT INTO attempts (job, attempt, session, outcome, worker, failure_type, message, detail, start_time, end_time)
@@ -158,7 +161,7 @@ macro_rules! delete {
          unique_key = NULL, unique_held = NULL, due_at = NULL,
          failed_at = NULL, expire_at = NULL, has_progress = false, has_log = false,
          purge_time = greatest(c.now, j.create_time + $8)
-    FROM clock c, locked l WHERE j.id = l.id AND j.state = l.was
+    FROM clock c, locked l WHERE j.id = l.id
   RETURNING j.id, j.purge_time, l.queue, l.labels, l.has_log, l.was),
 history AS (
   DELETE FROM attempts a USING done g WHERE a.job = g.id),
@@ -211,7 +214,7 @@ const SET_PRIORITY: &str = concat!(
     "done AS (
   UPDATE jobs j
      SET priority = $8, revision = j.revision + 1, queued_time = CASE WHEN l.was = 2 THEN c.now ELSE j.queued_time END
-    FROM clock c, locked l WHERE j.id = l.id AND j.state = l.was AND j.priority <> $8
+    FROM clock c, locked l WHERE j.id = l.id AND j.priority <> $8
   RETURNING j.id, j.queue, j.priority, j.state, c.now),",
     segmented!(),
     end!(

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leasehold::job::{BulkAction, BulkState, JobState};
+use leasehold::job::{BulkAction, BulkState, JobState, Priority};
 use leasehold::store::{BulkStep, Retried, Unit};
 
 use super::{Gate, answer, begin, waiting};
@@ -83,4 +83,37 @@ async fn a_unique_key_that_is_just_being_taken_fails_no_step(world: World) {
     assert_eq!(answer(step).await.jobs, [other]);
     assert_eq!(world.bulk(id).await.counts, counts(2, 1, 0, 1));
     world.assert_state(old, JobState::Failed).await;
+}
+
+on_postgres!(jobs_that_come_due_in_the_middle_are_acted_on);
+async fn jobs_that_come_due_in_the_middle_are_acted_on(world: World) {
+    for action in [
+        BulkAction::Cancel,
+        BulkAction::SetPriority(Priority::High),
+        BulkAction::Purge,
+    ] {
+        let id = world.scheduled(Duration::from_secs(60)).await;
+        let bulk = world.start(world.bulk_of(action)).await;
+        world.collect(bulk).await;
+        world.advance(Duration::from_secs(61)).await;
+        let claimed = world.claim_bulk().await.expect("it is to be gone on with");
+        let mut gate = Gate::shut(&world, "promoting", "backlog", "INSERT", "true").await;
+        let promoting = begin(&world, |w| async move { w.promote().await });
+        gate.holds(1).await;
+        let step = begin(&world, |w| async move { w.step_bulk(claimed).await });
+        waiting(&world, 1).await;
+        gate.open().await;
+        answer(promoting).await;
+        assert_eq!(answer(step).await.jobs, [id], "{action:?}");
+        assert_eq!(world.bulk(bulk).await.counts, counts(1, 1, 0, 0));
+        let job = world.find(id).await;
+        match action {
+            BulkAction::Cancel => assert_eq!(job.unwrap().state, JobState::Cancelled),
+            BulkAction::Purge => assert_eq!(job, None),
+            _ => assert_eq!(job.unwrap().spec.priority, Priority::High),
+        }
+        if let BulkAction::SetPriority(_) = action {
+            world.cancel(id).await;
+        }
+    }
 }
