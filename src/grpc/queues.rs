@@ -23,8 +23,8 @@ use crate::proto as pb;
 use crate::store::{NodeView, QueueView, RunningJob, SessionView};
 
 /// What a mask must be, for messages.
-const MASK_SHAPE: &str = "must name some of default_priority, default_max_attempts, default_backoff, default_timeout \
-     and default_retention, and nothing else";
+const MASK_SHAPE: &str = "must name some of default_priority, default_max_attempts, default_backoff, default_timeout, \
+     default_retention and default_expire_in, and nothing else";
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -226,6 +226,7 @@ impl Queues {
             backoff: set.default_backoff.map(convert::raw_backoff),
             timeout: set.default_timeout.map(convert::raw_span),
             retention: set.default_retention.map(convert::raw_span),
+            expire_in: set.default_expire_in.map(convert::raw_span),
         };
         let to = raw.check("queue.").map_err(Error::InvalidArgument)?;
         let change = QueueChange::Update(which, to);
@@ -364,6 +365,7 @@ fn mask(paths: &[String]) -> Result<Defaultable> {
             "default_backoff" => which.backoff = true,
             "default_timeout" => which.timeout = true,
             "default_retention" => which.retention = true,
+            "default_expire_in" => which.expire_in = true,
             _ => return Err(Error::field("update_mask", MASK_SHAPE)),
         }
     }
@@ -404,6 +406,7 @@ fn queue(view: QueueView) -> pb::Queue {
         }),
         default_timeout: defaults.timeout.map(duration),
         default_retention: defaults.retention.map(duration),
+        default_expire_in: defaults.expire_in.map(duration),
         default_priority: defaults
             .priority
             .map_or(0, |level| i32::from(level.number())),

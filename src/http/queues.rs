@@ -84,6 +84,7 @@ pub async fn update(
         backoff: members.has("default_backoff"),
         timeout: members.has("default_timeout"),
         retention: members.has("default_retention"),
+        expire_in: members.has("default_expire_in"),
     };
     let raw = RawDefaults {
         priority: priority(&mut members, "default_priority"),
@@ -91,12 +92,13 @@ pub async fn update(
         backoff: backoff(&mut members, "default_backoff"),
         timeout: members.span("default_timeout"),
         retention: members.span("default_retention"),
+        expire_in: members.span("default_expire_in"),
     };
     let expected = members.text("etag").unwrap_or_default();
     let reason = reason(&mut members);
     if which == Defaultable::default() {
-        let why = "must have some of default_priority, default_max_attempts, default_backoff, default_timeout and \
-                   default_retention";
+        let why = "must have some of default_priority, default_max_attempts, default_backoff, default_timeout, \
+                   default_retention and default_expire_in";
         members.fault_of_all(why);
     }
     body::end(members)?;
@@ -175,6 +177,8 @@ pub struct QueueJson<'a> {
     default_timeout: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     default_retention: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    default_expire_in: Option<String>,
     stats: StatsJson,
     etag: String,
 }
@@ -222,6 +226,7 @@ impl<'a> QueueJson<'a> {
             default_backoff: defaults.backoff.map(BackoffJson::of),
             default_timeout: defaults.timeout.map(write_span),
             default_retention: defaults.retention.map(write_span),
+            default_expire_in: defaults.expire_in.map(write_span),
             stats: StatsJson {
                 scheduled,
                 queued,

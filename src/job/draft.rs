@@ -276,6 +276,7 @@ impl Draft {
             backoff: self.backoff.is_none(),
             timeout: self.timeout.is_none(),
             retention: self.retention.is_none(),
+            expire_in: self.expiry.is_none(),
         }
     }
 }
@@ -590,5 +591,7 @@ fn restated(spec: &JobSpec, left_out: Defaultable) -> Defaultable {
         backoff: !left_out.backoff && backoff(retry) == backoff(default),
         timeout: !left_out.timeout && spec.timeout == Some(TIMEOUT_DEFAULT),
         retention: !left_out.retention && spec.retention == RETENTION_DEFAULT,
+        // Its default cannot be said.
+        expire_in: false,
     }
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::draft::{Faults, RawBackoff, RawSpan};
-use super::limits::{ATTEMPT_SPAN_MAX, SPAN_MAX};
-use super::{NewJob, Priority};
+use super::limits::{ATTEMPT_SPAN_MAX, EXPIRE_IN_MIN, SPAN_MAX};
+use super::{Expiry, NewJob, Priority, Start};
 use crate::error::Violation;
 
 /// What is set of a queue. Of most queues nothing is: they have the default.
@@ -29,6 +29,8 @@ pub struct QueueDefaults {
     pub timeout: Option<Duration>,
     /// How long a final job is kept.
     pub retention: Option<Duration>,
+    /// How long after it is due a job may still begin.
+    pub expire_in: Option<Duration>,
 }
 
 /// The waits after failures.
@@ -55,6 +57,8 @@ pub struct Defaultable {
     pub timeout: bool,
     /// `retention`.
     pub retention: bool,
+    /// `expire_in`.
+    pub expire_in: bool,
 }
 
 impl Defaultable {
@@ -66,11 +70,19 @@ impl Defaultable {
             backoff,
             timeout,
             retention,
+            expire_in,
         } = self;
-        [priority, max_attempts, backoff, timeout, retention]
-            .iter()
-            .rev()
-            .fold(0, |bits, one| bits << 1 | u8::from(*one))
+        [
+            priority,
+            max_attempts,
+            backoff,
+            timeout,
+            retention,
+            expire_in,
+        ]
+        .iter()
+        .rev()
+        .fold(0, |bits, one| bits << 1 | u8::from(*one))
     }
 }
 
@@ -109,6 +121,9 @@ impl QueueChange {
                 if which.retention {
                     defaults.retention = to.retention;
                 }
+                if which.expire_in {
+                    defaults.expire_in = to.expire_in;
+                }
             }
         }
         new
@@ -137,6 +152,13 @@ impl NewJob {
         if let Some(retention) = defaults.retention.filter(|_| out.retention) {
             spec.retention = retention;
         }
+        if let Some(span) = defaults.expire_in.filter(|_| out.expire_in) {
+            self.expiry = Some(match self.start {
+                Start::Now => Expiry::After(span),
+                Start::After(delay) => Expiry::After(delay.saturating_add(span)),
+                Start::At(time) => Expiry::At(time.after(span)),
+            });
+        }
     }
 }
 
@@ -153,6 +175,8 @@ pub struct RawDefaults {
     pub timeout: Option<RawSpan>,
     /// How long a final job is kept.
     pub retention: Option<RawSpan>,
+    /// How long after it is due a job may still begin.
+    pub expire_in: Option<RawSpan>,
 }
 
 impl RawDefaults {
@@ -186,6 +210,9 @@ impl RawDefaults {
             retention: self
                 .retention
                 .map(|raw| faults.span("retention", raw, Duration::ZERO, SPAN_MAX)),
+            expire_in: self
+                .expire_in
+                .map(|raw| faults.span("expire_in", raw, EXPIRE_IN_MIN, SPAN_MAX)),
         };
         match faults.found.is_empty() {
             true => Ok(defaults),
@@ -198,7 +225,7 @@ impl RawDefaults {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test says so by failing")]
 
-    use super::super::draft::{Draft, Fields};
+    use super::super::draft::{Draft, Fields, RawExpiry, RawStart};
     use super::super::{JobId, RetryPolicy};
     use super::*;
 
@@ -234,6 +261,7 @@ mod tests {
             }),
             timeout: Some(Duration::ZERO),
             retention: Some(HOUR),
+            expire_in: Some(HOUR),
         }
     }
 
@@ -254,6 +282,11 @@ mod tests {
             (Priority::High, retry, None, HOUR)
         );
         assert_eq!(bare.fingerprint, sent, "it is the same request");
+        assert_eq!(bare.expiry, Some(Expiry::After(HOUR)));
+        let mut later = job(|d| d.start = RawStart::Delay(raw(60)));
+        later.take_defaults(&defaults());
+        let after = HOUR + Duration::from_secs(60);
+        assert_eq!(later.expiry, Some(Expiry::After(after)), "after it is due");
 
         let said = |d: &mut Draft| {
             d.priority = Some(Ok(Priority::Low));
@@ -261,11 +294,13 @@ mod tests {
             d.backoff = Some(RawBackoff::default());
             d.timeout = Some(raw(60));
             d.retention = Some(raw(0));
+            d.expiry = Some(RawExpiry::In(raw(5)));
         };
         let mut full = job(said);
         let before = full.spec.clone();
         full.take_defaults(&defaults());
         assert_eq!(full.spec, before);
+        assert_eq!(full.expiry, Some(Expiry::After(Duration::from_secs(5))));
     }
 
     #[test]
@@ -311,13 +346,14 @@ mod tests {
             backoff: true,
             timeout: true,
             retention: true,
+            expire_in: true,
         };
-        assert_eq!(all.bits(), 31);
+        assert_eq!(all.bits(), 63);
         let last = Defaultable {
-            retention: true,
+            expire_in: true,
             ..Defaultable::default()
         };
-        assert_eq!(last.bits(), 16);
+        assert_eq!(last.bits(), 32);
     }
 
     #[test]
@@ -331,6 +367,7 @@ mod tests {
             }),
             timeout: Some(raw(-1)),
             retention: Some(raw(i64::MAX)),
+            expire_in: Some(raw(0)),
         };
         let found = bad.check("queue.").unwrap_err();
         let fields: Vec<_> = found.iter().map(|v| v.field.as_str()).collect();
@@ -341,7 +378,8 @@ mod tests {
                 "queue.default_backoff.factor",
                 "queue.default_priority",
                 "queue.default_timeout",
-                "queue.default_retention"
+                "queue.default_retention",
+                "queue.default_expire_in"
             ]
         );
         assert_eq!(

@@ -69,6 +69,7 @@ fn all() -> Defaultable {
         backoff: true,
         timeout: true,
         retention: true,
+        expire_in: true,
     }
 }
 
@@ -83,6 +84,7 @@ fn defaults() -> QueueDefaults {
         }),
         timeout: Some(Duration::ZERO),
         retention: Some(minutes(90)),
+        expire_in: Some(minutes(5)),
     }
 }
 
@@ -262,17 +264,18 @@ async fn every_node_hears_of_each_change_once(world: World) {
 
 on_each_store!(changes_that_come_together_are_all_made);
 async fn changes_that_come_together_are_all_made(world: World) {
-    let fields: [fn(&mut Defaultable); 5] = [
+    let fields: [fn(&mut Defaultable); 6] = [
         |w| w.priority = true,
         |w| w.max_attempts = true,
         |w| w.backoff = true,
         |w| w.timeout = true,
         |w| w.retention = true,
+        |w| w.expire_in = true,
     ];
     for round in 0..10 {
         let name = format!("q{round}");
         let mut calls = tokio::task::JoinSet::new();
-        for n in 0..6 {
+        for n in 0..7 {
             let (world, name) = (world.clone(), name.clone());
             calls.spawn(async move {
                 let change = match fields.get(n) {
@@ -291,7 +294,7 @@ async fn changes_that_come_together_are_all_made(world: World) {
         };
         assert_eq!(seen(&world, &name).await.settings, expected);
     }
-    assert_eq!(audit(&world).await.len(), 60);
+    assert_eq!(audit(&world).await.len(), 70);
 }
 
 on_each_store!(what_says_nothing_is_forgotten_after_a_while);
@@ -300,7 +303,7 @@ async fn what_says_nothing_is_forgotten_after_a_while(world: World) {
         steer(&world, name, QueueChange::Pause).await;
     }
     steer(&world, "resumed", QueueChange::Resume).await;
-    let which = only(|w| w.retention = true);
+    let which = only(|w| w.expire_in = true);
     steer(&world, "updated", QueueChange::Update(which, defaults())).await;
     steer(&world, "updated", QueueChange::Resume).await;
     assert_eq!(world.tidy().await, 0, "somebody may have read its etag");

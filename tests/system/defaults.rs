@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use worker_sdk::proto::job_spec::Expiry;
 use worker_sdk::{Backoff, Client, NewJob, Priority, Queue};
 
 use crate::stack::{Dev, Stack, client};
@@ -61,6 +62,7 @@ async fn defaults_are_filled_in(here: &Client, there: &Client) {
         default_backoff: Some(backoff),
         default_timeout: brief(90),
         default_retention: brief(7_200),
+        default_expire_in: brief(300),
         default_priority: Priority::High.into(),
         ..Queue::default()
     };
@@ -69,6 +71,7 @@ async fn defaults_are_filled_in(here: &Client, there: &Client) {
         "default_backoff",
         "default_timeout",
         "default_retention",
+        "default_expire_in",
         "default_priority",
     ];
     let set = here.update_queue(queue.clone(), &all, "").await.unwrap();
@@ -85,6 +88,13 @@ async fn defaults_are_filled_in(here: &Client, there: &Client) {
         (brief(7_200), Priority::High)
     );
 
+    let later = job().delay(Duration::from_secs(60));
+    let later = there.enqueue(later).await.unwrap().job;
+    let Some(Expiry::ExpireTime(expire)) = later.spec.unwrap().expiry else {
+        panic!("it expires")
+    };
+    let run = later.run_time.unwrap();
+    assert_eq!(expire.seconds - run.seconds, 300, "so long after it is due");
     let said = job()
         .max_attempts(25)
         .timeout(Duration::ZERO)

@@ -27,6 +27,9 @@ pub(super) struct Defaults {
     /// How long a job can be looked up once it is final
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     retention: Option<Duration>,
+    /// How long after it is due a job may still begin
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    expire_in: Option<Duration>,
     /// What is to be the server's default again
     #[arg(long, value_name = "WHAT", value_enum)]
     unset: Vec<What>,
@@ -40,6 +43,7 @@ enum What {
     Backoff,
     Timeout,
     Retention,
+    ExpireIn,
 }
 
 impl Defaults {
@@ -55,6 +59,7 @@ impl Defaults {
             backoff,
             timeout,
             retention,
+            expire_in,
             unset,
         } = self;
         let each = [
@@ -67,6 +72,7 @@ impl Defaults {
             ("default_backoff", What::Backoff, backoff.is_some()),
             ("default_timeout", What::Timeout, timeout.is_some()),
             ("default_retention", What::Retention, retention.is_some()),
+            ("default_expire_in", What::ExpireIn, expire_in.is_some()),
         ];
         if each
             .iter()
@@ -88,6 +94,7 @@ impl Defaults {
             default_backoff: backoff,
             default_timeout: timeout.map(wire).transpose()?,
             default_retention: retention.map(wire).transpose()?,
+            default_expire_in: expire_in.map(wire).transpose()?,
             ..Queue::default()
         };
         if let Some(level) = priority {
@@ -142,6 +149,7 @@ pub(super) fn shown(queue: &Queue) -> Vec<(&'static str, String)> {
         ("backoff", backoff),
         ("timeout", set.default_timeout),
         ("retention", set.default_retention),
+        ("expire in", set.default_expire_in),
     ]
     .into_iter()
     .filter_map(|(name, value)| Some((name, value?)))
@@ -161,6 +169,8 @@ pub(super) struct DefaultsJson {
     default_timeout: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     default_retention: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    default_expire_in: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -187,6 +197,7 @@ impl DefaultsJson {
             }),
             default_timeout: span(queue.default_timeout.as_ref()),
             default_retention: span(queue.default_retention.as_ref()),
+            default_expire_in: span(queue.default_expire_in.as_ref()),
         }
     }
 }

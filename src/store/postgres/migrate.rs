@@ -64,6 +64,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "labels of jobs",
         include_str!("migrations/0012_job_labels.sql"),
     ),
+    (
+        13,
+        "when jobs of a queue expire",
+        include_str!("migrations/0013_queue_expire_in.sql"),
+    ),
 ];
 
 /// Any number that nobody else locks.

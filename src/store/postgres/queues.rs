@@ -18,7 +18,7 @@ use crate::store::{AllSettings, QueueView, Steer, Steered};
 
 macro_rules! settings {
     () => {
-        "s.revision, s.paused, s.priority, s.max_attempts, s.backoff_initial, s.backoff_max, s.backoff_factor, s.timeout, s.retention"
+        "s.revision, s.paused, s.priority, s.max_attempts, s.backoff_initial, s.backoff_max, s.backoff_factor, s.timeout, s.retention, s.expire_in"
     };
 }
 
@@ -37,13 +37,13 @@ WITH turn AS (
   UPDATE queue_changes SET number = number + 1 RETURNING number),
 done AS (
   INSERT INTO queues AS q (queue, revision, changed_at, paused, priority, max_attempts, backoff_initial, backoff_max,
-                           backoff_factor, timeout, retention)
+                           backoff_factor, timeout, retention, expire_in)
   SELECT $1, t.number, lh_us(), coalesce($2::boolean, false), $4::int2, $5::int4, $6::int8, $7::int8, $8::float8,
-         $9::int8, $10::int8
+         $9::int8, $10::int8, $16::int8
     FROM turn t
    WHERE EXISTS (SELECT FROM queues WHERE queue = $1)
       OR coalesce($11::int8, 0) = 0 AND (SELECT count(*) FROM queues) < $12
-         AND ($2::boolean IS TRUE OR num_nonnulls($4::int2, $5::int4, $6::int8, $9::int8, $10::int8) > 0)
+         AND ($2::boolean IS TRUE OR num_nonnulls($4::int2, $5::int4, $6::int8, $9::int8, $10::int8, $16::int8) > 0)
   ON CONFLICT (queue) DO UPDATE
      SET revision = excluded.revision, changed_at = excluded.changed_at, paused = coalesce($2::boolean, q.paused),
          priority = CASE WHEN ($3::int4 & 1) > 0 THEN excluded.priority ELSE q.priority END,
@@ -52,7 +52,8 @@ done AS (
          backoff_max = CASE WHEN ($3::int4 & 4) > 0 THEN excluded.backoff_max ELSE q.backoff_max END,
          backoff_factor = CASE WHEN ($3::int4 & 4) > 0 THEN excluded.backoff_factor ELSE q.backoff_factor END,
          timeout = CASE WHEN ($3::int4 & 8) > 0 THEN excluded.timeout ELSE q.timeout END,
-         retention = CASE WHEN ($3::int4 & 16) > 0 THEN excluded.retention ELSE q.retention END
+         retention = CASE WHEN ($3::int4 & 16) > 0 THEN excluded.retention ELSE q.retention END,
+         expire_in = CASE WHEN ($3::int4 & 32) > 0 THEN excluded.expire_in ELSE q.expire_in END
    WHERE ($11::int8 IS NULL OR q.revision = $11)
      AND (q.paused IS DISTINCT FROM coalesce($2::boolean, q.paused)
           OR ($3::int4 & 1) > 0 AND q.priority IS DISTINCT FROM excluded.priority
@@ -60,7 +61,8 @@ done AS (
           OR ($3::int4 & 4) > 0 AND (q.backoff_initial, q.backoff_max, q.backoff_factor)
                  IS DISTINCT FROM (excluded.backoff_initial, excluded.backoff_max, excluded.backoff_factor)
           OR ($3::int4 & 8) > 0 AND q.timeout IS DISTINCT FROM excluded.timeout
-          OR ($3::int4 & 16) > 0 AND q.retention IS DISTINCT FROM excluded.retention)
+          OR ($3::int4 & 16) > 0 AND q.retention IS DISTINCT FROM excluded.retention
+          OR ($3::int4 & 32) > 0 AND q.expire_in IS DISTINCT FROM excluded.expire_in)
   RETURNING q.queue, q.changed_at),
 told AS (
   INSERT INTO audit (create_time, count, action, subject, actor, reason) SELECT changed_at, 1, $13, queue, $14, $15 FROM done)
@@ -164,6 +166,7 @@ pub(super) async fn steer(pool: &Pool, steer: &Steer) -> Result<Steered> {
                 .bind(action.number())
                 .bind(steer.by.actor.as_str().to_owned())
                 .bind(steer.by.reason.clone())
+                .bind(to.expire_in.map(micros))
         })
         .await?;
     if rows.first().map_or(Ok(false), |row| column(row, "done"))? {
@@ -273,6 +276,7 @@ fn settings_of(row: &PgRow) -> Result<(QueueSettings, u64)> {
         backoff,
         timeout: column::<Option<i64>>(row, "timeout")?.map(span),
         retention: column::<Option<i64>>(row, "retention")?.map(span),
+        expire_in: column::<Option<i64>>(row, "expire_in")?.map(span),
     };
     let paused = column(row, "paused")?;
     Ok((

@@ -200,7 +200,7 @@ SELECT count(*) AS changed, count(*) >= $1 AS more FROM gone";
 const DROP_SETTINGS: &str = "
 WITH old AS MATERIALIZED (
   SELECT queue FROM queues
-   WHERE NOT paused AND num_nonnulls(priority, max_attempts, backoff_initial, timeout, retention) = 0
+   WHERE NOT paused AND num_nonnulls(priority, max_attempts, backoff_initial, timeout, retention, expire_in) = 0
      AND changed_at < (SELECT lh_us() - 3600000000) ORDER BY queue LIMIT $1 FOR UPDATE SKIP LOCKED),
 gone AS (DELETE FROM queues q USING old o WHERE q.queue = o.queue RETURNING q.queue)
 SELECT count(*) AS changed, count(*) >= $1 AS more FROM gone";

@@ -19,16 +19,18 @@ use crate::store::{AllSettings, QueueStats, QueueView, Steer, Steered};
 const NEWEST: &str = "SELECT number FROM queue_changes";
 const NEXT: &str = "UPDATE queue_changes SET number = number + 1 RETURNING number";
 const ALL: &str = "
-SELECT queue, revision, paused, priority, max_attempts, backoff_initial, backoff_max, backoff_factor, timeout, retention
+SELECT queue, revision, paused, priority, max_attempts, backoff_initial, backoff_max, backoff_factor, timeout, retention,
+       expire_in
   FROM queues";
 const SOME: &str = "
-SELECT queue, revision, paused, priority, max_attempts, backoff_initial, backoff_max, backoff_factor, timeout, retention
+SELECT queue, revision, paused, priority, max_attempts, backoff_initial, backoff_max, backoff_factor, timeout, retention,
+       expire_in
   FROM queues WHERE queue IN (SELECT value FROM json_each(?1))";
 const COUNT: &str = "SELECT count(*) FROM queues";
 const SET: &str = "
 INSERT OR REPLACE INTO queues (queue, revision, change_time, paused, priority, max_attempts, backoff_initial,
-                               backoff_max, backoff_factor, timeout, retention)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+                               backoff_max, backoff_factor, timeout, retention, expire_in)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
 // A queue is seen when it has jobs, or had them, or something is set of it, or a session takes jobs of it.
 const NAMES: &str = "
 SELECT queue FROM (
@@ -131,6 +133,7 @@ async fn set(
         .bind(backoff.map(|backoff| backoff.factor.to_string()))
         .bind(defaults.timeout.map(micros))
         .bind(defaults.retention.map(micros))
+        .bind(defaults.expire_in.map(micros))
         .execute(connection)
         .await
         .map_err(fault)?;
@@ -261,6 +264,7 @@ struct SettingsRow {
     backoff_factor: Option<String>,
     timeout: Option<i64>,
     retention: Option<i64>,
+    expire_in: Option<i64>,
 }
 
 impl SettingsRow {
@@ -281,6 +285,7 @@ impl SettingsRow {
             backoff,
             timeout: self.timeout.map(span),
             retention: self.retention.map(span),
+            expire_in: self.expire_in.map(span),
         };
         Ok(QueueSettings {
             paused: self.paused,

@@ -78,7 +78,7 @@ const DROP_SETTINGS: &str = "
 DELETE FROM queues WHERE queue IN (
   SELECT queue FROM queues
    WHERE paused = 0 AND change_time < ?1
-     AND coalesce(priority, max_attempts, backoff_initial, timeout, retention) IS NULL
+     AND coalesce(priority, max_attempts, backoff_initial, timeout, retention, expire_in) IS NULL
    LIMIT ?2)";
 // It will not come back: a restart is another node.
 const DROP_NODES: &str = "
