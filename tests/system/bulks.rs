@@ -123,14 +123,14 @@ async fn nodes_that_are_killed_leave_a_bulk_to_the_others() {
     };
     let bulk = asking.start_bulk(bulk).await.unwrap();
     in_the_middle(&asking, &bulk.id).await;
-    // It dies when it has acted on a part, and before it has told anybody.
+    first.process.kill();
+    // The next one dies when it has acted on a part, and before it has told anybody.
     let mut doomed = site.doomed("bulk-stepped").await;
     died(&mut doomed).await;
     let second = site.node().await;
     let asking = client(&second.url());
     let seen = asking.bulk(&bulk.id).await.unwrap();
     assert!(seen.left > 0, "{seen:?}");
-    first.process.kill();
 
     let all = JOBS as u64;
     let bulk = ended(&asking, &bulk.id).await;
