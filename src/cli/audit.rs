@@ -7,11 +7,9 @@ use worker_sdk::{AuditEvent, Client};
 
 use super::exit::{Exit, Failure};
 use super::queues::{json, one_line};
-use super::remote::{Output, Remote, failure_of};
+use super::remote::{Output, Remote, pages};
 use super::terminal::{line, plain, table, told};
 
-/// Changes of one page.
-const PAGE: u32 = 500;
 /// How often it is asked whether there are new ones.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// Of so many, the newest, whether they are new; or of NEW_MAX, if fewer than OVERLAP of these are known. Of changes that
@@ -51,20 +49,13 @@ pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
         .await
 }
 
-/// Page after page, newest first, until there are enough or no more.
+/// Newest first.
 async fn list(client: &Client, limit: u32) -> Result<Vec<AuditEvent>, Failure> {
-    let mut found = Vec::new();
-    let mut token = String::new();
-    loop {
-        let left = limit.saturating_sub(u32::try_from(found.len()).unwrap_or(u32::MAX));
-        let page = client.audit_events(left.min(PAGE), &token).await;
-        let page = page.map_err(failure_of)?;
-        found.extend(page.events);
-        token = page.next_page_token;
-        if token.is_empty() || found.len() >= limit as usize {
-            return Ok(found);
-        }
-    }
+    pages(limit, async |size, token| {
+        let page = client.audit_events(size, &token).await?;
+        Ok((page.events, page.next_page_token))
+    })
+    .await
 }
 
 /// Shows the last so many and what comes after them.

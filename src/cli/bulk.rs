@@ -10,15 +10,13 @@ use worker_sdk::{Bulk, BulkAction, BulkState, Canary, Client, Priority, StartBul
 use super::exit::{Exit, Failure};
 use super::filter::Filter;
 use super::jobs::priority;
-use super::remote::{Output, Remote, failure_of};
+use super::remote::{Output, Remote, failure_of, pages};
 use super::terminal::note;
 
 pub(super) use show::show;
 
 use crate::clock::{Clock, SystemClock};
 
-/// Bulks of one page.
-const PAGE: u32 = 500;
 /// Between two looks at a bulk that is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -251,18 +249,10 @@ pub(super) async fn follow(
     })
 }
 
-/// Page after page, until there are enough or no more.
 async fn list(client: &Client, limit: u32) -> Result<Vec<Bulk>, Failure> {
-    let mut found = Vec::new();
-    let mut token = String::new();
-    loop {
-        let left = limit.saturating_sub(u32::try_from(found.len()).unwrap_or(u32::MAX));
-        let page = client.bulks(left.min(PAGE), &token).await;
-        let page = page.map_err(failure_of)?;
-        found.extend(page.bulks);
-        token = page.next_page_token;
-        if token.is_empty() || found.len() >= limit as usize {
-            return Ok(found);
-        }
-    }
+    pages(limit, async |size, token| {
+        let page = client.bulks(size, &token).await?;
+        Ok((page.bulks, page.next_page_token))
+    })
+    .await
 }

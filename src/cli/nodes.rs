@@ -9,11 +9,9 @@ use worker_sdk::proto::Node;
 
 use super::exit::{Exit, Failure};
 use super::queues::json;
-use super::remote::{Output, Remote, failure_of};
+use super::remote::{Output, Remote, failure_of, pages};
 use super::terminal::{line, note, plain, table};
 
-/// Nodes of one page.
-const PAGE: u32 = 500;
 /// How often it is looked whether a node is still there.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -104,16 +102,11 @@ fn id_of(nodes: &[Node], wanted: &str) -> Result<String, Failure> {
 }
 
 async fn all(client: &Client) -> Result<Vec<Node>, Failure> {
-    let mut found = Vec::new();
-    let mut token = String::new();
-    loop {
-        let page = client.nodes(PAGE, &token).await.map_err(failure_of)?;
-        found.extend(page.nodes);
-        token = page.next_page_token;
-        if token.is_empty() {
-            return Ok(found);
-        }
-    }
+    pages(u32::MAX, async |size, token| {
+        let page = client.nodes(size, &token).await?;
+        Ok((page.nodes, page.next_page_token))
+    })
+    .await
 }
 
 fn show(nodes: &[Node], output: Output) -> Result<Exit, Failure> {

@@ -11,13 +11,10 @@ use worker_sdk::{Client, Queue};
 
 use super::bulk;
 use super::exit::{Exit, Failure};
-use super::remote::{Output, Remote, failure_of};
+use super::remote::{Output, Remote, failure_of, pages};
 use super::terminal::{brief, line, note, plain, table, told};
 use defaults::Defaults;
 pub(super) use json::QueueJson;
-
-/// Queues of one page.
-const PAGE: u32 = 500;
 
 /// Flags of `leasehold queues`.
 #[derive(Debug, clap::Args)]
@@ -207,20 +204,12 @@ async fn confirmed(client: &Client, queue: &str, given: Option<String>) -> Resul
     }
 }
 
-/// Page after page, until there are enough or no more.
 async fn list(client: &Client, limit: u32) -> Result<Vec<Queue>, Failure> {
-    let mut found = Vec::new();
-    let mut token = String::new();
-    loop {
-        let left = limit.saturating_sub(u32::try_from(found.len()).unwrap_or(u32::MAX));
-        let page = client.queues(left.min(PAGE), &token).await;
-        let page = page.map_err(failure_of)?;
-        found.extend(page.queues);
-        token = page.next_page_token;
-        if token.is_empty() || found.len() >= limit as usize {
-            return Ok(found);
-        }
-    }
+    pages(limit, async |size, token| {
+        let page = client.queues(size, &token).await?;
+        Ok((page.queues, page.next_page_token))
+    })
+    .await
 }
 
 /// A line whenever it has changed. It ends by an error, or when nobody reads it any more, or somebody interrupts it.

@@ -73,6 +73,28 @@ impl Remote {
     }
 }
 
+/// Things of one page.
+const PAGE: u32 = 500;
+
+/// Page after page, until there are `limit` things or no more. `read` is given the size of a page and its token, and gives
+/// what is on it and the token of the next.
+pub(super) async fn pages<T>(
+    limit: u32,
+    read: impl AsyncFn(u32, String) -> Result<(Vec<T>, String), Error>,
+) -> Result<Vec<T>, Failure> {
+    let mut found = Vec::new();
+    let mut token = String::new();
+    loop {
+        let left = limit.saturating_sub(u32::try_from(found.len()).unwrap_or(u32::MAX));
+        let (page, next) = read(left.min(PAGE), token).await.map_err(failure_of)?;
+        found.extend(page);
+        token = next;
+        if token.is_empty() || found.len() >= limit as usize {
+            return Ok(found);
+        }
+    }
+}
+
 /// How the client's error ends a command.
 pub(super) fn failure_of(error: Error) -> Failure {
     match &error {

@@ -9,11 +9,11 @@ use worker_sdk::proto::{GetSessionResponse, Session};
 
 use super::exit::{Exit, Failure};
 use super::queues::json;
-use super::remote::{Output, Remote, failure_of};
+use super::remote::{Output, Remote, failure_of, pages};
 use super::terminal::{brief, line, note, plain, table};
 
-/// Sessions of one page.
-const PAGE: u32 = 500;
+/// As many are listed if nobody says.
+const LISTED: u32 = 500;
 
 /// Flags of `leasehold sessions`.
 #[derive(Debug, clap::Args)]
@@ -67,7 +67,8 @@ pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
         .ask(async |client, output| {
             match verb.unwrap_or(Verb::List(list)) {
                 Verb::List(List { queue, limit }) => {
-                    let found = sessions(&client, queue.as_deref(), limit.unwrap_or(PAGE)).await?;
+                    let found =
+                        sessions(&client, queue.as_deref(), limit.unwrap_or(LISTED)).await?;
                     show_all(&found, output)?;
                 }
                 Verb::Get { id } => {
@@ -149,24 +150,16 @@ fn running(job: &RunningJob) -> Vec<String> {
     ]
 }
 
-/// Page after page, until there are enough or no more.
 pub(super) async fn sessions(
     client: &Client,
     queue: Option<&str>,
     limit: u32,
 ) -> Result<Vec<Session>, Failure> {
-    let mut found = Vec::new();
-    let mut token = String::new();
-    loop {
-        let left = limit.saturating_sub(u32::try_from(found.len()).unwrap_or(u32::MAX));
-        let page = client.sessions(queue, left.min(PAGE), &token).await;
-        let page = page.map_err(failure_of)?;
-        found.extend(page.sessions);
-        token = page.next_page_token;
-        if token.is_empty() || found.len() >= limit as usize {
-            return Ok(found);
-        }
-    }
+    pages(limit, async |size, token| {
+        let page = client.sessions(queue, size, &token).await?;
+        Ok((page.sessions, page.next_page_token))
+    })
+    .await
 }
 
 /// What a table of sessions has.

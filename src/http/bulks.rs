@@ -8,11 +8,12 @@ use http::{HeaderValue, StatusCode};
 use serde::Serialize;
 
 use super::body::{self, Need};
+use super::by::{actor, by, reason};
 use super::enqueue::priority;
 use super::jobs::{Answer, SMALL_BODY_BYTES, Shared, json};
 use super::members::Members;
 use super::query;
-use super::queues::{actor, queue_name, reason};
+use super::queues::queue_name;
 use super::time::{write_span, write_time};
 use crate::engine::bulks::{RawBulk, RawCanary, read_id};
 use crate::engine::page::RawPage;
@@ -102,12 +103,8 @@ pub async fn abort(
 ) -> Answer {
     query::none(&asked.unwrap_or_default())?;
     let id = read_id(&id)?;
-    let actor = actor(request.headers())?;
-    let text = body::read(request, Need::Optional, SMALL_BODY_BYTES).await?;
-    let mut members = Members::of(body::document(&text)?, "");
-    let reason = reason(&mut members);
-    body::end(members)?;
-    let aborted = engine.abort_bulk(id, By { actor, reason }).await?;
+    let by = by(request).await?;
+    let aborted = engine.abort_bulk(id, by).await?;
     json(StatusCode::OK, &BulkJson::of(&aborted))
 }
 

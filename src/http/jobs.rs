@@ -9,12 +9,12 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Serialize;
 
 use super::body::{self, Need};
+use super::by::{actor, by};
 use super::enqueue::{self as asked_for, JSON, new_job};
 use super::job::{BatchJson, FindingsJson, JobJson, PageJson};
 use super::members::{Members, items};
 use super::problem::Problem;
 use super::query;
-use super::queues::{actor, reason};
 use crate::engine::page::{PageRequest, write_token};
 use crate::engine::{Accepted, Engine, Ids};
 use crate::error::{Error, Result, Violation};
@@ -130,12 +130,8 @@ pub async fn cancel(
 ) -> Answer {
     query::none(&asked.unwrap_or_default())?;
     let id = job_id(&id)?;
-    let actor = actor(request.headers())?;
-    let text = body::read(request, Need::Optional, SMALL_BODY_BYTES).await?;
-    let mut members = Members::of(body::document(&text)?, "");
-    let reason = reason(&mut members);
-    body::end(members)?;
-    let job = engine.cancel(id, By { actor, reason }).await?;
+    let by = by(request).await?;
+    let job = engine.cancel(id, by).await?;
     json(StatusCode::OK, &JobJson::of(&job))
 }
 

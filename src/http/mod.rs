@@ -31,6 +31,7 @@
 
 mod body;
 mod bulks;
+mod by;
 mod enqueue;
 mod events;
 mod health;

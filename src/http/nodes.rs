@@ -5,16 +5,13 @@ use axum::response::IntoResponse;
 use http::StatusCode;
 use serde::Serialize;
 
-use super::body::{self, Need};
-use super::jobs::{Answer, SMALL_BODY_BYTES, Shared, json};
-use super::members::Members;
-use super::problem::Problem;
+use super::by::by;
+use super::jobs::{Answer, Shared, json};
 use super::query;
-use super::queues::{actor, reason};
 use super::time::write_time;
 use crate::error::Error;
+use crate::job::NodeId;
 use crate::job::id::ID_SHAPE;
-use crate::job::{By, NodeId};
 use crate::store::NodeView;
 
 /// `GET /nodes`
@@ -35,24 +32,11 @@ pub async fn drain(
     RawQuery(asked): RawQuery,
     request: Request,
 ) -> Answer {
-    let by = by(asked, request).await?;
+    query::none(&asked.unwrap_or_default())?;
+    let by = by(request).await?;
     let node = NodeId::parse(&id).ok_or_else(|| Error::field("node_id", ID_SHAPE))?;
     engine.drain_node(node, by).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
-}
-
-/// Who asks for a change that has nothing but its reason in its body, and why.
-///
-/// # Errors
-/// `InvalidArgument` and what a body can have wrong.
-pub async fn by(asked: Option<String>, request: Request) -> Result<By, Problem> {
-    query::none(&asked.unwrap_or_default())?;
-    let actor = actor(request.headers())?;
-    let text = body::read(request, Need::Optional, SMALL_BODY_BYTES).await?;
-    let mut members = Members::of(body::document(&text)?, "");
-    let reason = reason(&mut members);
-    body::end(members)?;
-    Ok(By { actor, reason })
 }
 
 #[derive(Serialize)]

@@ -53,14 +53,9 @@ const fn of_queues(
     rpc: &'static str,
     bad: &'static [u16],
 ) -> Operation {
-    let (service, good) = ("QueueService", &[200]);
     Operation {
-        method,
-        path,
-        service,
-        rpc,
-        good,
-        bad,
+        service: "QueueService",
+        ..operation(method, path, rpc, &[200], bad)
     }
 }
 
@@ -79,14 +74,9 @@ const fn of_bulks(
     good: &'static [u16],
     bad: &'static [u16],
 ) -> Operation {
-    let service = "BulkService";
     Operation {
-        method,
-        path,
-        service,
-        rpc,
-        good,
-        bad,
+        service: "BulkService",
+        ..operation(method, path, rpc, good, bad)
     }
 }
 

@@ -3,25 +3,23 @@
 use std::sync::Arc;
 
 use axum::extract::{Path, RawQuery, Request, State};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::StatusCode;
 use serde::Serialize;
 
 use super::body::{self, Need};
+use super::by::{actor, by, reason};
 use super::enqueue::{backoff, priority};
 use super::job::BackoffJson;
 use super::jobs::{Answer, SMALL_BODY_BYTES, Shared, json};
 use super::members::Members;
-use super::nodes;
 use super::query;
 use super::time::{write_span, write_time};
 use crate::engine::Engine;
 use crate::engine::queues::etag;
 use crate::error::{Error, Result};
-use crate::job::audit::{ACTOR_FIELD, is_reason};
 use crate::job::id::NAME_SHAPE;
-use crate::job::limits::REASON_BYTES_MAX;
 use crate::job::queue::RawDefaults;
-use crate::job::{Actor, AuditEvent, By, Defaultable, Priority, QueueChange, QueueName};
+use crate::job::{AuditEvent, By, Defaultable, Priority, QueueChange, QueueName};
 use crate::store::QueueView;
 
 /// `GET /queues/{queue}`
@@ -126,32 +124,11 @@ async fn steer(
     asked: Option<String>,
     request: Request,
 ) -> Answer {
+    query::none(&asked.unwrap_or_default())?;
     let queue = queue_name(name)?;
-    let by = nodes::by(asked, request).await?;
+    let by = by(request).await?;
     let found = engine.steer(queue, change, None, by).await?;
     json(StatusCode::OK, &QueueJson::of(&found))
-}
-
-/// What a caller says of itself.
-///
-/// # Errors
-/// `InvalidArgument`.
-pub fn actor(headers: &HeaderMap) -> Result<Actor> {
-    let said = headers
-        .get_all(ACTOR_FIELD)
-        .iter()
-        .map(HeaderValue::as_bytes);
-    Actor::said(said).map_err(|fault| Error::InvalidArgument(vec![fault]))
-}
-
-/// Why somebody wants it.
-pub fn reason(members: &mut Members<'_>) -> String {
-    let reason = members.text("reason").unwrap_or_default();
-    if !is_reason(&reason) {
-        let why = format!("must have at most {REASON_BYTES_MAX} bytes and no U+0000");
-        members.fault("reason", why);
-    }
-    reason
 }
 
 /// A name as it came in an address.

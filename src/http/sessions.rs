@@ -7,8 +7,8 @@ use axum::response::IntoResponse;
 use http::StatusCode;
 use serde::Serialize;
 
+use super::by::by;
 use super::jobs::{Answer, Shared, json};
-use super::nodes;
 use super::query;
 use super::queues::queue_name;
 use super::time::{write_span, write_time};
@@ -36,7 +36,8 @@ pub async fn drain(
     RawQuery(asked): RawQuery,
     request: Request,
 ) -> Answer {
-    let by = nodes::by(asked, request).await?;
+    query::none(&asked.unwrap_or_default())?;
+    let by = by(request).await?;
     engine.drain_session(session_id(&id)?, by).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

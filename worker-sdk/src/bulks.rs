@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use crate::client::{Client, Repeat, TRY_TIMEOUT};
+use crate::client::Client;
 use crate::error::Error;
 use crate::proto;
 use proto::Bulk;
@@ -19,7 +19,7 @@ impl Client {
         if request.bulk_id.is_empty() {
             request.bulk_id = Uuid::now_v7().to_string();
         }
-        let answer = self.ask_bulks(request, |request| async move {
+        let answer = self.ask(request, |request| async move {
             self.bulks.clone().start_bulk(request).await
         });
         Ok(answer.await?.bulk.unwrap_or_default())
@@ -31,7 +31,7 @@ impl Client {
     /// [`Error::Call`] with reason `BULK_NOT_FOUND`.
     pub async fn bulk(&self, id: &str) -> Result<Bulk, Error> {
         let request = proto::GetBulkRequest { bulk_id: id.into() };
-        let answer = self.ask_bulks(request, |request| async move {
+        let answer = self.ask(request, |request| async move {
             self.bulks.clone().get_bulk(request).await
         });
         Ok(answer.await?.bulk.unwrap_or_default())
@@ -51,7 +51,7 @@ impl Client {
             page_size,
             page_token: page_token.into(),
         };
-        self.ask_bulks(request, |request| async move {
+        self.ask(request, |request| async move {
             self.bulks.clone().list_bulks(request).await
         })
         .await
@@ -67,7 +67,7 @@ impl Client {
             bulk_id: id.into(),
             reason: reason.into(),
         };
-        let answer = self.ask_bulks(request, |request| async move {
+        let answer = self.ask(request, |request| async move {
             self.bulks.clone().abort_bulk(request).await
         });
         Ok(answer.await?.bulk.unwrap_or_default())
@@ -85,21 +85,10 @@ impl Client {
             // Made here, so that the call can be repeated.
             bulk_id: Uuid::now_v7().to_string(),
         };
-        let answer = self.ask_bulks(request, |request| async move {
+        let answer = self.ask(request, |request| async move {
             self.queues.clone().purge_queue(request).await
         });
         Ok(answer.await?.bulk.unwrap_or_default())
-    }
-
-    /// All of these may be repeated when it is not known whether they were carried out.
-    async fn ask_bulks<Q, A, F, Fut>(&self, request: Q, ask: F) -> Result<A, Error>
-    where
-        Q: Clone,
-        F: Fn(tonic::Request<Q>) -> Fut,
-        Fut: Future<Output = Result<tonic::Response<A>, tonic::Status>>,
-    {
-        self.tried(Repeat::Yes, self.deadline, TRY_TIMEOUT, request, ask)
-            .await
     }
 }
 

@@ -438,6 +438,17 @@ impl Client {
         .await
     }
 
+    /// A call that may be repeated when it is not known whether it was carried out.
+    pub(crate) async fn ask<Q, A, F, Fut>(&self, request: Q, ask: F) -> Result<A, Error>
+    where
+        Q: Clone,
+        F: Fn(Request<Q>) -> Fut,
+        Fut: Future<Output = Result<tonic::Response<A>, Status>>,
+    {
+        self.tried(Repeat::Yes, self.deadline, TRY_TIMEOUT, request, ask)
+            .await
+    }
+
     /// One call with its tries, until it is answered, refused or out of time.
     pub(crate) async fn tried<Q, A, F, Fut>(
         &self,

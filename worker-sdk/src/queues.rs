@@ -212,15 +212,4 @@ impl Client {
         })
         .await
     }
-
-    /// All of these may be repeated when it is not known whether they were carried out.
-    async fn ask<Q, A, F, Fut>(&self, request: Q, ask: F) -> Result<A, Error>
-    where
-        Q: Clone,
-        F: Fn(tonic::Request<Q>) -> Fut,
-        Fut: Future<Output = Result<tonic::Response<A>, tonic::Status>>,
-    {
-        self.tried(Repeat::Yes, self.deadline, TRY_TIMEOUT, request, ask)
-            .await
-    }
 }

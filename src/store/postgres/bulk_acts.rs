@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::fault::is_held;
 use super::pool::{Pool, Statement};
-use super::row::{bound, column, segments};
+use super::row::{bound, column, segments, unlabelled};
 use crate::error::{Error, Result};
 use crate::job::limits::ROW_AGE_MIN;
 use crate::job::time::micros;
@@ -169,12 +169,9 @@ progressed AS (
   DELETE FROM progress p USING done g WHERE p.job = g.id),
 logged AS (
   UPDATE job_logs h SET gone = true FROM done g WHERE g.has_log AND h.job = g.id),
-unlabelled AS (
-  DELETE FROM job_labels WHERE ctid = ANY (ARRAY(
-    SELECT x.ctid FROM done k CROSS JOIN LATERAL jsonb_each_text(k.labels) AS e
-     CROSS JOIN LATERAL (
-       SELECT l.ctid FROM job_labels l WHERE l.label = lh_label(e.key, e.value) AND l.job = k.id OFFSET 0) AS x))),
-ended AS (
+",
+            unlabelled!("done"),
+            "ended AS (
   INSERT INTO finished (bucket, check_at, size, jobs)
   SELECT purge_time / 3600000000, min(purge_time), count(*), array_agg(id) FROM done GROUP BY purge_time / 3600000000),
 counted AS (

@@ -25,6 +25,24 @@ macro_rules! job_columns {
 }
 pub(super) use job_columns;
 
+/// Removes what is written of the labels of jobs that go: `$jobs` has their ids and labels. They are looked up one by one,
+/// whatever the planner knows of their number (OFFSET 0 holds it to that).
+macro_rules! unlabelled {
+    ($jobs:literal) => {
+        concat!(
+            "unlabelled AS (
+  DELETE FROM job_labels WHERE ctid = ANY (ARRAY(
+    SELECT x.ctid FROM ",
+            $jobs,
+            " k CROSS JOIN LATERAL jsonb_each_text(k.labels) AS e
+     CROSS JOIN LATERAL (
+       SELECT l.ctid FROM job_labels l WHERE l.label = lh_label(e.key, e.value) AND l.job = k.id OFFSET 0) AS x))),
+"
+        )
+    };
+}
+pub(super) use unlabelled;
+
 /// The state in the row of a job that was deleted, of which only the id is left. Whoever looks for jobs by id leaves it out.
 pub(super) const DELETED: i16 = 7;
 

@@ -2,7 +2,7 @@
 
 use super::admin::get;
 use super::pool::{Pool, Statement};
-use super::row::{column, segments};
+use super::row::{column, segments, unlabelled};
 use crate::error::{Error, Result};
 use crate::job::limits::{ROW_AGE_MIN, SPAN_MAX};
 use crate::job::time::micros;
@@ -63,7 +63,8 @@ SELECT 0 AS fault, l.is_other AND NOT EXISTS (SELECT FROM done) AS again,
 
 /// All that the job held goes at once. Its row stays, empty and in a state that nothing looks for, by which its id is known
 /// until that is too old to be sent again: so no id comes to life twice.
-const DELETE: &str = "
+const DELETE: &str = concat!(
+    "
 WITH locked AS MATERIALIZED (
   SELECT id, queue, labels, state AS was FROM jobs WHERE id = $1 AND state IN (4, 5, 6) FOR UPDATE),
 clock AS MATERIALIZED (SELECT lh_us() AS now FROM (SELECT count(*) FROM locked) AS l),
@@ -80,12 +81,9 @@ history AS (
   DELETE FROM attempts a USING gone g WHERE a.job = g.id),
 progressed AS (
   DELETE FROM progress p USING gone g WHERE p.job = g.id),
-unlabelled AS (
-  DELETE FROM job_labels WHERE ctid = ANY (ARRAY(
-    SELECT x.ctid FROM gone k CROSS JOIN LATERAL jsonb_each_text(k.labels) AS e
-     CROSS JOIN LATERAL (
-       SELECT l.ctid FROM job_labels l WHERE l.label = lh_label(e.key, e.value) AND l.job = k.id OFFSET 0) AS x))),
-logged AS (
+",
+    unlabelled!("gone"),
+    "logged AS (
   DELETE FROM job_logs l USING gone g WHERE l.job = g.id),
 said AS (
   DELETE FROM log_lines l USING gone g WHERE l.job = g.id),
@@ -98,7 +96,8 @@ counted AS (
 audited AS (
   INSERT INTO audit (create_time, count, action, subject, actor, reason)
   SELECT now, 1, $3, id::text, $4, $5 FROM gone WHERE $4 <> '')
-SELECT id FROM gone";
+SELECT id FROM gone"
+);
 
 /// A job that is seen to move between two looks is looked at again; so often.
 const ROUNDS_MAX: u32 = 3;

@@ -1,7 +1,7 @@
 //! The loops' bounded steps: promote, expire_jobs, retain, tidy. Each may be repeated and run by many nodes at once.
 
 use super::pool::{Pool, Statement};
-use super::row::{bound, column, segments};
+use super::row::{bound, column, segments, unlabelled};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::job::limits::{
@@ -60,9 +60,9 @@ counted AS (
 SELECT (SELECT count(*) FROM done) + (SELECT count(*) FROM forgotten) AS changed";
 
 /// The row that points at a job is a pointer only: the job's own purge time decides, since it may have been brought back
-/// and have ended anew. The ids of deleted jobs are among them (7). Labels are looked up
-/// one by one, whatever the planner knows of their number (OFFSET 0 holds it to that). Rows are taken up to `limit` jobs together, at least one.
-const PURGE: &str = "
+/// and have ended anew. The ids of deleted jobs are among them (7). Rows are taken up to `limit` jobs together, at least one.
+const PURGE: &str = concat!(
+    "
 WITH clock AS MATERIALIZED (SELECT lh_us() AS now),
 ready AS MATERIALIZED (
   SELECT f.id, f.size, f.check_at FROM finished f, clock c WHERE f.check_at <= (SELECT now FROM clock)
@@ -82,19 +82,17 @@ history AS (
   DELETE FROM attempts a USING locked l WHERE a.job = l.id),
 progressed AS (
   DELETE FROM progress p USING locked l WHERE l.has_progress AND p.job = l.id),
-unlabelled AS (
-  DELETE FROM job_labels WHERE ctid = ANY (ARRAY(
-    SELECT x.ctid FROM locked k CROSS JOIN LATERAL jsonb_each_text(k.labels) AS e
-     CROSS JOIN LATERAL (
-       SELECT l.ctid FROM job_labels l WHERE l.label = lh_label(e.key, e.value) AND l.job = k.id OFFSET 0) AS x))),
-logged AS (
+",
+    unlabelled!("locked"),
+    "logged AS (
   UPDATE job_logs h SET gone = true FROM locked l WHERE l.has_log AND h.job = l.id),
 counted AS (
   INSERT INTO queue_counts (queue, succeeded, failed, cancelled)
   SELECT queue, -count(*) FILTER (WHERE state = 4), -count(*) FILTER (WHERE state = 5), -count(*) FILTER (WHERE state = 6)
     FROM gone WHERE state <> 7 GROUP BY queue)
 SELECT (SELECT count(*) FROM gone) AS changed, ARRAY(SELECT id FROM taken) AS rows,
-       (SELECT count(*) FROM ready) AS ready";
+       (SELECT count(*) FROM ready) AS ready"
+);
 
 /// With a new snapshot: rows that point at nothing final any more go, the others wait for the next purge among theirs.
 const SETTLE: &str = "
